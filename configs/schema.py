@@ -1,0 +1,283 @@
+"""What a config may say: every key, its type, its default and its meaning, checked before anything heavy is imported.
+
+A config is one JSON file; `section.key=value` words after it override single keys. Unknown keys are refused with the
+nearest known one. What can only be known once the images are counted (does W fit N, does the shrink over one gap
+underflow) is checked where the count is known, before anything is written.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class GreyAugmentation(Section):
+    """For grey images: glyphs, digits, Fashion-MNIST. A value of 0 (scale 1 to 1) switches an operation off."""
+
+    kind: Literal["grey"]
+    views: Positive = 1  # augmented views of each image in a step
+    degrees: NonNegative = 15.0  # rotation, uniform in [-degrees, degrees]
+    shift: Fraction = 0.08  # translation, share of the image
+    scale: tuple[AboveZero, AboveZero] = (0.75, 1.2)
+    shear: NonNegative = 0.25  # slant, as a tangent (an italic has about 0.2)
+    elastic: NonNegative = 0.1  # largest displacement by a smooth random field, share of the image
+    thickness: Fraction = 0.6  # blend towards the eroded or dilated image
+    blur: NonNegative = 0.7  # largest sigma, in pixels
+    flip: Fraction = 0.0  # probability of a horizontal flip
+    contrast: Fraction = 0.2
+
+
+class Crop(Section):
+    """One kind of view of a photo."""
+
+    size: Positive
+    count: Positive = 1
+    scale: tuple[AboveZero, AboveZero] = (0.14, 1.0)  # share of the image's area
+    rows_grad: bool = True  # False: these views train the backbone, not the rows
+
+
+class PhotoAugmentation(Section):
+    """The PIC paper's recipe for photos."""
+
+    kind: Literal["photos"]
+    crops: tuple[Crop, ...] = (Crop(size=160), Crop(size=96, count=3, scale=(0.08, 0.14), rows_grad=False))
+    flip: Fraction = 0.5
+    jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.8, 0.8, 0.8, 0.2)
+    jitter_probability: Fraction = 0.8
+    grey: Fraction = 0.2
+    blur_sigma: tuple[AboveZero, AboveZero] = (0.1, 2.0)
+    blur_probability: Fraction = 0.5
+
+    @field_validator("crops")
+    @classmethod
+    def _some_crop_trains_the_rows(cls, crops: tuple[Crop, ...]) -> tuple[Crop, ...]:
+        if not any(crop.rows_grad for crop in crops):
+            raise ValueError("no crop has rows_grad true, so the rows would never learn; set it for one crop")
+        return crops
+
+
+class Data(Section):
+    source: Literal["glyphs", "digits", "fashion_mnist", "folder"]
+    root: str | None = None  # directory of the images or fonts; null: the source's own default
+    image_size: Positive = 32  # evaluation size; grey views have it too
+    limit: Positive | None = None  # use the first so many instances only (fashion_mnist)
+    held_out: tuple[str, ...] = ()  # glyphs: font families kept out of training, used as queries
+    labels: str | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
+    on_unreadable: Literal["skip", "stop"] = "skip"
+    augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(kind="grey")
+    workers: Annotated[int, Field(ge=0)] = 1  # processes that decode and augment; 0: none, the step does it itself
+
+
+class Schedule(Section):
+    batch: Positive = 256  # G, instances of an optimizer step over all ranks and micro-batches
+    micro_batches: Positive = 1  # A, forward and backward passes that the batch is split into
+    window: Positive | None = None  # W, positions; null: the whole order, rounded up to whole stripes
+    stride: Positive | None = None  # S, positions by which the window slides; null: the window
+    block: Positive = 64  # C, positions of a block
+    lanes: Positive = 8  # L, the largest number of ranks
+    reshuffle: bool = True  # permute whole stripes anew in each pass
+
+
+class Backbone(Section):
+    name: str = "resnet18"  # a torchvision classification model
+    hidden: Positive = 512  # width of the head's hidden layer
+
+
+class Classifier(Section):
+    method: Literal["pic"] = "pic"
+    active: Positive | None = None  # K; null, or more than N: all N rows (full PIC)
+    dim: Positive = 128  # D
+    temperature: AboveZero = 0.2
+    init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
+    init_norm: AboveZero = 0.11  # length of a row when it starts
+    norm_floor: NonNegative = 0.0  # (w, u) is rescaled to this length when an admitted row is shorter; 0: never
+
+
+class Optimizer(Section):
+    """SGD for the trunk and the rows alike."""
+
+    lr: AboveZero = 0.03  # the trunk's highest learning rate
+    min_lr: NonNegative = 1e-6  # where the cosine ends
+    warmup_epochs: NonNegative = 0.0
+    warmup_factor: Fraction = 0.01  # the warm-up starts at lr times this
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-4
+    clip: NonNegative = 0.0  # largest norm of the trunk's gradient; 0: no clipping
+    rows_lr_scale: AboveZero = 1.0  # learning rate of the rows over the trunk's
+    rows_weight_decay: NonNegative | None = None  # null: weight_decay
+    rows_clip: NonNegative = 0.0  # largest norm of the gradient of all active rows together; 0: no clipping
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Optimizer":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; set optimizer.momentum or optimizer.nesterov to false")
+        return self
+
+
+class Store(Section):
+    kind: Literal["memory"] = "memory"  # where blocks go that have left the window
+
+
+class Checkpoint(Section):
+    every_steps: Positive = 500
+    keep: Positive = 2
+
+
+class Evaluate(Section):
+    every_steps: Positive | None = None  # null: at the end only
+    k: Positive = 20  # neighbours that vote
+    temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
+    features: Literal["backbone", "head"] = "backbone"
+    limit: Positive = 10000  # most images of a gallery, and of each set of queries
+    tensorboard: bool = False  # also write TensorBoard events into the output directory
+
+
+class Config(Section):
+    job: Literal["pretrain", "knn", "export"] = "pretrain"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    output: str
+    epochs: AboveZero  # images seen / N: the length of the schedules
+    steps: Positive | None = None  # stop there; the schedules' length does not change
+    log_every: Positive = 20
+    threads: Positive | None = None  # CPU threads of the step; null: as many as cores
+    data: Data
+    schedule: Schedule = Schedule()
+    backbone: Backbone = Backbone()
+    classifier: Classifier = Classifier()
+    optimizer: Optimizer = Optimizer()
+    store: Store = Store()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    deepspeed: dict[str, Any] = {}  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _engine_owns_these(cls, block: dict[str, Any]) -> dict[str, Any]:
+        for key in ENGINE_OWNS:
+            if key in block:
+                raise ValueError(f"deepspeed.{key} is written by the engine; set {ENGINE_OWNS[key]} instead")
+        return block
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Config":
+        schedule, active = self.schedule, self.classifier.active
+        if schedule.batch % (schedule.lanes * schedule.micro_batches):
+            raise ValueError(
+                f"schedule.batch ({schedule.batch}) must be a multiple of lanes x micro_batches "
+                f"({schedule.lanes} x {schedule.micro_batches})"
+            )
+        if active is not None and active < schedule.batch:
+            raise ValueError(f"classifier.active ({active}) is below schedule.batch ({schedule.batch}); set it to at least the batch")
+        if active is not None and active % schedule.lanes:
+            raise ValueError(
+                f"schedule.lanes ({schedule.lanes}) does not divide classifier.active ({active}); "
+                f"set classifier.active to {active // schedule.lanes * schedule.lanes}"
+            )
+        if self.classifier.init == "feature" and schedule.micro_batches > 1:
+            raise ValueError("classifier.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1")
+        return self
+
+
+# Keys of DeepSpeed's config that the engine writes, and what a user sets in their place.
+ENGINE_OWNS = {
+    "optimizer": "the optimizer section",
+    "scheduler": "optimizer.lr, min_lr and warmup_epochs",
+    "train_batch_size": "schedule.batch",
+    "train_micro_batch_size_per_gpu": "schedule.batch and schedule.micro_batches",
+    "gradient_accumulation_steps": "schedule.micro_batches",
+    "gradient_clipping": "optimizer.clip",
+    "zero_allow_untested_optimizer": "nothing",
+    "sparse_gradients": "nothing",
+}
+
+# Keys that may differ when a run is continued; a trailing dot means the whole section.
+MAY_DIFFER = ("job", "steps", "log_every", "evaluate.", "data.workers", "threads", "output")
+
+
+def load(path: str, overrides: list[str]) -> Config:
+    """Read a config file, apply `section.key=value` overrides, and check everything.
+
+    A value is read as JSON where it is JSON (0.1, true, null, [1, 2]) and as a string where it is not.
+    Raises ValueError with at most three lines: what is wrong, the value, and what to change.
+    """
+    try:
+        tree = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the config {path}: {error.strerror}; give --config an existing JSON file") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold one JSON object")
+    for word in overrides:
+        _override(tree, word)
+    try:
+        return Config.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from None
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"root": 1}} -> {"data.root": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def _override(tree: dict[str, Any], word: str) -> None:
+    path, equals, text = word.partition("=")
+    if not equals or not path:
+        raise ValueError(f"{word!r} is not an override; write section.key=value")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"{path}: {section} is not a section")
+    tree[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake of a config in one line."""
+    first = error.errors()[0]
+    # A discriminated union puts its tag ("grey") into the location; it is not a key that anyone wrote.
+    parts = [str(part) for part in first["loc"] if part not in ("grey", "photos")]
+    where = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(where, _known_keys(), n=1, cutoff=0.0)[0]
+        return f"unknown key {where}; the nearest known one is {nearest}"
+    if first["type"] == "missing":
+        return f"the config lacks {where}; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message if not where or message.startswith(where) else f"{where}: {message}"
+    return f"{where} is {json.dumps(first['input'])}: {message[0].lower() + message[1:]}"
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+
+    def walk(model: type[BaseModel], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            keys.append(prefix + name)
+            for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    walk(part, f"{prefix}{name}.")
+
+    walk(Config, "")
+    return keys

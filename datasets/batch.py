@@ -1,0 +1,78 @@
+"""The types that travel from datasets to the engine; the only module of this room that the engine imports.
+
+A batch holds G places. A place is empty (`filled_G` False, position and id -1) where the order has run out of instances
+or where an image could not be read and the config says to skip such images. Places are grouped by lane: the first G/L
+belong to lane 0, the next G/L to lane 1, and so on; within a lane a later place counts as the more recent visit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+class UnreadableImage(Exception):
+    """An image that could not be decoded; `name` says which (a path, or `source:instance`)."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Exceptions cross from worker processes by their constructor's arguments, of which there are two here.
+        return (UnreadableImage, (self.name, self.reason))
+
+
+@dataclass
+class Batch:
+    """What step `step` sees.
+
+    views         V tensors, each float32 [G, channels, height, width] in [0, 1]; crops of different sizes are different tensors
+    positions_G   int64, place in the schedule's order, -1 = empty
+    ids_G         int64, the instance (index in the source), -1 = empty
+    filled_G      bool
+    unreadable    names of the images of this batch that could not be decoded (their places are empty)
+    """
+
+    step: int
+    views: list[torch.Tensor]
+    positions_G: np.ndarray
+    ids_G: np.ndarray
+    filled_G: np.ndarray
+    unreadable: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """M images for evaluation, decoded on demand.
+
+    load(start, stop) -> float32 [stop - start, channels, height, width] in [0, 1], without augmentation unless the name says so
+    labels_M          int64, or None where nothing is known of them
+    names             for people: what image i is, i in 0 .. count - 1
+    jittered          the images are distorted on purpose; such a set is told beside the headline figure, not in it
+    """
+
+    name: str
+    count: int
+    load: Callable[[int, int], torch.Tensor]
+    labels_M: np.ndarray | None = None
+    names: Callable[[int], str] = str
+    jittered: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A retrieval test: each query takes the label of its nearest neighbours in the gallery.
+
+    gallery   the labelled images that are searched
+    queries   one set a face (or split), each with labels out of the gallery's
+    protocol  one line that names gallery, queries and what counts as right
+    classes   number of distinct labels in the gallery (chance level = 1 / classes)
+    """
+
+    gallery: ImageSet
+    queries: list[ImageSet]
+    protocol: str
+    classes: int

@@ -1,0 +1,98 @@
+"""From the names in a config to a source, an augmentation and a probe. Nothing but naming happens here."""
+
+from pathlib import Path
+
+import torch
+
+from datasets.batch import ImageSet, Probe
+from datasets.clean import PHOTO_MARGIN, to_tensor
+from datasets.digits import Digits
+from datasets.fashion_mnist import FashionMnist
+from datasets.folder import ImageFolder
+from datasets.glyphs import Glyphs
+from datasets.grey import GreyAugment
+from datasets.photos import Crop, PhotoAugment
+from datasets.probes import glyph_probe, labelled_probe, split_probe
+from datasets.source import Source
+
+FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
+
+
+def open_source(
+    name: str, *, root: str | None, image_size: int, limit: int | None, held_out: tuple[str, ...], labels: str | None
+) -> Source:
+    """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here."""
+    if limit is not None and name != "fashion_mnist":
+        raise ValueError(f"data.limit is for fashion_mnist; {name} has no use for it: set it to null")
+    if held_out and name != "glyphs":
+        raise ValueError(f"data.held_out names font families; {name} has none: set it to []")
+    if labels is not None and name != "folder":
+        raise ValueError(f"data.labels is for folders; {name} brings its own: set it to null")
+    if name == "glyphs":
+        return Glyphs(Path(root) if root else None, image_size, held_out)
+    if name == "digits":
+        return Digits("train")
+    if name == "fashion_mnist":
+        return FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "train", limit)
+    if root is None:
+        raise ValueError("data.root is null; set it to your folder of images")
+    return ImageFolder(Path(root), labels if labels in (None, "folders") else Path(labels))  # type: ignore[arg-type]
+
+
+def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAugment | PhotoAugment:
+    """settings: the config's data.augment section. Raises ValueError where it does not suit the images."""
+    fields = {key: value for key, value in settings.items() if key not in ("kind", "views", "crops")}
+    if settings["kind"] == "grey":
+        if channels != 1:
+            raise ValueError('data.augment is for grey images, and these have colour; set data.augment={"kind":"photos"}')
+        return GreyAugment(size=image_size, view_count=settings["views"], **fields)
+    if channels != 3:
+        raise ValueError('data.augment is for photos, and these images are grey; set data.augment={"kind":"grey"}')
+    return PhotoAugment(crops=tuple(Crop(**crop) for crop in settings["crops"]), **fields)
+
+
+def make_probe(
+    source: Source,
+    augmentation: GreyAugment | PhotoAugment,
+    *,
+    root: str | None,
+    image_size: int,
+    held_out: tuple[str, ...],
+    limit_queries: int | None,
+) -> Probe | None:
+    """How this source is evaluated; None where nothing is labelled or held out."""
+    if isinstance(source, Glyphs):
+        if not held_out:
+            return None
+        assert isinstance(augmentation, GreyAugment)
+        return glyph_probe(Path(root) if root else None, image_size, held_out, jitter=augmentation)
+    if isinstance(source, Digits):
+        return labelled_probe(source, Digits("test"), image_size)
+    if isinstance(source, FashionMnist):
+        return labelled_probe(source, FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "test", limit_queries), image_size)
+    return split_probe(source, image_size) if source.labels() is not None else None
+
+
+def sample_images(source: Source, image_size: int, count: int) -> ImageSet:
+    """Up to `count` training images, evenly spread, for figures that need no labels (RankMe, the map).
+
+    Images that cannot be read are left out, silently: training counts them.
+    """
+    from datasets.batch import UnreadableImage
+
+    wanted = [int(i) for i in torch.linspace(0, len(source) - 1, min(count, len(source))).round().to(torch.int64)]
+    readable = []
+    for instance in wanted:
+        try:
+            source.image(instance)
+        except UnreadableImage:
+            continue
+        readable.append(instance)
+    margin = PHOTO_MARGIN if source.channels == 3 else 1.0
+
+    def load(start: int, stop: int) -> torch.Tensor:
+        return to_tensor([source.image(instance) for instance in readable[start:stop]], image_size, margin)
+
+    return ImageSet(source.name, len(readable), load, names=lambda i: source.instance_name(readable[i]))
+
+

@@ -1,0 +1,44 @@
+"""From decoded images to a tensor, without augmentation: what evaluation and export look at.
+
+    centre square (side = the shorter side) -> round(margin * image_size), bilinear with antialiasing
+                                            -> its centre square of image_size
+
+margin = 1 keeps a square image whole (glyphs, digits, clothes). Photographs take 256/224, the custom of ImageNet
+evaluation: the border, where the subject rarely is, is cut away; of an oblong photograph the ends are lost either way.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+PHOTO_MARGIN = 256 / 224
+
+
+def to_tensor(images: Sequence[np.ndarray], image_size: int, margin: float = 1.0) -> torch.Tensor:
+    """uint8 [H, W] or [H, W, 3], of any sizes -> float32 [n, channels, image_size, image_size] in [0, 1].
+
+    Images whose shorter side already has the right length are cropped, not resampled: their pixels are exact.
+    """
+    assert len(images) > 0
+    assert margin >= 1.0, margin
+    return torch.stack([_resized(image, image_size, round(margin * image_size)) for image in images])
+
+
+def _resized(image: np.ndarray, image_size: int, resized_side: int) -> torch.Tensor:
+    side = min(image.shape[:2])
+    square = torch.from_numpy(_centre(image, side))
+    square_CHW = (square[None] if square.ndim == 2 else square.permute(2, 0, 1)).to(torch.float32) / 255
+    if side != resized_side:
+        size = (resized_side, resized_side)
+        square_CHW = functional.interpolate(square_CHW[None], size=size, mode="bilinear", antialias=True)[0]
+        # The filter's weights sum to one only up to rounding.
+        square_CHW = square_CHW.clamp_(0, 1)
+    corner = (resized_side - image_size) // 2
+    return square_CHW[:, corner : corner + image_size, corner : corner + image_size]
+
+
+def _centre(image: np.ndarray, side: int) -> np.ndarray:
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top : top + side, left : left + side]

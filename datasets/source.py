@@ -1,0 +1,41 @@
+"""What every source of images offers: a numbered set whose number i means the same image for ever.
+
+The engine keeps one classifier row for each instance, so the map instance -> image may never move under a run. A source
+therefore fixes its order when it is opened, and sums up what fixes it in a fingerprint that a resumed run compares.
+Nothing here reads ahead, caches or augments: a source decodes one image when asked and forgets it.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """N images, decoded on demand, by any number of forked or spawned processes.
+
+    name      what the source is called in messages
+    channels  1 (grey, images are [H, W]) or 3 (RGB, images are [H, W, 3])
+    """
+
+    name: str
+    channels: int
+
+    def __len__(self) -> int:
+        """N. Instances are 0 .. N-1."""
+        ...
+
+    def image(self, instance: int) -> np.ndarray:
+        """uint8 [H, W] or [H, W, 3], 0 = black, the caller's own copy. Raises UnreadableImage where decoding fails."""
+        ...
+
+    def labels(self) -> np.ndarray | None:
+        """int64 [N], or None where nothing is known. For evaluation only: training never asks."""
+        ...
+
+    def instance_name(self, instance: int) -> str:
+        """For people: a path, or a font face and a character."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over what fixes instance -> image. Cheap: it does not read every image of a folder."""
+        ...

@@ -1,0 +1,236 @@
+"""The active rows: the K most recently visited rows of the classifier, on the device, each lane its own K/L slots.
+
+`admit` makes a step's visited rows active. In order:
+
+    1. rows of the batch that are active already are refreshed (their visit is now the latest of their lane)
+    2. the others take free slots, or the slots of the lane's least recently visited rows, which retire to the host tier with
+       last_step = step
+    3. each newcomer is caught up: the steps it missed, last_step .. step - 1, are applied at once (engine/transitions.py)
+
+`update` is one step of torch.optim.SGD for all K rows. A row in a slot is therefore always where dense SGD would have put it at the
+start of the step, and a row outside is there after its catch-up.
+
+Catching up in one go or in two differs in the last bit, so it happens at admission only; `caught_up_copy` (exports, evaluation) leaves
+everything as it is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.host_tier import NOT_ACTIVE, HostTier
+from engine.initial_rows import initial_rows
+from engine.recency import VisitQueue
+from engine.store import NEVER_VISITED
+from engine.transitions import TransitionLog
+
+EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a row starts: `feature` False: uniform numbers keyed by (seed, instance); True: the feature of its first view."""
+
+    seed: int
+    norm: float
+    feature: bool
+
+
+class ActiveRows:
+    """Rows w and their momentum u in slots, [K, D] each.
+
+    host          the tier that rows come from and retire to
+    log           the transitions applied so far; its length is the step
+    lanes         L
+    capacities    slots of each lane (K/L each; a lane's number of rows for the full PIC)
+    start         how a row starts
+    full          every row is active from step 0 on (K >= N, and rows that start at random)
+    norm_floor    an admitted row shorter than this is rescaled to it, with its momentum; 0: never
+    """
+
+    def __init__(
+        self,
+        host: HostTier,
+        log: TransitionLog,
+        *,
+        lanes: int,
+        capacities: list[int],
+        start: Start,
+        full: bool,
+        norm_floor: float,
+        device: torch.device,
+    ) -> None:
+        self.host, self.log, self.lanes, self.start, self.norm_floor = host, log, lanes, start, norm_floor
+        self.full = full
+        dtype = torch.float64 if host.weight.dtype == np.float64 else torch.float32
+        dim = host.weight.shape[1]
+        self.capacities = capacities
+        self.first_slots = np.concatenate([[0], np.cumsum(capacities)])
+        self.size = int(self.first_slots[-1])
+        self.w_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
+        self.u_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
+        self.position_K = np.full(self.size, EMPTY, dtype=np.int64)
+        self.stamp_K = np.full(self.size, EMPTY, dtype=np.int64)
+        self.used = [0] * lanes  # slots of a lane are taken from the left
+        self.visited = 0  # distinct instances visited
+        self.readmitted = 0  # rows that retired and came back
+        self._queues = self._make_queues()
+
+    def fill(self, instances_of_positions) -> None:  # type: ignore[no-untyped-def]
+        """Make all N rows active before step 0 (full PIC). `instances_of_positions` is the schedule's map."""
+        assert self.full and self.log.steps == 0
+        for block in range(-(-self.host.size // self.host.block)):
+            positions = np.arange(block * self.host.block, min((block + 1) * self.host.block, self.host.size))
+            lane = block % self.lanes
+            first = int(self.first_slots[lane]) + self.used[lane]
+            slots = np.arange(first, first + len(positions))
+            rows = initial_rows(self.start.seed, instances_of_positions(positions), self.w_KD.shape[1], self.start.norm)
+            self.w_KD[slots] = torch.from_numpy(rows).to(self.w_KD)
+            self.position_K[slots] = positions
+            self.host.activate(self.host.indices(positions), slots)
+            self.used[lane] += len(positions)
+
+    def admit(
+        self, step: int, positions_G: np.ndarray, ids_G: np.ndarray, first_view_GD: torch.Tensor | None
+    ) -> np.ndarray:
+        """Make the batch's rows active; returns the slot of each place, int64 [G], -1 where the place is empty.
+
+        positions_G, ids_G   as in Batch, grouped by lane; positions within a step are distinct
+        first_view_GD        normalised features of the first view, for rows that start there; None where they start at random
+        """
+        assert step == self.log.steps, (step, self.log.steps)
+        filled_G = positions_G >= 0
+        slots_G = np.full(len(positions_G), EMPTY, dtype=np.int64)
+        indices = self.host.indices(positions_G[filled_G])
+        slots_G[filled_G] = self.host.slot[indices]
+        known_G = slots_G != NOT_ACTIVE
+
+        stamps_G = step * len(positions_G) + np.arange(len(positions_G))
+        self.visited += int((self.stamp_K[slots_G[known_G]] == EMPTY).sum())
+        self.stamp_K[slots_G[known_G]] = stamps_G[known_G]
+
+        new_G = filled_G & ~known_G
+        share = len(positions_G) // self.lanes
+        evicted = []
+        for lane in range(self.lanes):
+            newcomers = lane * share + np.flatnonzero(new_G[lane * share : (lane + 1) * share])
+            free = min(len(newcomers), self.capacities[lane] - self.used[lane])
+            first = int(self.first_slots[lane]) + self.used[lane]
+            slots_G[newcomers[:free]] = np.arange(first, first + free)
+            self.used[lane] += free
+            if free < len(newcomers):
+                oldest = self._queues[lane].pop(len(newcomers) - free)
+                slots_G[newcomers[free:]] = oldest
+                evicted.append(oldest)
+        if evicted:
+            self._retire(np.concatenate(evicted), step)
+        if new_G.any():
+            first_view = None if first_view_GD is None else first_view_GD[torch.from_numpy(np.flatnonzero(new_G))]
+            self._place(slots_G[new_G], positions_G[new_G], ids_G[new_G], first_view, step)
+            self.stamp_K[slots_G[new_G]] = stamps_G[new_G]
+        for lane in range(self.lanes):
+            lane_slots = slots_G[lane * share : (lane + 1) * share]
+            self._queues[lane].push(lane_slots[lane_slots != EMPTY])
+        return slots_G
+
+    def mask(self) -> torch.Tensor | None:
+        """bool [K], True where a slot holds a row; None when all do."""
+        if sum(self.used) == self.size:
+            return None
+        return torch.from_numpy(self.position_K != EMPTY).to(self.w_KD.device)
+
+    def update(self, eta: float, drows_KD: torch.Tensor) -> None:
+        """One SGD step of all rows: torch.optim.SGD(lr=eta, momentum, weight_decay, nesterov), dampening 0.
+
+        Equals, for each row: g = drows + lambda w;  u = m u + g;  w = w - eta (g + m u if nesterov else u).
+        """
+        m, weight_decay = float(self.log.momentum), float(self.log.weight_decay)
+        gradient_KD = drows_KD.add(self.w_KD, alpha=weight_decay)
+        self.u_KD.mul_(m).add_(gradient_KD)
+        direction_KD = gradient_KD.add_(self.u_KD, alpha=m) if self.log.nesterov else self.u_KD
+        self.w_KD.add_(direction_KD, alpha=-eta)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resume needs, to the bit: slots as they are, since their order is the order of sums."""
+        return {
+            "w": self.w_KD.cpu().numpy(),
+            "u": self.u_KD.cpu().numpy(),
+            "position": self.position_K,
+            "stamp": self.stamp_K,
+            "counters": np.array([self.visited, self.readmitted]),
+        }
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """Take up `state`; the host tier holds the blocks of its rows already."""
+        self.w_KD.copy_(torch.from_numpy(state["w"]))
+        self.u_KD.copy_(torch.from_numpy(state["u"]))
+        self.position_K[:] = state["position"]
+        self.stamp_K[:] = state["stamp"]
+        self.visited, self.readmitted = (int(x) for x in state["counters"])
+        occupied = np.flatnonzero(self.position_K != EMPTY)
+        self.host.activate(self.host.indices(self.position_K[occupied]), occupied)
+        bounds = zip(self.first_slots[:-1], self.first_slots[1:], strict=True)
+        self.used = [int((self.position_K[a:b] != EMPTY).sum()) for a, b in bounds]
+        self._queues = self._make_queues()
+
+    @property
+    def bytes(self) -> int:
+        """Rows and momentum on the device."""
+        return self.w_KD.nbytes + self.u_KD.nbytes
+
+    def _retire(self, slots: np.ndarray, step: int) -> None:
+        index = torch.from_numpy(slots).to(self.w_KD.device)
+        w, u = self.w_KD[index].cpu().numpy(), self.u_KD[index].cpu().numpy()
+        self.host.retire(self.position_K[slots], w, u, step)
+
+    def _place(
+        self, slots: np.ndarray, positions: np.ndarray, ids: np.ndarray, first_view: torch.Tensor | None, step: int
+    ) -> None:
+        """Put caught-up rows into slots."""
+        indices = self.host.indices(positions)
+        last_step = self.host.last_step[indices]
+        never = last_step == NEVER_VISITED
+        self.visited += int(never.sum())
+        self.readmitted += int((~never).sum())
+        w, u = self.host.weight[indices], self.host.momentum[indices]
+        if never.any() and self.start.feature:
+            assert first_view is not None
+            w[never] = first_view[torch.from_numpy(never)].cpu().numpy() * self.start.norm
+            last_step = np.where(never, step, last_step)  # the row exists from this visit on
+        elif never.any():
+            w[never] = initial_rows(self.start.seed, ids[never], w.shape[1], self.start.norm)
+            last_step = np.where(never, 0, last_step)
+        w, u = catch_up(w, u, self.log.products(last_step, step))
+        if self.norm_floor:
+            w, u = raise_to_floor(w, u, self.norm_floor)
+        index = torch.from_numpy(slots).to(self.w_KD.device)
+        self.w_KD[index] = torch.from_numpy(w).to(self.w_KD)
+        self.u_KD[index] = torch.from_numpy(u).to(self.u_KD)
+        self.position_K[slots] = positions
+        self.host.activate(indices, slots)
+
+    def _make_queues(self) -> list[VisitQueue]:
+        bounds = zip(self.first_slots[:-1], self.first_slots[1:], strict=True)
+        lanes = [np.arange(a, b) for a, b in bounds]
+        # Rows of the full PIC that were not visited yet (stamp -1) never have to leave, so no queue needs them.
+        return [VisitQueue(self.stamp_K, s[self.stamp_K[s] != EMPTY], 2 * len(s) + 1) for s in lanes]
+
+
+def catch_up(w_BD: np.ndarray, u_BD: np.ndarray, product_B22: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[w; u] <- product [w; u] for each row, computed in float64, returned in the rows' dtype."""
+    w, u = w_BD.astype(np.float64), u_BD.astype(np.float64)
+    p = product_B22[:, :, :, None]
+    caught_w = p[:, 0, 0] * w + p[:, 0, 1] * u
+    caught_u = p[:, 1, 0] * w + p[:, 1, 1] * u
+    return caught_w.astype(w_BD.dtype), caught_u.astype(u_BD.dtype)
+
+
+def raise_to_floor(w_BD: np.ndarray, u_BD: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rescale (w, u) of rows shorter than `floor` to that length; the softmax sees directions only, so the loss is the same.
+
+    A row of exact zeros has no direction and stays as it is.
+    """
+    length_B1 = np.linalg.norm(w_BD.astype(np.float64), axis=1, keepdims=True)
+    factor = np.where((length_B1 < floor) & (length_B1 > 0), floor / np.where(length_B1 > 0, length_B1, 1), 1.0)
+    return (w_BD * factor).astype(w_BD.dtype), (u_BD * factor).astype(u_BD.dtype)

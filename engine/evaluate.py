@@ -1,0 +1,92 @@
+"""Is it learning? kNN retrieval of a probe's labels, beside chance and raw pixels; RankMe where nothing is labelled.
+
+    knn_top1   share of queries that take the right label, mean over the query sets that are not jittered
+    raw        the same search on the pixels themselves, each image as one vector of unit length
+    rankme     exp(entropy of the normalised singular values) of the features (Garrido et al. 2023): 1 = collapsed to a line,
+               D = every direction used alike; needs no labels
+
+Features are read with the backbone in evaluation mode, without gradients; no state of the run changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.batch import ImageSet, Probe
+from engine.knn import neighbours, vote
+
+_BATCH = 256
+_RAW_SIDE = 32  # larger images are averaged down to this side before pixels are compared
+Embed = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Evaluation:
+    """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures."""
+
+    figures: dict[str, float]
+    rankme: float
+    dim: int
+    gallery_MD: np.ndarray
+    queries: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def evaluate(embed: Embed, gallery: ImageSet, queries: list[ImageSet], *, k: int, temperature: float, limit: int) -> Evaluation:
+    """Embed at most `limit` images of each set and classify every query by its k nearest gallery images.
+
+    With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
+    """
+    gallery_MD = embed_set(embed, gallery, limit)
+    result = Evaluation({}, rankme(gallery_MD), gallery_MD.shape[1], gallery_MD)
+    headline = []
+    for query in queries:
+        assert gallery.labels_M is not None and query.labels_M is not None
+        features_QD = embed_set(embed, query, limit)
+        similarity_Qk, index_Qk = neighbours(gallery_MD, features_QD, k)
+        winners_Q = vote(similarity_Qk, gallery.labels_M[index_Qk], temperature)
+        share = float((winners_Q == query.labels_M[: len(winners_Q)]).mean())
+        result.figures[query.name] = share
+        result.queries[query.name] = features_QD
+        if not query.jittered:
+            headline.append(share)
+    if headline:
+        result.figures["knn_top1"] = float(np.mean(headline))
+    return result
+
+
+def embed_set(embed: Embed, images: ImageSet, limit: int) -> np.ndarray:
+    """Features of the first `limit` images, float32 [M, D]."""
+    count = min(images.count, limit)
+    parts = [embed(images.load(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
+    return torch.cat(parts).numpy()
+
+
+def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Each image as one vector of unit length: the `embed` of the baseline."""
+    if images_BCHW.shape[-1] > _RAW_SIDE:
+        images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, _RAW_SIDE)
+    return torch.nn.functional.normalize(images_BCHW.flatten(1))
+
+
+def rankme(features_MD: np.ndarray) -> float:
+    """exp of the entropy of the singular values' shares; between 1 and min(M, D)."""
+    singular = np.linalg.svd(features_MD.astype(np.float64), compute_uv=False)
+    share = singular / singular.sum() + 1e-7
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def record(result: Evaluation, probe: Probe | None, raw: dict[str, float], k: int, temperature: float, features: str) -> dict[str, Any]:
+    """One line of evaluations.jsonl, without the step."""
+    vote_text = f"cosine of {features} features, k = {k}, vote weight exp(similarity / {temperature})"
+    protocol = f"{probe.protocol}; {vote_text}" if probe else f"no labels: RankMe of {features} features only"
+    return {
+        "figures": result.figures,
+        "chance": 1 / probe.classes if probe else None,
+        "raw_pixels": raw,
+        "protocol": protocol,
+        "rankme": result.rankme,
+        "rankme_dim": result.dim,
+    }

@@ -1,0 +1,79 @@
+"""The network: a torchvision backbone, the head, and L2 normalisation.
+
+    views -> backbone -> h (the features people keep) -> Linear-ReLU-Linear -> z / |z|
+
+The head has no batch normalisation, as in the PIC paper; residual networks start with a gamma of 0 in each block's last batch
+normalisation. Grey images are repeated to three channels, so a backbone trained here loads into the torchvision model of the same
+name once its classifier is replaced by Identity.
+"""
+
+import torch
+import torchvision
+from torch import nn
+
+# The mean and deviation that torchvision's models expect.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Network(nn.Module):
+    """views: list of float [B, 1 or 3, H, W] in [0, 1] -> z float32 [V*B, D] of unit length, views one after the other."""
+
+    def __init__(self, backbone: nn.Module, width: int, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
+        return self.project(self.features(views))
+
+    def features(self, views: list[torch.Tensor]) -> torch.Tensor:
+        """Backbone features h [V*B, width]; crops of one size go through the backbone together."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for number, view in enumerate(views):
+            by_size.setdefault(view.shape[2:], []).append(number)
+        h: list[torch.Tensor] = [torch.empty(0)] * len(views)
+        for numbers in by_size.values():
+            images = torch.cat([views[number] for number in numbers])
+            images = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
+            # Channels-last input makes the convolutions choose that layout, 1.1 to 4 times faster on a CPU.
+            together = self.backbone(images.contiguous(memory_format=torch.channels_last))
+            for number, part in zip(numbers, together.chunk(len(numbers)), strict=True):
+                h[number] = part
+        return torch.cat(h)
+
+    def project(self, h: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.head(h).float())
+
+
+def make_network(name: str, hidden: int, dim: int, seed: int) -> Network:
+    """A network with weights keyed by seed. Raises ValueError for names that torchvision lacks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone, width = make_backbone(name)
+        network = Network(backbone, width, hidden, dim)
+    return network
+
+
+def make_backbone(name: str) -> tuple[nn.Module, int]:
+    """The torchvision model without its classifier, and the width of its features."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        import difflib
+
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"backbone.name {name!r} is not a torchvision classification model; the nearest one is {nearest}")
+    residual = name.startswith(("resnet", "resnext", "wide_resnet"))
+    options = {"zero_init_residual": True} if residual else {}
+    if name.startswith(("googlenet", "inception")):
+        options = {"aux_logits": False, "init_weights": True}
+    model = torchvision.models.get_model(name, weights=None, **options)
+    for attribute in ("fc", "classifier", "heads", "head"):
+        if hasattr(model, attribute):
+            setattr(model, attribute, nn.Identity() if not name.startswith("squeezenet") else nn.AdaptiveAvgPool2d(1))
+            break
+    model.eval()
+    with torch.no_grad():
+        width = model(torch.zeros(1, 3, 224, 224)).shape[1]
+    return model.train(), width

@@ -1,0 +1,239 @@
+"""One run from wherever it stands to its end: resume, train, evaluate, and leave the output directory as promised.
+
+The training itself is engine/pretrain.py; this is what goes on around it.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from datasets.batch import Batch, ImageSet, Probe
+from engine import checkpoint
+from engine.active_rows import ActiveRows
+from engine.evaluate import Embed, Evaluation, evaluate, raw_pixels, record
+from engine.examples import embedding_sample, neighbour_rows
+from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
+from engine.progress import Progress, progress
+from engine.report import write_report
+from engine.snapshots import RowReader, digest
+from engine.trunk import Trunk
+from kernels.sampled_softmax import backend
+
+_LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
+
+
+class Schedule(Protocol):
+    """What a run asks of datasets' schedule."""
+
+    steps_per_window: int
+    steps_per_pass: float
+
+    def window_blocks(self, window: int) -> np.ndarray: ...
+    def instances(self, positions_B: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys of the config that a run needs, under the names they have there."""
+
+    job: str
+    method: str
+    instances: int
+    log_every: int
+    checkpoint_every: int
+    keep: int
+    evaluate_every: int | None
+    k: int
+    knn_temperature: float
+    features: str
+    limit: int
+    tensorboard: bool
+    temperature: float
+    micro_batches: int
+    rows_lr_scale: float
+    rows_clip: float
+    backbone: str
+
+
+def run(
+    *,
+    trunk: Trunk,
+    rows: ActiveRows,
+    batches: Iterator[Batch],
+    schedule: Schedule,
+    learning_rate: Callable[[int], float],
+    end: int,
+    total: int,
+    kept: checkpoint.Kept | None,
+    output: Path,
+    manifest: dict[str, Any],
+    planned: dict[str, dict[str, int]],
+    probe: Probe | None,
+    sample: ImageSet,
+    rows_grad_V: list[bool],
+    settings: Settings,
+) -> int:
+    """Train up to step `end` of `total`; returns the exit code: 0 done or stopped on request, 1 the loss was lost."""
+    started = time.time()
+    totals = Totals()
+    if kept:
+        checkpoint.load(kept, trunk, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
+        totals = Totals(**kept.manifest["totals"])
+    else:
+        (output / "metrics.jsonl").write_text("")
+        (output / "evaluations.jsonl").write_text("")
+        if rows.full:
+            rows.host.slide(range(-(-rows.host.size // rows.host.block)))
+            rows.fill(schedule.instances)
+    chance_loss = float(np.log(rows.size))
+    backends = {"sampled_softmax": backend(rows.w_KD.device)}
+    raw: dict[str, float] = {}
+    latest: list[Evaluation] = []
+
+    def save() -> Path:
+        everything = {**manifest, "totals": dataclasses.asdict(totals)}
+        return checkpoint.save(output / "checkpoints", trunk, rows, everything, settings.keep)
+
+    def look() -> None:
+        gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
+        options = {"k": settings.k, "temperature": settings.knn_temperature, "limit": settings.limit}
+        if probe and not raw:
+            raw.update(evaluate(raw_pixels, gallery, queries, **options).figures)
+        result = evaluate(embedder(trunk, settings.features), gallery, queries, **options)
+        latest[:] = [result]
+        line = record(result, probe, raw, settings.k, settings.knn_temperature, settings.features)
+        with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
+        shown.note(describe(rows.log.steps, line))
+
+    status = "finished"
+    shown = progress(
+        total_steps=end,
+        first_step=rows.log.steps,
+        chance_loss=chance_loss,
+        planned_bytes={tier: sum(items.values()) for tier, items in planned.items()},
+    )
+    if settings.tensorboard:
+        shown = tensorboard_beside(shown, output / "tensorboard")
+    with StopSignal() as stop, shown:
+        try:
+            train(
+                batches,
+                trunk,
+                rows,
+                totals,
+                steps_per_window=schedule.steps_per_window,
+                window_blocks=schedule.window_blocks,
+                learning_rate=learning_rate,
+                rows_lr_scale=settings.rows_lr_scale,
+                temperature=settings.temperature,
+                micro_batches=settings.micro_batches,
+                rows_grad_V=rows_grad_V,
+                rows_clip=settings.rows_clip,
+                rhythm=Rhythm(end, settings.log_every, settings.checkpoint_every, settings.evaluate_every),
+                metrics_path=output / "metrics.jsonl",
+                backends=backends,
+                checkpoint=save,
+                evaluate=look,
+                progress=shown,
+                stop=stop,
+                last_good=kept.path if kept else None,
+            )
+        except NonFiniteLoss as error:
+            status = f"stopped: {error}"
+        if stop.name:
+            status = f"stopped by {stop.name}"
+            shown.note(f"{stop.name}: checkpoint written after step {rows.log.steps}; the same command goes on from there")
+        elif status == "finished":
+            look()
+
+    model, _ = trunk.state()
+    backbone = backbone_of(model)
+    save_file(backbone, output / "backbone.safetensors", metadata={"torchvision": settings.backbone})
+    steps = rows.log.steps
+    summary = {
+        "job": settings.job,
+        "method": settings.method,
+        "status": status,
+        "instances": settings.instances,
+        "visited": rows.visited,
+        "readmitted": rows.readmitted,
+        "passes": steps / schedule.steps_per_pass,
+        "steps": steps,
+        "steps_of_schedule": total,
+        "skipped_steps": totals.skipped_steps,
+        "unreadable_images": totals.unreadable_images,
+        "loss": mean_of_finite(totals.losses[-max(1, round(_LAST_SHARE * steps)) :]),
+        "chance_loss": chance_loss,
+        "active": rows.size,
+        "knn_top1": latest[0].figures.get("knn_top1") if latest else None,
+        "rankme": latest[0].rankme if latest else None,
+        "images_per_second": totals.images / max(totals.step_seconds, 1e-9),
+        "step_seconds": totals.step_seconds / max(steps, 1),
+        "trunk_seconds": totals.trunk_seconds / max(steps, 1),
+        "session_seconds": time.time() - started,
+        "peak_host_bytes": totals.peak_host_bytes,
+        "peak_device_bytes": totals.peak_device_bytes,
+        "store_bytes": rows.host.store.bytes,
+        "backends": backends,
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "digest": digest(backbone, RowReader(rows)),
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    neighbours = neighbour_rows(probe, latest[0], settings.k) if probe and latest else []
+    embeddings = embedding_sample(probe, sample, latest[0], embedder(trunk, settings.features)) if latest else None
+    report = write_report(output, neighbours, embeddings)
+    print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
+    if status.startswith("stopped: "):
+        print(status)
+        return 1
+    return 0
+
+
+def embedder(trunk: Trunk, features: str) -> Embed:
+    """images -> unit-length features of the trunk."""
+    return lambda images: trunk.embed(images, features)
+
+
+def backbone_of(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under torchvision's names."""
+    prefix = "backbone."
+    return {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
+
+
+def describe(step: int, line: dict[str, Any]) -> str:
+    """An evaluation for people: every figure beside raw pixels and chance, and the protocol it was made by."""
+    if not line["figures"]:
+        return f"after step {step}: RankMe {line['rankme']:.1f} of {line['rankme_dim']}"
+    lines = [f"after step {step}: kNN, right answers (raw pixels; chance {line['chance']:.2%})"]
+    for name, share in line["figures"].items():
+        lines.append(f"  {name:40} {share:6.1%}  ({line['raw_pixels'][name]:.1%})")
+    return "\n".join([*lines, f"  {line['protocol']}", f"  RankMe {line['rankme']:.1f} of {line['rankme_dim']}"])
+
+
+def tensorboard_beside(shown: Progress, directory: Path) -> Progress:
+    """Let every line that is shown also go to TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false") from None
+    writer = SummaryWriter(str(directory))
+    show = shown.update
+
+    def update(line: dict[str, Any]) -> None:
+        for key in ("loss", "lr", "images_per_second", "active", "visited", "readmitted"):
+            if line[key] is not None:
+                writer.add_scalar(key, line[key], line["step"])
+        writer.flush()
+        show(line)
+
+    shown.update = update  # type: ignore[method-assign, assignment]
+    return shown

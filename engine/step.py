@@ -1,0 +1,130 @@
+"""One optimizer step, in data order: features, admit, softmax, update.
+
+Nothing here knows where batches come from or where rows go when they retire. The trunk is anything with forward, backward,
+update and discard (engine/trunk.py; the tests give features by hand), the rows are engine/active_rows.py.
+
+A step whose loss is not finite changes no weight, of the trunk or of the rows; the schedule, recency and the learning rate go on, and
+the log keeps an identity in its place.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from datasets.batch import Batch
+from engine.active_rows import ActiveRows
+from engine.stages import Stages
+from kernels.sampled_softmax import softmax_backward, softmax_forward
+
+
+class Features(Protocol):
+    """What a step asks of the network that is trained."""
+
+    def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
+        """V tensors [B, C, H, W] -> z float [V*B, D], views one after the other, with its graph."""
+
+    def backward(self, z_XD: torch.Tensor, dz_XD: torch.Tensor) -> None:
+        """Add to the gradients, given the loss's gradient at z."""
+
+    def update(self, lr: float) -> bool:
+        """Apply the gradients; False where a loss scaler skipped the step."""
+
+    def discard(self) -> None:
+        """Forget the gradients and the running statistics of this step."""
+
+
+@dataclass
+class StepResult:
+    """loss: mean over filled places and views (nan where no place was filled). applied: weights changed. finite: the loss was."""
+
+    loss: float
+    applied: bool
+    finite: bool
+    filled: int
+
+
+def train_step(
+    batch: Batch,
+    trunk: Features,
+    rows: ActiveRows,
+    *,
+    lr: float,
+    rows_lr: float,
+    temperature: float,
+    micro_batches: int,
+    rows_grad_V: list[bool],
+    rows_clip: float,
+    stages: Stages,
+) -> StepResult:
+    """Train on one batch of G places and V views; see the module's docstring."""
+    views = len(batch.views)
+    count = int(batch.filled_G.sum())
+    slots_G: np.ndarray | None = None
+    drows_KD: torch.Tensor | None = None
+    loss_sum = 0.0
+
+    for places in np.split(np.arange(len(batch.filled_G)), micro_batches):
+        kept = kept_places(batch.filled_G, places)
+        with stages("trunk_forward"):
+            z_XD = trunk.forward([view[torch.from_numpy(kept)] for view in batch.views])
+            z_XD_detached = z_XD.detach().to(rows.w_KD.dtype)
+
+        if slots_G is None:  # once per optimizer step
+            with stages("admit"):
+                first_view_GD = None
+                if rows.start.feature:
+                    first_view_GD = z_XD_detached.new_zeros(len(batch.filled_G), z_XD.shape[1])
+                    first_view_GD[torch.from_numpy(kept)] = z_XD_detached[: len(kept)]
+                slots_G = rows.admit(batch.step, batch.positions_G, batch.ids_G, first_view_GD)
+                mask_K = rows.mask()
+
+        with stages("softmax"):
+            device = rows.w_KD.device
+            targets_X = torch.from_numpy(np.tile(slots_G[kept], views)).to(device)
+            weight_X = torch.from_numpy(np.tile(batch.filled_G[kept], views) / max(count * views, 1)).to(rows.w_KD)
+            rows_need_grad_X = torch.tensor(rows_grad_V).repeat_interleave(len(kept)).to(device)
+            options = {"temperature": temperature, "row_mask_K": mask_K, "offset_K": None}
+            max_X, sumexp_X, positive_X = softmax_forward(z_XD_detached, rows.w_KD, targets_X, **options)
+            lse_X = max_X + sumexp_X.log()
+            loss = float(torch.where(targets_X >= 0, (lse_X - positive_X) * weight_X, 0.0).sum())
+            loss_sum += loss
+            if not np.isfinite(loss):
+                break
+            dz_XD, part_KD = softmax_backward(
+                z_XD_detached, rows.w_KD, targets_X, lse_X, weight_X, rows_need_grad_B=rows_need_grad_X, **options
+            )
+            drows_KD = part_KD if drows_KD is None else drows_KD.add_(part_KD)
+
+        with stages("trunk_backward"):
+            trunk.backward(z_XD, dz_XD)
+
+    with stages("update"):
+        finite = bool(np.isfinite(loss_sum))
+        if finite:
+            applied = trunk.update(lr)
+        else:
+            trunk.discard()
+            applied = False
+        if applied:
+            assert drows_KD is not None
+            rows.update(rows_lr, clipped(drows_KD, rows_clip))
+        rows.log.append(rows_lr if applied else None)
+    return StepResult(loss_sum if count else float("nan"), applied, finite, count)
+
+
+def kept_places(filled_G: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The places that go through the trunk: the filled ones, since blank images would bend batch statistics.
+
+    Fewer than two cannot be normalised over a batch; then all go, and the empty ones weigh nothing in the loss.
+    """
+    filled = places[filled_G[places]]
+    return filled if len(filled) >= 2 else places
+
+
+def clipped(drows_KD: torch.Tensor, largest: float) -> torch.Tensor:
+    """The gradient of all active rows, scaled to a norm of at most `largest`; 0: as it is."""
+    if not largest:
+        return drows_KD
+    return drows_KD * (largest / drows_KD.norm().clamp(min=largest))

@@ -1,0 +1,117 @@
+"""What SGD does to a row that gets no gradient, for any number of steps at once.
+
+One step of torch.optim.SGD (no dampening) on a row w with momentum u and zero gradient is linear in (w, u):
+
+    [w; u] <- M(eta) [w; u],    M(eta) = [[1 - eta*lambda,         -eta*m  ], [lambda, m]]
+    with nesterov                M(eta) = [[1 - eta*lambda*(1+m),   -eta*m*m], [lambda, m]]
+
+A row last touched before step s and needed again at step t is therefore M(eta_{t-1}) ... M(eta_s) [w; u], whatever the
+learning rates were. The matrices do not commute, and their product underflows, so prefix products cannot be divided; the log keeps
+the products of dyadic segments [i*2^j, (i+1)*2^j) and puts any [s, t) together from at most 2*log2(T) of them.
+
+Products are formed in extended precision: 1 - eta*lambda rounded once to float64 and multiplied 10^5 times would be off by
+3e-12. A step that was skipped is the identity. The log costs 8 bytes a step for the learning rates and 64 for the products.
+"""
+
+import numpy as np
+
+EXTENDED = np.longdouble
+_SKIPPED = np.nan
+
+
+class TransitionLog:
+    """The transitions really applied, in order, and the products over any run of them.
+
+    >>> log = TransitionLog(momentum=0.9, weight_decay=0.0, nesterov=False)
+    >>> for eta in (0.1, 0.2):
+    ...     log.append(eta)
+    >>> log.products(np.array([0, 1, 2]), 2)[:, 0, 1].round(3)  # how far one unit of momentum moves the row
+    array([-0.252, -0.18 ,  0.   ])
+    """
+
+    def __init__(self, momentum: float, weight_decay: float, nesterov: bool) -> None:
+        if np.finfo(EXTENDED).eps > 1e-18:
+            raise ValueError(
+                "this platform's numpy.longdouble is no wider than float64, so missed steps cannot be replayed exactly; "
+                "run on Linux on x86-64 or aarch64"
+            )
+        self.momentum, self.weight_decay, self.nesterov = EXTENDED(momentum), EXTENDED(weight_decay), nesterov
+        self._eta_T = np.empty(1024, dtype=np.float64)
+        self._levels: list[np.ndarray] = []  # _levels[j - 1][i] is the product over [i * 2^j, (i + 1) * 2^j), [2, 2]
+        self.steps = 0
+
+    def append(self, eta: float | None) -> None:
+        """Log one step: its learning rate, or None where the step was skipped."""
+        if self.steps == len(self._eta_T):
+            self._eta_T = np.concatenate([self._eta_T, np.empty_like(self._eta_T)])
+        self._eta_T[self.steps] = _SKIPPED if eta is None else eta
+        self.steps += 1
+        level = 1
+        while self.steps % (1 << level) == 0:
+            self._append_product(level)
+            level += 1
+
+    def etas(self) -> np.ndarray:
+        """Every step's learning rate, float64 [steps], NaN where it was skipped: what a checkpoint keeps."""
+        return self._eta_T[: self.steps].copy()
+
+    def extend(self, eta_T: np.ndarray) -> None:
+        """Log many steps: what a checkpoint kept."""
+        for eta in eta_T:
+            self.append(None if np.isnan(eta) else float(eta))
+
+    def products(self, starts_M: np.ndarray, end: int) -> np.ndarray:
+        """M(eta_{end-1}) ... M(eta_s) for every s of starts_M (int64 [M], 0 <= s <= end), float64 [M, 2, 2]."""
+        assert end <= self.steps, (end, self.steps)
+        assert ((starts_M >= 0) & (starts_M <= end)).all(), (starts_M.min(initial=0), starts_M.max(initial=0), end)
+        distinct, inverse = np.unique(starts_M, return_inverse=True)
+        product = np.tile(np.eye(2, dtype=EXTENDED), (len(distinct), 1, 1))
+        at = distinct.astype(np.int64)
+        height = max(int(end).bit_length(), 1)
+        # Climb while the segment that starts here is the left end of nothing larger, then come down towards `end`.
+        for level in range(height):
+            odd = (at >> level) & 1 == 1
+            aligned = at & ((1 << level) - 1) == 0
+            self._advance(at, product, level, odd & aligned & (at + (1 << level) <= end))
+        for level in reversed(range(height)):
+            self._advance(at, product, level, at + (1 << level) <= end)
+        assert (at == end).all()
+        return product.astype(np.float64)[inverse.reshape(-1)]
+
+    def _advance(self, at: np.ndarray, product: np.ndarray, level: int, chosen: np.ndarray) -> None:
+        if chosen.any():
+            product[chosen] = multiply(self._segments(level, at[chosen] >> level), product[chosen])
+            at[chosen] += 1 << level
+
+    def _segments(self, level: int, indices: np.ndarray) -> np.ndarray:
+        """The products of the given segments of 2^level steps, extended [n, 2, 2]."""
+        if level == 0:
+            return transition(self._eta_T[indices], self.momentum, self.weight_decay, self.nesterov)
+        return self._levels[level - 1][indices]
+
+    def _append_product(self, level: int) -> None:
+        index = (self.steps >> level) - 1
+        if level > len(self._levels):
+            self._levels.append(np.empty((1, 2, 2), dtype=EXTENDED))
+        if index == len(self._levels[level - 1]):
+            self._levels[level - 1] = np.concatenate([self._levels[level - 1], np.empty_like(self._levels[level - 1])])
+        halves = self._segments(level - 1, np.array([2 * index, 2 * index + 1]))
+        self._levels[level - 1][index] = multiply(halves[1:], halves[:1])[0]
+
+
+def transition(eta_M: np.ndarray, momentum: np.longdouble, weight_decay: np.longdouble, nesterov: bool) -> np.ndarray:
+    """M(eta) for every eta, extended [M, 2, 2]; the identity where eta is NaN (a skipped step)."""
+    eta = eta_M.astype(EXTENDED)
+    factor = momentum if nesterov else EXTENDED(0)
+    result = np.empty((len(eta), 2, 2), dtype=EXTENDED)
+    result[:, 0, 0] = 1 - eta * weight_decay * (1 + factor)
+    result[:, 0, 1] = -eta * momentum * (momentum if nesterov else 1)
+    result[:, 1, 0] = weight_decay
+    result[:, 1, 1] = momentum
+    result[np.isnan(eta)] = np.eye(2, dtype=EXTENDED)
+    return result
+
+
+def multiply(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """later @ earlier for stacks of 2x2 matrices (numpy's matmul has no fast path for extended precision)."""
+    return (later[:, :, :, None] * earlier[:, None, :, :]).sum(axis=2)

@@ -1,0 +1,373 @@
+"""The only entry: `python launch.py --config configs/pic_sampled.json [section.key=value ...]`.
+
+The same line runs under `deepspeed` and `torchrun`. The config is checked before torch is imported; what depends on the
+images is checked before anything is written. Mistakes of the user end with exit code 2 and at most three lines.
+
+Here the rooms are wired together and nothing else happens: datasets gives images, schedule and probe, engine trains.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Run in place: `datasets` and `kernels` are also names of public packages, and ours must win.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from configs import schema
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.catalog import GreyAugment, PhotoAugment, Source
+    from datasets.schedule import Schedule
+    from engine.active_rows import ActiveRows
+    from engine.trunk import Trunk
+
+# What a run writes into its output directory, and --fresh removes.
+OUTPUTS = ("config.json", "plan.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "report.html", "checkpoints")
+OUTPUTS += ("backbone.safetensors", "tensorboard", "exports")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Train and use parametric instance classifiers.", allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a JSON file; configs/README.md explains every key")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the memory plan, train nothing")
+    parser.add_argument("--fresh", action="store_true", help="remove what an earlier run left in the output directory")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher; not used")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        config = schema.load(options.config, options.overrides)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(
+                f"{os.environ['WORLD_SIZE']} processes were launched, but this version trains on one; "
+                "use --num_gpus 1 or --num_accelerators 1 (deepspeed), --nproc-per-node 1 (torchrun) or plain python"
+            )
+        job = {"pretrain": pretrain, "knn": knn, "export": export}[config.job]
+        return job(config, options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
+    """Train; go on where an earlier run in the same directory stopped."""
+    import torch
+
+    from engine import checkpoint, memory_plan
+    from engine.learning_rate import learning_rate
+    from engine.network import make_network
+
+    source, augmentation, schedule = open_data(config)
+    total = total_steps(config, schedule)
+    check_shrink(config, schedule, total)
+    network = make_network(config.backbone.name, config.backbone.hidden, config.classifier.dim, config.seed)
+    active = active_rows_of(config, schedule)
+    tiers = memory_plan.plan(
+        active=active,
+        dim=config.classifier.dim,
+        size=len(source),
+        block=schedule.block,
+        places=host_places(config, schedule),
+        trunk_weights=sum(parameter.numel() for parameter in network.parameters()),
+        views_bytes=sum(view_bytes(config, source)) * schedule.batch,
+        batches_ready=1 + 2 * config.data.workers,
+        keep=config.checkpoint.keep,
+    )
+    print_said(config, source, schedule, active, total)
+    if options.dry_run:
+        print(config.model_dump_json(indent=2))
+        print_plan(tiers)
+        return 0
+
+    output = prepare_output(config, options.fresh)
+    kept, complaints = checkpoint.newest(output / "checkpoints")
+    for complaint in complaints:
+        print(complaint)
+    end = min(config.steps or total, total)
+    if kept:
+        refuse_other_run(config, source, kept.manifest)
+        if kept.step >= end:
+            print(f"this run is finished: {kept.step} steps are done; see {output / 'summary.json'}, or start over with --fresh")
+            return 0
+        print(f"going on after step {kept.step} from {kept.path}")
+    elif complaints:
+        raise ValueError(f"no checkpoint in {output / 'checkpoints'} is whole; start over with --fresh")
+    write_json(output / "config.json", json.loads(config.model_dump_json()))
+    write_json(output / "plan.json", tiers)
+
+    from engine import session
+
+    def lr(step: int) -> float:
+        return learning_rate(
+            step,
+            total=total,
+            warmup=round(config.optimizer.warmup_epochs * schedule.padded_size / schedule.batch),
+            highest=config.optimizer.lr,
+            lowest=config.optimizer.min_lr,
+            warmup_factor=config.optimizer.warmup_factor,
+        )
+
+    from datasets.catalog import make_probe, sample_images
+    from datasets.loader import StepDataset, batches
+
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    first_step = kept.step if kept else 0
+    dataset = StepDataset(source, schedule, augmentation, config.seed, config.data.on_unreadable)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Workers are forked here, before DeepSpeed starts threads.
+    stream = batches(dataset, first_step, end, config.data.workers, pin=device.type == "cuda")
+    probe = make_probe(
+        source,
+        augmentation,
+        root=config.data.root,
+        image_size=config.data.image_size,
+        held_out=config.data.held_out,
+        limit_queries=None,
+    )
+    trunk = make_trunk(config, network, schedule, device)
+    rows = make_rows(config, schedule, device)
+    try:
+        return session.run(
+            trunk=trunk,
+            rows=rows,
+            batches=stream,
+            schedule=schedule,
+            learning_rate=lr,
+            end=end,
+            total=total,
+            kept=kept,
+            output=output,
+            manifest={"config": json.loads(config.model_dump_json()), "source": source.fingerprint()},
+            planned=tiers,
+            probe=probe,
+            sample=sample_images(source, config.data.image_size, min(2000, config.evaluate.limit)),
+            rows_grad_V=list(augmentation.rows_grad_V),
+            settings=session.Settings(
+                job=config.job,
+                method=config.classifier.method,
+                instances=len(source),
+                log_every=config.log_every,
+                checkpoint_every=config.checkpoint.every_steps,
+                keep=config.checkpoint.keep,
+                evaluate_every=config.evaluate.every_steps,
+                k=config.evaluate.k,
+                knn_temperature=config.evaluate.temperature,
+                features=config.evaluate.features,
+                limit=config.evaluate.limit,
+                tensorboard=config.evaluate.tensorboard,
+                temperature=config.classifier.temperature,
+                micro_batches=config.schedule.micro_batches,
+                rows_lr_scale=config.optimizer.rows_lr_scale,
+                rows_clip=config.optimizer.rows_clip,
+                backbone=config.backbone.name,
+            ),
+        )
+    finally:
+        stream.close()  # type: ignore[attr-defined]
+        trunk.close()
+
+
+def knn(config: schema.Config, options: argparse.Namespace) -> int:
+    """Evaluate the backbone that a run saved in its output directory."""
+    return 0
+
+
+def export(config: schema.Config, options: argparse.Namespace) -> int:
+    """Write the backbone, the embeddings and the rows of a run's newest checkpoint."""
+    return 0
+
+
+def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugment, Schedule]":
+    """Source, augmentation and schedule, checked against each other."""
+    from datasets.catalog import make_augmentation, open_source
+    from datasets.schedule import Schedule
+
+    data, wanted = config.data, config.schedule
+    source = open_source(
+        data.source, root=data.root, image_size=data.image_size, limit=data.limit, held_out=data.held_out, labels=data.labels
+    )
+    augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
+    stripe = wanted.block * wanted.lanes
+    whole = -(-len(source) // stripe) * stripe
+    window = wanted.window or whole
+    schedule = Schedule(
+        seed=config.seed,
+        size=len(source),
+        window=window,
+        stride=wanted.stride or window,
+        batch=wanted.batch,
+        block=wanted.block,
+        lanes=wanted.lanes,
+        reshuffle=wanted.reshuffle,
+    )
+    if len(source) < wanted.batch:
+        raise ValueError(f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that")
+    active = config.classifier.active
+    if active is not None and window < active < len(source):
+        raise ValueError(
+            f"classifier.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
+            f"set classifier.active to at most {window}, or to null for all rows"
+        )
+    return source, augmentation, schedule
+
+
+def active_rows_of(config: schema.Config, schedule: "Schedule") -> int:
+    """K, clamped to N."""
+    return min(config.classifier.active or schedule.size, schedule.size)
+
+
+def is_full(config: schema.Config, schedule: "Schedule") -> bool:
+    return active_rows_of(config, schedule) == schedule.size
+
+
+def total_steps(config: schema.Config, schedule: "Schedule") -> int:
+    """Steps in which `epochs` times N images are seen (empty places of a ragged end are not images)."""
+    return max(1, round(config.epochs * schedule.padded_size / schedule.batch))
+
+
+def host_places(config: schema.Config, schedule: "Schedule") -> int:
+    from engine.memory_plan import host_places as planned
+
+    return planned(
+        window=schedule.window,
+        stride=schedule.stride,
+        block=schedule.block,
+        size=schedule.size,
+        full=is_full(config, schedule) and config.classifier.init == "random",
+    )
+
+
+def check_shrink(config: schema.Config, schedule: "Schedule", total: int) -> None:
+    """Refuse a config in which rows would come back from a gap with nothing left of them."""
+    from engine.memory_plan import predicted_shrink, refuse_underflow
+
+    optimizer = config.optimizer
+    decay = optimizer.weight_decay if optimizer.rows_weight_decay is None else optimizer.rows_weight_decay
+    if config.classifier.norm_floor == 0:
+        refuse_underflow(
+            predicted_shrink(
+                gap_steps=min(schedule.steps_per_pass, total),
+                eta=optimizer.lr * optimizer.rows_lr_scale,
+                weight_decay=decay,
+                momentum=optimizer.momentum,
+            )
+        )
+
+
+def make_trunk(config: schema.Config, network: "torch.nn.Module", schedule: "Schedule", device: "torch.device") -> "Trunk":
+    from engine.trunk import Trunk
+
+    return Trunk(
+        network,
+        places=schedule.batch,
+        micro_batches=config.schedule.micro_batches,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        nesterov=config.optimizer.nesterov,
+        clip=config.optimizer.clip,
+        config=config.deepspeed,
+        device=device,
+    )
+
+
+def make_rows(config: schema.Config, schedule: "Schedule", device: "torch.device") -> "ActiveRows":
+    import numpy as np
+
+    from engine.active_rows import ActiveRows, Start
+    from engine.host_tier import HostTier
+    from engine.store import MemoryStore
+    from engine.transitions import TransitionLog
+
+    optimizer, classifier = config.optimizer, config.classifier
+    decay = optimizer.weight_decay if optimizer.rows_weight_decay is None else optimizer.rows_weight_decay
+    full = is_full(config, schedule)
+    lanes = schedule.lanes
+    capacity = [schedule.lane_size(lane) for lane in range(lanes)] if full else [(classifier.active or 0) // lanes] * lanes
+    host = HostTier(
+        MemoryStore(),
+        block=schedule.block,
+        size=schedule.size,
+        dim=classifier.dim,
+        dtype=np.float32,
+        places=host_places(config, schedule),
+    )
+    return ActiveRows(
+        host,
+        TransitionLog(optimizer.momentum, decay, optimizer.nesterov),
+        lanes=lanes,
+        capacities=capacity,
+        start=Start(config.seed, classifier.init_norm, classifier.init == "feature"),
+        full=full and classifier.init == "random",
+        norm_floor=classifier.norm_floor,
+        device=device,
+    )
+
+
+def view_bytes(config: schema.Config, source: "Source") -> list[int]:
+    """Bytes of each view of one image."""
+    augment = config.data.augment
+    if augment.kind == "grey":
+        sides = [config.data.image_size] * augment.views
+    else:
+        sides = [crop.size for crop in augment.crops for _ in range(crop.count)]
+    return [4 * source.channels * side * side for side in sides]
+
+
+def prepare_output(config: schema.Config, fresh: bool) -> Path:
+    """The output directory, writable and, with `fresh`, rid of an earlier run."""
+    output = Path(config.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / ".writable").write_text("")
+        (output / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write into output {output}: {error.strerror}; set output to a directory of your own") from None
+    if fresh:
+        for name in OUTPUTS:
+            path = output / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return output
+
+
+def refuse_other_run(config: schema.Config, source: "Source", manifest: dict[str, Any]) -> None:
+    """ValueError where a checkpoint belongs to another config or to other images."""
+    now, then = schema.flat(json.loads(config.model_dump_json())), schema.flat(manifest["config"])
+    for key in sorted(now.keys() | then.keys()):
+        free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in schema.MAY_DIFFER)
+        if not free and now.get(key) != then.get(key):
+            raise ValueError(
+                f"{config.output} holds a run with {key} = {json.dumps(then.get(key))}, now it is {json.dumps(now.get(key))}; "
+                "set it back, choose another output, or start over with --fresh"
+            )
+    if source.fingerprint() != manifest["source"]:
+        raise ValueError(f"the images changed since {config.output} was started; restore them, or start over with --fresh")
+
+
+def print_said(config: schema.Config, source: "Source", schedule: "Schedule", active: int, total: int) -> None:
+    """What was decided on the user's behalf."""
+    print(
+        f"{len(source):,} images of {source.name}; {active:,} active rows, window {schedule.window:,}, stride {schedule.stride:,}; "
+        f"{total:,} steps of {schedule.batch}"
+    )
+    if config.classifier.active is not None and config.classifier.active > schedule.size:
+        print(f"classifier.active {config.classifier.active:,} is above the number of images: all {schedule.size:,} rows are active")
+
+
+def print_plan(tiers: dict[str, dict[str, int]]) -> None:
+    for tier, items in tiers.items():
+        print(f"{tier:7}{sum(items.values()) / 2**20:12,.1f} MiB")
+        for item, count in items.items():
+            print(f"       {count / 2**20:12,.1f} MiB  {item}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

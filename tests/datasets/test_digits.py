@@ -1,0 +1,34 @@
+import numpy as np
+
+from datasets.digits import Digits
+from datasets.source import Source
+
+
+def test_train_and_test_together_are_the_whole_set() -> None:
+    whole = Digits()
+    sources: list[Source] = [whole, Digits("train"), Digits("test")]
+    assert [len(source) for source in sources] == [1797, 1437, 360]
+    train, test = Digits("train"), Digits("test")
+    for instance in (0, 1436):
+        assert np.array_equal(train.image(instance), whole.image(instance))
+    assert np.array_equal(test.image(0), whole.image(1437))
+    assert np.array_equal(np.concatenate([train.labels(), test.labels()]), whole.labels())
+    assert len({source.fingerprint() for source in sources}) == 3
+
+
+def test_values_span_the_whole_range_of_a_byte() -> None:
+    source = Digits()
+    images = np.stack([source.image(i) for i in range(len(source))])
+    assert images.shape == (1797, 8, 8)
+    assert images.dtype == np.uint8
+    # 17 grey levels, from 0 to 16.
+    assert len(np.unique(images)) == 17
+    assert images.max() == 255
+    assert np.bincount(source.labels()).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_an_image_belongs_to_the_caller() -> None:
+    source = Digits()
+    before = source.image(5)
+    source.image(5)[:] = 7
+    assert np.array_equal(source.image(5), before)

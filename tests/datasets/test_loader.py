@@ -1,0 +1,322 @@
+"""The loader: the same batches by any road, places that stay empty, errors that can be read, processes that go away."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.batch import Batch, UnreadableImage
+from datasets.grey import GreyAugment
+from datasets.keyed import keyed, shuffle
+from datasets.loader import Augmentation, StepDataset, batches
+from datasets.photos import Crop, PhotoAugment
+
+# torch advises against more workers than processors; with one processor that would be two.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+PLACES = 6
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class FakeSource:
+    """Every instance another noise image; instances in `broken` cannot be read, those in `buggy` meet a bug."""
+
+    shape: tuple[int, ...] = (32, 32)
+    broken: frozenset[int] = frozenset()
+    buggy: frozenset[int] = frozenset()
+    pause_seconds: float = 0.0
+
+    def image(self, instance: int) -> np.ndarray:
+        time.sleep(self.pause_seconds)
+        if instance in self.broken:
+            raise UnreadableImage(f"photos/{instance}.jpg", "truncated")
+        if instance in self.buggy:
+            raise KeyError("no such font")
+        return (
+            (keyed(7, instance, np.arange(np.prod(self.shape))) >> np.uint64(56)).astype(np.uint8).reshape(self.shape)
+        )
+
+
+class FakeSchedule:
+    """Six places a step, out of 20 positions; position p holds instance 100 - p, but 18 and 19 are empty."""
+
+    def positions(self, step: int) -> np.ndarray:
+        positions = shuffle(step, 20)[:PLACES]
+        return np.where(positions < 18, positions, -1)
+
+    def instances(self, positions_B: np.ndarray) -> np.ndarray:
+        assert (positions_B >= 0).all()
+        return 100 - positions_B
+
+
+GREY = GreyAugment(view_count=2)
+PHOTOS = PhotoAugment(crops=(Crop(24, 1, (0.3, 1.0)), Crop(16, 2, (0.1, 0.3), rows_grad=False)))
+
+
+def grey_dataset(**source: object) -> StepDataset:
+    return StepDataset(FakeSource(**source), FakeSchedule(), GREY, seed=1)  # type: ignore[arg-type]
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert one.step == other.step
+    assert len(one.views) == len(other.views)
+    assert all(map(torch.equal, one.views, other.views))
+    for name in ("positions_G", "ids_G", "filled_G"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.unreadable == other.unreadable
+
+
+def run_script(body: str, **options: object) -> subprocess.Popen:
+    """Start python on a script that has this module's names; warnings are errors there, too."""
+    script = f"from tests.datasets.test_loader import *\n{body}"
+    return subprocess.Popen(
+        [sys.executable, "-u", "-W", "error", "-W", "ignore:This DataLoader will create", "-c", script],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.mark.parametrize(("augment", "shape"), [(GREY, (32, 32)), (PHOTOS, (40, 50, 3))], ids=["grey", "photos"])
+def test_same_batches_for_any_number_of_workers(augment: Augmentation, shape: tuple[int, ...]) -> None:
+    dataset = StepDataset(FakeSource(shape, broken=frozenset({95})), FakeSchedule(), augment, 1, "skip")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        here = list(batches(dataset, 0, 7, workers=0, pin=False))
+        for workers in (1, 2, 3):
+            there = list(batches(dataset, 0, 7, workers=workers, pin=False))
+            assert len(there) == len(here) == 7
+            for one, other in zip(here, there, strict=True):
+                assert_same(one, other)
+    finally:
+        torch.set_num_threads(before)
+    assert any(batch.unreadable for batch in here)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_starting_in_the_middle_gives_the_rest_of_the_run(workers: int) -> None:
+    whole = list(batches(grey_dataset(), 0, 8, workers, pin=False))
+    rest = list(batches(grey_dataset(), 5, 8, workers, pin=False))
+    assert [batch.step for batch in whole] == list(range(8))
+    for one, other in zip(whole[5:], rest, strict=True):
+        assert_same(one, other)
+
+
+def test_a_batch_is_the_augmented_images_of_its_instances() -> None:
+    dataset = grey_dataset()
+    step = next(step for step in range(100) if (FakeSchedule().positions(step) >= 0).all())
+    batch = dataset[step]
+    np.testing.assert_array_equal(batch.positions_G, FakeSchedule().positions(step))
+    np.testing.assert_array_equal(batch.ids_G, 100 - batch.positions_G)
+    assert batch.filled_G.all()
+    assert batch.positions_G.dtype == batch.ids_G.dtype == np.int64
+    expected = GREY.views([FakeSource().image(int(i)) for i in batch.ids_G], 1, step, batch.ids_G)
+    assert all(map(torch.equal, batch.views, expected))
+
+
+def test_empty_places_are_black_and_leave_the_others_in_place() -> None:
+    step = next(step for step in range(100) if (FakeSchedule().positions(step) < 0).any())
+    batch = grey_dataset()[step]
+    empty_G = FakeSchedule().positions(step) < 0
+    np.testing.assert_array_equal(batch.filled_G, ~empty_G)
+    assert (batch.ids_G[empty_G] == -1).all()
+    for view_GCHW, augmented in zip(
+        batch.views,
+        GREY.views([FakeSource().image(int(i)) for i in batch.ids_G[~empty_G]], 1, step, batch.ids_G[~empty_G]),
+        strict=True,
+    ):
+        assert view_GCHW.shape == (PLACES, 1, 32, 32)
+        assert not view_GCHW[torch.from_numpy(empty_G)].any()
+        assert torch.equal(view_GCHW[torch.from_numpy(~empty_G)], augmented)
+
+
+def test_a_batch_without_any_image_keeps_its_shape() -> None:
+    source = FakeSource((40, 50, 3), broken=frozenset(range(101)))
+    batch = StepDataset(source, FakeSchedule(), PHOTOS, 1, "skip")[0]
+    assert [tuple(view.shape) for view in batch.views] == [(PLACES, 3, 24, 24)] + [(PLACES, 3, 16, 16)] * 2
+    assert not batch.filled_G.any()
+    assert len(batch.unreadable) == np.count_nonzero(FakeSchedule().positions(0) >= 0)
+
+
+def test_a_skipped_image_empties_its_place_and_is_named() -> None:
+    whole = grey_dataset()[0]
+    place = int(np.flatnonzero(whole.filled_G)[1])
+    broken = int(whole.ids_G[place])
+    batch = StepDataset(FakeSource(broken=frozenset({broken})), FakeSchedule(), GREY, 1, "skip")[0]
+    assert batch.unreadable == [f"photos/{broken}.jpg"]
+    assert (batch.ids_G[place], batch.positions_G[place], batch.filled_G[place]) == (-1, -1, False)
+    for view, whole_view in zip(batch.views, whole.views, strict=True):
+        assert not view[place].any()
+        others = [other for other in range(PLACES) if other != place]
+        assert torch.equal(view[others], whole_view[others])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_stops_the_run_with_a_line_that_names_the_file(workers: int) -> None:
+    dataset = grey_dataset(broken=frozenset({100 - int(FakeSchedule().positions(3)[0])}))
+    stream = batches(dataset, 3, 6, workers, pin=False)
+    with pytest.raises(ValueError, match=r'^cannot read photos/\d+\.jpg: truncated; .*"skip"') as caught:
+        list(stream)
+    assert "\n" not in str(caught.value)
+    # Where it happened is not lost: the worker's traceback goes along as a note.
+    assert "in __getitem__" in caught.value.__notes__[0]
+    assert multiprocessing.active_children() == []
+
+
+def test_a_bug_in_a_worker_surfaces_with_its_type_and_traceback() -> None:
+    dataset = grey_dataset(buggy=frozenset(range(101)))
+    with pytest.raises(KeyError, match="no such font") as caught:
+        list(batches(dataset, 0, 6, workers=2, pin=False))
+    assert "in image" in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_no_workers_means_no_processes() -> None:
+    with contextlib.closing(batches(grey_dataset(), 0, 6, workers=0, pin=False)) as stream:
+        next(stream)
+        assert multiprocessing.active_children() == []
+
+
+def test_workers_are_forked_before_the_first_batch_is_asked_for() -> None:
+    with contextlib.closing(batches(grey_dataset(), 0, 6, workers=2, pin=False)):
+        assert len(multiprocessing.active_children()) == 2
+
+
+@pytest.mark.parametrize("taken", [0, 1, 6])
+def test_closing_the_iterator_ends_its_workers(taken: int) -> None:
+    stream = batches(grey_dataset(), 0, 6, workers=2, pin=False)
+    for _ in range(taken):
+        next(stream)
+    stream.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_no_steps_give_no_batches() -> None:
+    assert list(batches(grey_dataset(), 4, 4, workers=2, pin=False)) == []
+    assert multiprocessing.active_children() == []
+
+
+def test_the_global_generator_stays_where_it_is() -> None:
+    before = torch.get_rng_state()
+    list(batches(grey_dataset(), 0, 3, workers=2, pin=False))
+    list(batches(grey_dataset(), 0, 3, workers=0, pin=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_do_not_hang_after_the_parent_has_used_its_threads() -> None:
+    # In a process of its own: a hang there is a failure here, and the parent's threads surely exist at the fork.
+    process = run_script(
+        "torch.set_num_threads(4)\n"
+        "big = torch.rand(1500, 1500)\n"
+        "for _ in range(3): (big @ big).exp_().sum()\n"
+        "assert len(os.listdir('/proc/self/task')) >= 4\n"
+        # Enough places that a worker with four threads would open parallel regions.
+        "class Wide(FakeSchedule):\n"
+        "    def positions(self, step): return np.arange(500) % 18\n"
+        "dataset = StepDataset(FakeSource(), Wide(), GREY, 1)\n"
+        "print(len(list(batches(dataset, 0, 6, workers=2, pin=False))))\n"
+        "(big @ big).sum()\n"
+    )
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (0, "6\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_the_parent_its_batches(number: signal.Signals) -> None:
+    process = run_script(
+        "stopping = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: stopping.append(1))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))\n"
+        "stream = batches(grey_dataset(pause_seconds=0.005), 0, 10**9, workers=2, pin=False)\n"
+        "left = 20\n"
+        "for batch in stream:\n"
+        "    print(batch.step)\n"
+        "    left -= bool(stopping)\n"
+        "    if not left: break\n"
+        "stream.close()\n"
+        "print('left', len(multiprocessing.active_children()))\n",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "5\n":
+        pass
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    lines = output.split()
+    assert lines[-2:] == ["left", "0"]
+    steps = [int(line) for line in lines[:-2]]
+    assert steps == list(range(6, 6 + len(steps)))
+    # The signal may come while the step that was read last is still at its work: one of the 20 is that one then.
+    assert len(steps) >= 19
+
+
+def test_an_interrupt_that_is_not_caught_ends_the_workers_while_it_travels() -> None:
+    process = run_script(
+        "try:\n"
+        "    with contextlib.closing(batches(grey_dataset(pause_seconds=0.05), 0, 10**9, 2, pin=False)) as stream:\n"
+        "        for batch in stream: print(batch.step)\n"
+        "except KeyboardInterrupt as error:\n"
+        "    print('left', len(multiprocessing.active_children()))\n",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "3\n":
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert output.endswith("left 0\n")
+
+
+def test_a_program_that_forgets_to_close_still_ends() -> None:
+    process = run_script("stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\nprint(next(stream).step)\n")
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (0, "0\n", "")
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    process = run_script(
+        "stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\n"
+        "print(*(child.pid for child in multiprocessing.active_children()))\n"
+        "for batch in stream: pass\n"
+    )
+    assert process.stdout is not None
+    workers = [int(word) for word in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in workers if _runs(pid)]:
+        assert time.monotonic() < deadline, f"workers {alive} outlive their parent"
+        time.sleep(0.1)
+    process.communicate()
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is not a zombie that nobody has collected yet."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs an accelerator")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_are_the_same_batches(workers: int) -> None:
+    plain = list(batches(grey_dataset(), 0, 4, workers, pin=False))
+    pinned = list(batches(grey_dataset(), 0, 4, workers, pin=True))
+    for one, other in zip(plain, pinned, strict=True):
+        assert_same(one, other)
+        assert all(view.is_pinned() for view in other.views)

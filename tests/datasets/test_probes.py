@@ -1,0 +1,211 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from datasets.batch import ImageSet, Probe
+from datasets.digits import Digits
+from datasets.glyphs import find_faces
+from datasets.keyed import uniform
+from datasets.probes import glyph_probe, labelled_probe, split_probe
+
+SIZE = 24
+RNG = np.random.default_rng(0)
+
+
+def shift(images: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
+    """A jitter that rolls each image by a keyed number of columns."""
+    columns = (uniform(keys, 1)[:, 0] * 8).astype(int)
+    return torch.stack([image.roll(int(by), dims=-1) for image, by in zip(images, columns, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def probe() -> Probe:
+    return glyph_probe(None, SIZE, ["DejaVu Serif", "STIXGeneral"], jitter=shift)
+
+
+class Pictures:
+    """A source of given arrays."""
+
+    def __init__(self, images: np.ndarray, labels: list[int] | None) -> None:
+        self.name = "pictures"
+        self.channels = 1 if images.ndim == 3 else 3
+        self._images, self._labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, instance: int) -> np.ndarray:
+        return self._images[instance].copy()
+
+    def labels(self) -> np.ndarray | None:
+        return None if self._labels is None else np.array(self._labels)
+
+    def instance_name(self, instance: int) -> str:
+        return str(instance)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def whole(images: ImageSet) -> torch.Tensor:
+    return images.load(0, images.count)
+
+
+def nearest_is_right(gallery: ImageSet, queries: ImageSet) -> float:
+    gallery_MP = functional.normalize(whole(gallery).flatten(1))
+    nearest = (functional.normalize(whole(queries).flatten(1)) @ gallery_MP.T).argmax(1).numpy()
+    assert gallery.labels_M is not None
+    assert queries.labels_M is not None
+    return float((gallery.labels_M[nearest] == queries.labels_M).mean())
+
+
+# ---- glyphs
+
+
+def test_each_face_of_normal_weight_asks_clean_and_jittered(probe: Probe) -> None:
+    assert [queries.name for queries in probe.queries] == [
+        "DejaVu Serif Italic",
+        "DejaVu Serif Italic, jittered",
+        "DejaVu Serif Book",
+        "DejaVu Serif Book, jittered",
+        "STIXGeneral Regular",
+        "STIXGeneral Regular, jittered",
+        "STIXGeneral Italic",
+        "STIXGeneral Italic, jittered",
+    ]
+    assert len(glyph_probe(None, SIZE, ["STIXGeneral"]).queries) == 2
+
+
+def test_the_gallery_holds_each_rendering_once_and_both_counts_are_told(probe: Probe) -> None:
+    images = whole(probe.gallery)
+    assert images.shape == (probe.classes, 1, SIZE, SIZE)
+    assert images.dtype == torch.float32
+    assert len({image.numpy().tobytes() for image in images}) == probe.classes
+    assert probe.gallery.labels_M is not None
+    assert probe.gallery.labels_M.tolist() == list(range(probe.classes))
+    assert f"{probe.classes} classes" in probe.protocol
+    letters = int(probe.protocol.split(" letters")[0].split()[-1])
+    assert 1.05 * probe.classes < letters < 1.3 * probe.classes
+
+
+def test_letters_that_look_alike_in_the_gallery_have_one_label(probe: Probe) -> None:
+    """Serif's A, Alpha and Cyrillic A are three queries of the label of Sans's one A; B has another label."""
+    serif = probe.queries[2]
+    a, b = (probe.gallery.load(i, i + 1) for i in (0, 1))
+    assert serif.labels_M is not None
+    counts = np.bincount(serif.labels_M, minlength=probe.classes)
+    # Letters are ordered by code point: the first two classes are A and B, which Greek and Cyrillic have too.
+    assert counts[0] == 3
+    assert counts[1] == 3
+    assert not torch.equal(a, b)
+
+
+def test_query_labels_are_labels_of_the_gallery(probe: Probe) -> None:
+    for queries in probe.queries:
+        assert queries.labels_M is not None
+        assert queries.labels_M.shape == (queries.count,)
+        assert queries.count > 300
+        assert queries.labels_M.min() >= 0
+        assert queries.labels_M.max() < probe.classes
+
+
+def test_raw_pixels_find_half_of_the_upright_serif_letters(probe: Probe) -> None:
+    """Wrong labels would leave chance, 1 in 2,900. Measured at 24 pixels: 53.8 % upright, 24.7 % italic."""
+    assert 0.45 < nearest_is_right(probe.gallery, probe.queries[2]) < 0.7
+    assert 0.15 < nearest_is_right(probe.gallery, probe.queries[0]) < 0.4
+
+
+def test_images_do_not_depend_on_how_they_are_batched(probe: Probe) -> None:
+    for images in [probe.gallery, *probe.queries[:2]]:
+        at_once = images.load(100, 140)
+        for start, stop in ((100, 101), (110, 137), (139, 140)):
+            assert torch.equal(images.load(start, stop), at_once[start - 100 : stop - 100])
+
+
+def test_jitter_is_fixed_for_a_letter_of_a_face_whatever_else_is_asked(probe: Probe) -> None:
+    alone = glyph_probe(None, SIZE, ["STIXGeneral"], jitter=shift)
+    assert torch.equal(whole(alone.queries[1]), whole(probe.queries[5]))
+    clean, jittered = whole(probe.queries[4]), whole(probe.queries[5])
+    moved = (clean != jittered).flatten(1).any(1).float().mean()
+    assert 0.7 < moved < 0.95  # 7 of 8 shifts move the image
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"evaluate.gallery_family: no font family 'Dejavu Sans'; the nearest are 'DejaVu"
+    ):
+        glyph_probe(None, SIZE, ["DejaVu Serif"], gallery_family="Dejavu Sans")
+    with pytest.raises(ValueError, match=r"evaluate.query_families: no font family 'Serif'"):
+        glyph_probe(None, SIZE, ["Serif"])
+    with pytest.raises(ValueError, match="'DejaVu Sans' has no style 'Regular'; it has 'Bold'"):
+        glyph_probe(None, SIZE, ["DejaVu Serif"], gallery_style="Regular")
+    with pytest.raises(ValueError, match="'DejaVu Sans' is the gallery; ask with another family"):
+        glyph_probe(None, SIZE, ["DejaVu Sans"])
+    with pytest.raises(
+        ValueError, match="'STIXNonUnicode' has no face of normal weight with letters of DejaVu Sans Book"
+    ):
+        glyph_probe(None, SIZE, ["STIXNonUnicode"])
+    assert "STIXNonUnicode" in {face.family for face in find_faces(None)}
+
+
+# ---- labelled sources
+
+
+def test_digits_are_found_by_raw_pixels() -> None:
+    probe = labelled_probe(Digits("train"), Digits("test"), 8)
+    assert (probe.gallery.count, probe.queries[0].count, probe.classes) == (1437, 360, 10)
+    assert nearest_is_right(probe.gallery, probe.queries[0]) == pytest.approx(0.953, abs=0.005)
+
+
+def test_grey_images_are_resized_whole_and_photographs_cropped() -> None:
+    grey = np.zeros((2, 64, 64), np.uint8)
+    grey[:, :2] = 255
+    for images, kept in ((grey, True), (np.stack([grey] * 3, axis=3), False)):
+        source = Pictures(images, [0, 1])
+        first = labelled_probe(source, source, 28).gallery.load(0, 1)
+        assert first.shape == (1, source.channels, 28, 28)
+        assert bool(first[:, :, 0].max() > 0.4) is kept
+
+
+def test_sources_without_labels_or_with_other_labels_are_refused() -> None:
+    images = RNG.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"pictures has no labels; set data.labels"):
+        labelled_probe(Pictures(images, None), Pictures(images, [0, 1, 2]), 8)
+    with pytest.raises(ValueError, match=r"label 5 of pictures is not in the gallery \(2 of 3 queries\)"):
+        labelled_probe(Pictures(images, [0, 1, 2]), Pictures(images, [0, 5, 6]), 8)
+
+
+# ---- one labelled source cut in two
+
+
+def test_a_split_asks_every_image_once_in_gallery_or_queries() -> None:
+    images = RNG.integers(0, 256, (200, 8, 8), dtype=np.uint8)
+    source = Pictures(images, [i % 4 for i in range(200)])
+    probe = split_probe(source, 8, query_fraction=0.2)
+    assert (probe.gallery.count, probe.queries[0].count) == (160, 40)
+    parts = [(whole(part) * 255).round().to(torch.uint8).numpy() for part in (probe.gallery, probe.queries[0])]
+    seen = [image.tobytes() for image in np.concatenate(parts)]
+    assert sorted(seen) == sorted(image.tobytes() for image in images)
+    instance_of = {image.tobytes(): i for i, image in enumerate(images)}
+    assert probe.gallery.labels_M is not None
+    assert probe.queries[0].labels_M is not None
+    labels = np.concatenate([probe.gallery.labels_M, probe.queries[0].labels_M])
+    assert labels.tolist() == [instance_of[image] % 4 for image in seen]
+    again = split_probe(Pictures(images, [0] * 200), 8, query_fraction=0.2)
+    assert torch.equal(whole(again.queries[0]), whole(probe.queries[0]))
+
+
+def test_queries_alone_in_their_class_are_left_out_and_counted() -> None:
+    images = RNG.integers(0, 256, (100, 8, 8), dtype=np.uint8)
+    labels = [0] * 50 + list(range(1, 51))
+    probe = split_probe(Pictures(images, labels), 8, query_fraction=0.3)
+    queries = probe.queries[0]
+    assert 0 < queries.count < 30
+    assert queries.labels_M is not None
+    assert set(queries.labels_M) == {0}
+    assert f"{30 - queries.count} alone in their class left out" in probe.protocol
+    with pytest.raises(ValueError, match="none of 30 queries out of 100 images shares its label"):
+        split_probe(Pictures(images, list(range(100))), 8, query_fraction=0.3)
+    with pytest.raises(ValueError, match=r"evaluate.query_fraction: 1.0 is not between 0 and 1"):
+        split_probe(Pictures(images, labels), 8, query_fraction=1.0)

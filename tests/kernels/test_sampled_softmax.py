@@ -1,0 +1,535 @@
+"""The op against the slow line that it equals: values, gradients, numerics, edges, and what it never does.
+
+Error policy (as in apple/ml-cross-entropy): against the float64 reference, the float32 op may be off by at most twice
+what the float32 reference is off. Loss: largest absolute error. Gradients: relative error in the Euclidean norm, of the
+whole and of the worst single row, so that a sample with a small gradient cannot hide behind the others. The worst over
+a few seeds is compared, for one lucky draw of the reference must not decide.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels.sampled_softmax import aten, backend, combine, sampled_softmax, softmax_backward, softmax_forward
+from kernels.sampled_softmax.reference import sampled_softmax_reference
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def draw(samples: int, rows: int, features: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+    features_BD = torch.randn(samples, features, generator=generator)
+    rows_KD = torch.randn(rows, features, generator=generator) * 0.01
+    return features_BD.to(dtype), rows_KD.to(dtype), torch.randint(rows, (samples,), generator=generator)
+
+
+def options(samples: int, rows: int, targets_B: Tensor, seed: int = 1) -> dict[str, Tensor]:
+    """A mask that spares the targets, an offset, and samples that bar their gradient from rows."""
+    generator = torch.Generator().manual_seed(seed)
+    row_mask_K = torch.rand(rows, generator=generator) < 0.6
+    row_mask_K[targets_B[targets_B >= 0]] = True
+    return {
+        "row_mask_K": row_mask_K,
+        "offset_K": torch.randn(rows, generator=generator, dtype=torch.float64),
+        "rows_need_grad_B": torch.rand(samples, generator=generator) < 0.5,
+    }
+
+
+def loss_and_gradients(
+    op: Callable[..., Tensor], features_BD: Tensor, rows_KD: Tensor, targets_B: Tensor, **keywords: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss per sample, and the gradients of a sum in which no two samples weigh the same."""
+    features_BD, rows_KD = features_BD.clone().requires_grad_(), rows_KD.clone().requires_grad_()
+    loss_B = op(features_BD, rows_KD, targets_B, **keywords)
+    weight_B = torch.linspace(0.5, 1.5, len(loss_B), dtype=loss_B.dtype)
+    (loss_B * weight_B).sum().backward()
+    assert features_BD.grad is not None
+    assert rows_KD.grad is not None
+    return loss_B.detach(), features_BD.grad, rows_KD.grad
+
+
+@pytest.fixture(params=[1, 7, 64, 10_000])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows per tile, so that a small K has many tiles, and a last one of another size."""
+    tile: int = request.param
+    monkeypatch.setattr(aten, "tile_rows", lambda *_: tile)
+    return tile
+
+
+# What it equals
+
+
+@pytest.mark.parametrize(("samples", "rows", "features"), [(1, 1, 1), (1, 65, 3), (5, 64, 8), (13, 129, 17), (7, 2, 5)])
+def test_equals_the_slow_line_for_any_tile(tile: int, samples: int, rows: int, features: int) -> None:
+    arguments = draw(samples, rows, features)
+    expected = loss_and_gradients(sampled_softmax_reference, *arguments, temperature=0.1)
+    got = loss_and_gradients(sampled_softmax, *arguments, temperature=0.1)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("tile")
+def test_mask_offset_barred_samples_empty_places_and_shared_targets_equal_the_slow_line() -> None:
+    features_BD, rows_KD, targets_B = draw(24, 150, 6)
+    targets_B[3] = targets_B[17] = -1
+    targets_B[5:9] = targets_B[4]
+    keywords: dict[str, Any] = {"temperature": 0.2, **options(24, 150, targets_B)}
+    expected = loss_and_gradients(sampled_softmax_reference, features_BD, rows_KD, targets_B, **keywords)
+    loss_B, dfeatures_BD, drows_KD = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, **keywords)
+    torch.testing.assert_close((loss_B, dfeatures_BD, drows_KD), expected, rtol=1e-10, atol=1e-11)
+    assert loss_B[3] == 0
+    assert not dfeatures_BD[17].any()
+    assert not drows_KD[~keywords["row_mask_K"]].any()
+
+
+@pytest.mark.usefixtures("tile")
+def test_gradients_pass_gradcheck_in_float64() -> None:
+    features_BD, rows_KD, targets_B = draw(4, 9, 3)
+    targets_B[1] = -1
+    keywords = options(4, 9, targets_B)
+    del keywords["rows_need_grad_B"]  # a barred gradient is no derivative of the loss; the next test has it
+    torch.autograd.gradcheck(
+        lambda features_BD, rows_KD: sampled_softmax(features_BD, rows_KD, targets_B, temperature=0.5, **keywords),
+        (features_BD.requires_grad_(), (rows_KD * 100).requires_grad_()),
+    )
+
+
+def test_gradcheck_holds_for_the_features_when_all_samples_are_barred_from_rows_and_rows_get_zero() -> None:
+    features_BD, rows_KD, targets_B = draw(4, 9, 3)
+    barred_B = torch.zeros(4, dtype=torch.bool)
+    torch.autograd.gradcheck(
+        lambda features_BD: sampled_softmax(
+            features_BD, rows_KD, targets_B, temperature=0.5, rows_need_grad_B=barred_B
+        ),
+        (features_BD.clone().requires_grad_(),),
+    )
+    _, _, drows_KD = loss_and_gradients(
+        sampled_softmax, features_BD, rows_KD, targets_B, temperature=0.5, rows_need_grad_B=barred_B
+    )
+    assert not drows_KD.any()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    samples=st.integers(1, 9),
+    rows=st.integers(1, 40),
+    features=st.integers(1, 9),
+    tile=st.integers(1, 50),
+    temperature=st.sampled_from([0.05, 0.2, 3.0]),
+    seed=st.integers(0, 1000),
+)
+def test_any_small_problem_equals_the_slow_line(
+    samples: int, rows: int, features: int, tile: int, temperature: float, seed: int
+) -> None:
+    features_BD, rows_KD, targets_B = draw(samples, rows, features, seed)
+    keywords: dict[str, Any] = {"temperature": temperature, **options(samples, rows, targets_B, seed)}
+    expected = loss_and_gradients(sampled_softmax_reference, features_BD, rows_KD, targets_B, **keywords)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aten, "tile_rows", lambda *_: tile)
+        got = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, **keywords)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_half_precision_features_are_converted_to_the_dtype_of_the_rows() -> None:
+    features_BD, rows_KD, targets_B = draw(6, 40, 8, dtype=torch.float32)
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded_BD = features_BD.to(dtype)
+        loss_B, dfeatures_BD, drows_KD = loss_and_gradients(
+            sampled_softmax, rounded_BD, rows_KD, targets_B, temperature=0.2
+        )
+        expected = loss_and_gradients(sampled_softmax, rounded_BD.float(), rows_KD, targets_B, temperature=0.2)
+        assert dfeatures_BD.dtype == dtype
+        torch.testing.assert_close((loss_B, dfeatures_BD, drows_KD), (expected[0], expected[1].to(dtype), expected[2]))
+
+
+def test_autocast_changes_no_bit() -> None:
+    arguments = draw(6, 40, 8, dtype=torch.float32)
+    expected = loss_and_gradients(sampled_softmax, *arguments, temperature=0.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = loss_and_gradients(sampled_softmax, *arguments, temperature=0.2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_tensors_that_are_not_contiguous_give_the_same() -> None:
+    features_BD, rows_KD, targets_B = draw(6, 40, 8)
+    expected = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, temperature=0.2)
+    wide_KD, wide_BD = torch.zeros(40, 20, dtype=torch.float64), torch.zeros(8, 6, dtype=torch.float64)
+    wide_KD[:, 2:18:2], wide_BD[:] = rows_KD, features_BD.T
+    max_B, sumexp_B, positive_B = softmax_forward(wide_BD.T, wide_KD[:, 2:18:2], targets_B, temperature=0.2)
+    lse_B, weight_B = combine([(max_B, sumexp_B)]), torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
+    got = softmax_backward(wide_BD.T, wide_KD[:, 2:18:2], targets_B, lse_B, weight_B, temperature=0.2)
+    torch.testing.assert_close((lse_B - positive_B, *got), expected)
+
+
+# Ranks
+
+
+def test_halves_over_pretend_ranks_combine_to_the_whole() -> None:
+    features_BD, rows_KD, targets_B = draw(20, 100, 6)
+    targets_B[2] = -1
+    extras = options(20, 100, targets_B)
+    extras["row_mask_K"][90:] = False  # the last rank has rows, none of which takes part
+    targets_B[targets_B >= 90] = 0
+    extras["row_mask_K"][0] = True
+    need_grad_B = extras.pop("rows_need_grad_B")
+    ranks = [slice(0, 33), slice(33, 33), slice(33, 90), slice(90, 100)]
+
+    def local_targets(rank: slice) -> Tensor:
+        here_B = (targets_B >= rank.start) & (targets_B < rank.stop)
+        return torch.where(here_B, targets_B - rank.start, -1)
+
+    parts = []
+    positive_B = torch.zeros(20, dtype=torch.float64)
+    for rank in ranks:
+        local = {name: tensor[rank] for name, tensor in extras.items()}
+        max_B, sumexp_B, own_B = softmax_forward(
+            features_BD, rows_KD[rank], local_targets(rank), temperature=0.2, **local
+        )
+        parts.append((max_B, sumexp_B))
+        positive_B += own_B
+    assert (parts[1][0] == -math.inf).all()
+    assert not parts[3][1].any()
+
+    lse_B = combine(parts)
+    weight_B = torch.linspace(0.5, 1.5, 20, dtype=torch.float64).masked_fill(targets_B == -1, 0.0)
+    dfeatures_BD, drows = torch.zeros_like(features_BD), []
+    for rank in ranks:
+        local = {name: tensor[rank] for name, tensor in extras.items()}
+        part_BD, drows_KD = softmax_backward(
+            features_BD,
+            rows_KD[rank],
+            local_targets(rank),
+            lse_B,
+            weight_B,
+            temperature=0.2,
+            rows_need_grad_B=need_grad_B,
+            **local,
+        )
+        dfeatures_BD += part_BD
+        drows.append(drows_KD)
+
+    loss_B, *gradients = loss_and_gradients(
+        sampled_softmax_reference,
+        features_BD,
+        rows_KD,
+        targets_B,
+        temperature=0.2,
+        rows_need_grad_B=need_grad_B,
+        **extras,
+    )
+    torch.testing.assert_close((lse_B - positive_B)[targets_B >= 0], loss_B[targets_B >= 0])
+    torch.testing.assert_close([dfeatures_BD, torch.cat(drows)], gradients)
+
+
+def test_no_rows_anywhere_combine_to_minus_infinity_without_nan() -> None:
+    features_BD, rows_KD, targets_B = draw(3, 5, 4)
+    nothing = softmax_forward(
+        features_BD, rows_KD, targets_B * 0 - 1, temperature=0.2, row_mask_K=torch.zeros(5, dtype=torch.bool)
+    )
+    lse_B = combine([nothing[:2], softmax_forward(features_BD, rows_KD[:0], targets_B * 0 - 1, temperature=0.2)[:2]])
+    assert (lse_B == -math.inf).all()
+    assert not nothing[2].any()
+
+
+# Numerics
+
+
+def hard_inputs(kind: str, seed: int, dtype: torch.dtype) -> Inputs:
+    sizes = {"one sample": (1, 333, 17), "odd sizes": (13, 1031, 33)}
+    features_BD, rows_KD, targets_B = draw(*sizes.get(kind, (48, 2000, 128)), seed, torch.float32)
+    generator = torch.Generator().manual_seed(seed + 1000)
+    if kind == "outliers":
+        features_BD[torch.rand(features_BD.shape, generator=generator) < 0.01] *= 20
+        rows_KD[torch.rand(rows_KD.shape, generator=generator) < 0.01] *= 20
+    if kind == "row equals feature":
+        rows_KD[targets_B[0]] = features_BD[0]
+    if kind == "well classified":
+        rows_KD[targets_B] = features_BD * 0.01 + 0.002 * torch.randn(features_BD.shape, generator=generator)
+    return features_BD.to(dtype), rows_KD.to(dtype), targets_B
+
+
+def errors(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
+    measured = {"loss": float((got[0].double() - exact[0]).abs().max())}
+    for name, gradient, exact_gradient in zip(("dfeatures", "drows"), got[1:], exact[1:], strict=True):
+        difference = gradient.double() - exact_gradient
+        measured[name] = float(difference.norm() / exact_gradient.norm())
+        measured[f"worst row of {name}"] = float((difference.norm(dim=1) / exact_gradient.norm(dim=1)).max())
+    return measured
+
+
+def worst_errors(op: Callable[..., Tensor], kind: str, temperature: float) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for seed in range(5):
+        exact_inputs = hard_inputs(kind, seed, torch.float64)
+        exact = loss_and_gradients(sampled_softmax_reference, *exact_inputs, temperature=temperature)
+        got = loss_and_gradients(op, *hard_inputs(kind, seed, torch.float32), temperature=temperature)
+        for name, error in errors(got, exact).items():
+            worst[name] = max(worst.get(name, 0.0), error)
+    return worst
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+@pytest.mark.parametrize(
+    "kind", ["plain", "outliers", "row equals feature", "well classified", "one sample", "odd sizes"]
+)
+def test_float32_error_is_at_most_twice_that_of_the_slow_line(
+    kind: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aten, "tile_rows", lambda *_: 384)
+    allowed = worst_errors(sampled_softmax_reference, kind, temperature)
+    got = worst_errors(sampled_softmax, kind, temperature)
+    assert {name: (error, allowed[name]) for name, error in got.items() if error > 2 * allowed[name]} == {}
+
+
+def test_the_part_of_the_feature_gradient_that_comes_from_negatives_is_as_exact_as_the_slow_lines() -> None:
+    # The positive's part is as long as all others together and would cover an error in them.
+    def negatives(dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
+        features_BD, rows_KD, targets_B = hard_inputs("outliers", seed, dtype)
+        rows_KD = torch.cat([rows_KD[targets_B], rows_KD])  # sample b's own row is now row b
+        features_BD.requires_grad_()
+        logits_BK = normalize(features_BD) @ normalize(rows_KD).T / 0.1
+        p_BK = logits_BK.detach().softmax(1)
+        B = len(features_BD)
+        (p_BK[:, B:] * logits_BK[:, B:]).sum().backward()
+        assert features_BD.grad is not None
+        features_BD.requires_grad_(False)
+        ours = softmax_forward(features_BD, rows_KD, torch.arange(B), temperature=0.1)
+        lse_B, nobody_B = combine([ours[:2]]), torch.full((B,), -1)
+        one_B = torch.ones(B, dtype=dtype)
+        ours_BD, _ = softmax_backward(features_BD, rows_KD[B:], nobody_B, lse_B, one_B, temperature=0.1)
+        return features_BD.grad, ours_BD
+
+    slow_error = our_error = 0.0
+    for seed in range(5):
+        exact_BD, _ = negatives(torch.float64, seed)
+        slow_BD, ours_BD = negatives(torch.float32, seed)
+        slow_error = max(slow_error, float(((slow_BD - exact_BD).norm(dim=1) / exact_BD.norm(dim=1)).max()))
+        our_error = max(our_error, float(((ours_BD - exact_BD).norm(dim=1) / exact_BD.norm(dim=1)).max()))
+    assert our_error <= 2 * slow_error
+
+
+def test_a_well_classified_sample_needs_the_log_sum_exp_in_float64() -> None:
+    exact_inputs, inputs = (hard_inputs("well classified", 0, dtype) for dtype in (torch.float64, torch.float32))
+    _, exact_BD, _ = loss_and_gradients(sampled_softmax_reference, *exact_inputs, temperature=0.03)
+    _, slow_BD, _ = loss_and_gradients(sampled_softmax_reference, *inputs, temperature=0.03)
+    lse_B = combine([softmax_forward(*inputs, temperature=0.03)[:2]])
+    weight_B = torch.linspace(0.5, 1.5, len(lse_B))
+    ours_BD, _ = softmax_backward(*inputs, lse_B, weight_B, temperature=0.03)
+    rounded_BD, _ = softmax_backward(*inputs, lse_B.float(), weight_B, temperature=0.03)
+    slow, ours, rounded = (float((x - exact_BD).norm() / exact_BD.norm()) for x in (slow_BD, ours_BD, rounded_BD))
+    assert ours <= 2 * slow
+    assert rounded > 100 * slow
+
+
+def test_a_single_row_and_a_sample_whose_row_alone_takes_part_have_loss_and_gradients_of_exactly_zero() -> None:
+    features_BD, rows_KD, targets_B = draw(7, 1, 16, dtype=torch.float32)
+    for quantity in loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, temperature=0.01):
+        assert not quantity.any()
+    features_BD, rows_KD, _ = draw(7, 500, 16, dtype=torch.float32)
+    alone_K = torch.arange(500) == 321
+    for quantity in loss_and_gradients(
+        sampled_softmax, features_BD, rows_KD, torch.full((7,), 321), temperature=0.01, row_mask_K=alone_K
+    ):
+        assert not quantity.any()
+
+
+def test_the_length_of_rows_and_features_does_not_matter_to_the_bit() -> None:
+    features_BD, rows_KD, targets_B = draw(9, 300, 32, dtype=torch.float32)
+    loss_B, dfeatures_BD, drows_KD = loss_and_gradients(
+        sampled_softmax, features_BD, rows_KD, targets_B, temperature=0.1
+    )
+    # Squares of the first underflow in float32, those of the second overflow.
+    for scale in (2.0**-95, 2.0**95):
+        got = loss_and_gradients(sampled_softmax, features_BD / scale, rows_KD * scale, targets_B, temperature=0.1)
+        expected = (loss_B, dfeatures_BD * scale, drows_KD / scale)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_short_rows_stay_right_where_normalising_in_half_precision_gives_nan() -> None:
+    features_BD, rows_KD, targets_B = draw(9, 300, 128, dtype=torch.float32)
+    unit_KD = normalize(rows_KD)
+    squared_by_hand_KD = unit_KD.half() * 1e-4
+    assert (squared_by_hand_KD / squared_by_hand_KD.square().sum(1, keepdim=True).sqrt()).isnan().any()
+    assert normalize((unit_KD * 1e-7).half()).isnan().any()
+
+    expected_B = sampled_softmax(features_BD, unit_KD, targets_B, temperature=0.1)
+    for length in (1e-3, 1e-7, 1e-20, 1e-30, 1e-37):
+        # The weights are those of a mean over 512 samples: without them the gradient for 1e-37 is past float32's range.
+        short_KD = (unit_KD * length).requires_grad_()
+        loss_B = sampled_softmax(features_BD, short_KD, targets_B, temperature=0.1)
+        (loss_B / 512).sum().backward()
+        torch.testing.assert_close(loss_B, expected_B, rtol=1e-5, atol=1e-5)
+        assert short_KD.grad is not None
+        assert short_KD.grad.isfinite().all()
+        assert short_KD.grad.any()
+
+
+def test_rows_that_only_subnormal_numbers_can_hold_never_give_nan() -> None:
+    features_BD, rows_KD, targets_B = draw(9, 300, 16, dtype=torch.float32)
+    tiny_KD = normalize(rows_KD) * 1e-43
+    for quantity in loss_and_gradients(sampled_softmax, features_BD, tiny_KD, targets_B, temperature=0.1):
+        assert not quantity.isnan().any()
+
+
+def test_a_row_of_zeros_has_cosine_zero_and_no_gradient() -> None:
+    features_BD, rows_KD, targets_B = draw(4, 10, 8)
+    rows_KD[3] = 0
+    features_BD[2] = 0
+    targets_B[:] = torch.tensor([3, 1, 2, 0])
+    loss_B, dfeatures_BD, drows_KD = loss_and_gradients(
+        sampled_softmax, features_BD, rows_KD, targets_B, temperature=0.1
+    )
+    torch.testing.assert_close(loss_B, sampled_softmax_reference(features_BD, rows_KD, targets_B, temperature=0.1))
+    assert loss_B[2] == pytest.approx(math.log(10))
+    assert not dfeatures_BD[2].any()
+    assert not drows_KD[3].any()
+    assert dfeatures_BD.isfinite().all()
+    assert drows_KD.isfinite().all()
+
+
+@pytest.mark.usefixtures("tile")
+def test_what_a_masked_row_holds_does_not_matter_even_if_it_is_nan() -> None:
+    features_BD, rows_KD, targets_B = draw(6, 90, 8, dtype=torch.float32)
+    keywords: dict[str, Any] = {"temperature": 0.1, "row_mask_K": options(6, 90, targets_B)["row_mask_K"]}
+    expected = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, **keywords)
+    rows_KD[~keywords["row_mask_K"]] = math.nan
+    got = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, **keywords)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_a_sample_whose_own_row_is_masked_has_loss_inf_and_the_slow_lines_gradients() -> None:
+    features_BD, rows_KD, targets_B = draw(4, 10, 8)
+    keywords: dict[str, Any] = {"temperature": 0.1, "row_mask_K": torch.arange(10) != targets_B[0]}
+    expected = loss_and_gradients(sampled_softmax_reference, features_BD, rows_KD, targets_B, **keywords)
+    got = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, **keywords)
+    assert got[0][0] == math.inf
+    torch.testing.assert_close(got, expected)
+
+
+# Empty problems
+
+
+def test_no_samples_give_an_empty_loss_and_zero_gradients() -> None:
+    loss_B, dfeatures_BD, drows_KD = loss_and_gradients(sampled_softmax, *draw(0, 5, 4), temperature=0.2)
+    assert loss_B.shape == (0,)
+    assert dfeatures_BD.shape == (0, 4)
+    assert drows_KD.shape == (5, 4)
+    assert not drows_KD.any()
+
+
+def test_a_batch_of_empty_places_has_no_loss_and_no_gradient_even_without_rows() -> None:
+    for rows in (5, 0):
+        features_BD, rows_KD, _ = draw(3, max(rows, 1), 4)
+        nobody_B = torch.full((3,), -1)
+        for quantity in loss_and_gradients(sampled_softmax, features_BD, rows_KD[:rows], nobody_B, temperature=0.2):
+            assert not quantity.any()
+
+
+# What it does and never does
+
+
+def test_the_same_inputs_give_the_same_bits() -> None:
+    arguments = draw(64, 3000, 48, dtype=torch.float32)
+    extras: dict[str, Any] = {"temperature": 0.1, **options(64, 3000, arguments[2])}
+    extras["offset_K"] = extras["offset_K"].float()
+    first = loss_and_gradients(sampled_softmax, *arguments, **extras)
+    for _ in range(3):
+        got = loss_and_gradients(sampled_softmax, *arguments, **extras)
+        torch.testing.assert_close(got, first, rtol=0, atol=0)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the largest number of elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_no_tensor_is_as_large_as_the_logits() -> None:
+    samples, rows, features = 512, 20_000, 8
+    arguments = draw(samples, rows, features, dtype=torch.float32)
+    with _LargestTensor() as slow:
+        loss_and_gradients(sampled_softmax_reference, *arguments, temperature=0.1)
+    with _LargestTensor() as ours:
+        loss_and_gradients(sampled_softmax, *arguments, temperature=0.1)
+    assert slow.elements == samples * rows
+    assert ours.elements <= aten.tile_rows(samples, features, torch.device("cpu")) * samples < samples * rows / 10
+
+
+def test_arguments_are_left_as_they_were() -> None:
+    arguments = draw(5, 40, 8)
+    extras: dict[str, Any] = options(5, 40, arguments[2])
+    before = [tensor.clone() for tensor in (*arguments, *extras.values())]
+    loss_and_gradients(sampled_softmax, *arguments, temperature=0.2, **extras)
+    torch.testing.assert_close([*arguments, *extras.values()], before, rtol=0, atol=0)
+
+
+def test_says_which_implementation_serves_a_device() -> None:
+    assert backend(torch.device("cpu")) == "aten"
+    with pytest.raises(ValueError, match="not on meta"):
+        backend(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"rows_KD": torch.ones(5, 3)}, r"features_BD has shape \(2, 4\), expected \[samples, 3\]"),
+        ({"rows_KD": torch.ones(5)}, r"rows_KD has shape \(5,\)"),
+        ({"rows_KD": torch.ones(5, 4).bfloat16()}, "rows_KD is torch.bfloat16"),
+        ({"features_BD": torch.ones(2, 4).double()}, "features_BD is torch.float64, expected torch.float32"),
+        ({"features_BD": torch.ones(4)}, r"features_BD has shape \(4,\)"),
+        ({"targets_B": torch.zeros(3, dtype=torch.int64)}, r"targets_B has shape \(3,\), expected \(2,\)"),
+        ({"targets_B": torch.zeros(2, dtype=torch.int32)}, "targets_B is torch.int32, expected torch.int64"),
+        ({"targets_B": torch.tensor([0, 5])}, "targets_B reaches from 0 to 5, expected -1"),
+        ({"targets_B": torch.tensor([-2, 1])}, "targets_B reaches from -2 to 1"),
+        ({"row_mask_K": torch.ones(4, dtype=torch.bool)}, r"row_mask_K has shape \(4,\), expected \(5,\)"),
+        ({"row_mask_K": torch.ones(5)}, "row_mask_K is torch.float32, expected torch.bool"),
+        ({"offset_K": torch.ones(5, dtype=torch.int64)}, "offset_K is torch.int64"),
+        ({"rows_need_grad_B": torch.ones(5, dtype=torch.bool)}, r"rows_need_grad_B has shape \(5,\), expected \(2,\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "features_BD": torch.ones(2, 4),
+        "rows_KD": torch.ones(5, 4),
+        "targets_B": torch.tensor([0, 4]),
+        "temperature": 0.1,
+    }
+    assert sampled_softmax(**arguments).isfinite().all()
+    with pytest.raises(ValueError, match=message):
+        sampled_softmax(**{**arguments, **change})
+
+
+def test_the_backward_half_refuses_statistics_of_another_shape() -> None:
+    arguments = draw(2, 5, 4)
+    with pytest.raises(ValueError, match=r"lse_B has shape \(5,\), expected \(2,\)"):
+        softmax_backward(*arguments, torch.ones(5), torch.ones(2), temperature=0.1)
+    with pytest.raises(ValueError, match=r"weight_B has shape \(\)"):
+        softmax_backward(*arguments, torch.ones(2), torch.tensor(1.0), temperature=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_the_cpu_and_marks_targets_out_of_range_with_nan() -> None:
+    features_BD, rows_KD, targets_B = draw(24, 1000, 16)
+    extras = options(24, 1000, targets_B)
+    expected_B = sampled_softmax(features_BD, rows_KD, targets_B, temperature=0.1, **extras)
+    targets_B[5], targets_B[6] = 1000, -7
+    on_device = {name: tensor.cuda() for name, tensor in extras.items()}
+    got_B = sampled_softmax(features_BD.cuda(), rows_KD.cuda(), targets_B.cuda(), temperature=0.1, **on_device).cpu()
+    expected_B[5:7] = math.nan
+    torch.testing.assert_close(got_B, expected_B, equal_nan=True)
