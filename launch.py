@@ -22,20 +22,27 @@ from configs import schema
 if TYPE_CHECKING:
     import torch
 
-    from datasets.catalog import GreyAugment, PhotoAugment, Source
+    from datasets.batch import Probe
+    from datasets.grey import GreyAugment
+    from datasets.photos import PhotoAugment
     from datasets.schedule import Schedule
+    from datasets.source import Source
     from engine.active_rows import ActiveRows
+    from engine.evaluate import Embed, Evaluation
+    from engine.network import Network
     from engine.trunk import Trunk
 
 # What a run writes into its output directory, and --fresh removes.
-OUTPUTS = ("config.json", "plan.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "report.html", "checkpoints")
-OUTPUTS += ("backbone.safetensors", "tensorboard", "exports")
+OUTPUTS = ["config.json", "plan.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "report.html"]
+OUTPUTS += ["checkpoints", "backbone.safetensors", "tensorboard", "exports", "knn.json"]
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Train and use parametric instance classifiers.", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="a JSON file; configs/README.md explains every key")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the memory plan, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and the memory plan, train nothing"
+    )
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier run left in the output directory")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher; not used")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
@@ -60,12 +67,11 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
 
     from engine import checkpoint, memory_plan
     from engine.learning_rate import learning_rate
-    from engine.network import make_network
 
     source, augmentation, schedule = open_data(config)
     total = total_steps(config, schedule)
     check_shrink(config, schedule, total)
-    network = make_network(config.backbone.name, config.backbone.hidden, config.classifier.dim, config.seed)
+    network = network_of(config)
     active = active_rows_of(config, schedule)
     tiers = memory_plan.plan(
         active=active,
@@ -92,7 +98,9 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     if kept:
         refuse_other_run(config, source, kept.manifest)
         if kept.step >= end:
-            print(f"this run is finished: {kept.step} steps are done; see {output / 'summary.json'}, or start over with --fresh")
+            print(
+                f"this run is finished: {kept.step} steps are done; see {output / 'summary.json'}, or start over with --fresh"
+            )
             return 0
         print(f"going on after step {kept.step} from {kept.path}")
     elif complaints:
@@ -112,7 +120,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
             warmup_factor=config.optimizer.warmup_factor,
         )
 
-    from datasets.catalog import make_probe, sample_images
+    from datasets.catalog import sample_images
     from datasets.loader import StepDataset, batches
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
@@ -121,14 +129,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Workers are forked here, before DeepSpeed starts threads.
     stream = batches(dataset, first_step, end, config.data.workers, pin=device.type == "cuda")
-    probe = make_probe(
-        source,
-        augmentation,
-        root=config.data.root,
-        image_size=config.data.image_size,
-        held_out=config.data.held_out,
-        limit_queries=None,
-    )
+    probe = open_probe(config, source, augmentation)
     trunk = make_trunk(config, network, schedule, device)
     rows = make_rows(config, schedule, device)
     try:
@@ -168,17 +169,83 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
             ),
         )
     finally:
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         trunk.close()
 
 
 def knn(config: schema.Config, options: argparse.Namespace) -> int:
-    """Evaluate the backbone that a run saved in its output directory."""
+    """Evaluate a saved backbone: the one in the output directory, or evaluate.backbone."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from datasets.catalog import sample_images
+    from engine.evaluate import evaluate, raw_pixels, record
+    from engine.network import embed
+    from engine.session import describe
+
+    path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
+    if not path.is_file():
+        raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
+    if config.evaluate.features != "backbone":
+        raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
+    source, augmentation, _ = open_data(config)
+    network = network_of(config)
+    try:
+        network.backbone.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is not a {config.backbone.name}: {str(error).splitlines()[0]}; set backbone.name"
+        ) from None
+    wanted = config.evaluate
+    probe = open_probe(config, source, augmentation)
+    sample = sample_images(source, config.data.image_size, min(2000, wanted.limit))
+    gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
+
+    def look(features: "Embed") -> "Evaluation":
+        k, temperature = wanted.k, wanted.temperature
+        return evaluate(features, gallery, queries, k=k, temperature=temperature, limit=wanted.limit)
+
+    raw = look(raw_pixels).figures
+    result = look(lambda images: embed(network, images, "backbone"))
+    line = record(result, probe, raw, wanted.k, wanted.temperature, "backbone")
+    print(describe(str(path), line))
+    write_json(prepare_output(config, fresh=False) / "knn.json", {"backbone": str(path), **line})
     return 0
 
 
 def export(config: schema.Config, options: argparse.Namespace) -> int:
-    """Write the backbone, the embeddings and the rows of a run's newest checkpoint."""
+    """Write the backbone, the embeddings and the rows of a run's newest checkpoint, in instance order."""
+    import torch
+
+    from datasets.catalog import every_image
+    from engine import checkpoint, exports
+    from engine.network import backbone_of, embed
+    from engine.snapshots import RowReader
+
+    source, _, schedule = open_data(config)
+    kept, complaints = checkpoint.newest(Path(config.output) / "checkpoints")
+    if kept is None:
+        raise ValueError(f"there is no whole checkpoint in {config.output}/checkpoints; train one with job=pretrain")
+    refuse_other_run(config, source, kept.manifest)
+    network = network_of(config)
+    model = checkpoint.read_trunk(kept)
+    network.load_state_dict(model)
+    rows = make_rows(config, schedule, torch.device("cpu"))
+    checkpoint.load_rows(kept, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
+    directory = prepare_output(config, fresh=False) / "exports"
+    directory.mkdir(exist_ok=True)
+    exports.export_backbone(directory / "backbone.safetensors", backbone_of(model), config.backbone.name)
+    shapes = {
+        "rows": exports.export_rows(directory / "rows.npy", RowReader(rows), schedule.instances),
+        "embeddings": exports.export_embeddings(
+            directory / "embeddings.npy",
+            lambda images: embed(network, images, "backbone"),
+            every_image(source, config.data.image_size),
+            len(source),
+        ),
+    }
+    exports.write_manifest(directory / "manifest.json", {"step": kept.step, "source": source.name, "shapes": shapes})
+    print("\n".join([*complaints, f"exported step {kept.step} to {directory}: " + json.dumps(shapes)]))
     return 0
 
 
@@ -189,7 +256,12 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
 
     data, wanted = config.data, config.schedule
     source = open_source(
-        data.source, root=data.root, image_size=data.image_size, limit=data.limit, held_out=data.held_out, labels=data.labels
+        data.source,
+        root=data.root,
+        image_size=data.image_size,
+        limit=data.limit,
+        held_out=data.held_out,
+        labels=data.labels,
     )
     augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
     stripe = wanted.block * wanted.lanes
@@ -206,7 +278,9 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
         reshuffle=wanted.reshuffle,
     )
     if len(source) < wanted.batch:
-        raise ValueError(f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that")
+        raise ValueError(
+            f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
+        )
     active = config.classifier.active
     if active is not None and window < active < len(source):
         raise ValueError(
@@ -214,6 +288,14 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
             f"set classifier.active to at most {window}, or to null for all rows"
         )
     return source, augmentation, schedule
+
+
+def open_probe(config: schema.Config, source: "Source", augmentation: "GreyAugment | PhotoAugment") -> "Probe | None":
+    """How this run is evaluated; None where nothing is labelled."""
+    from datasets.catalog import make_probe
+
+    data = config.data
+    return make_probe(source, augmentation, root=data.root, image_size=data.image_size, held_out=data.held_out)
 
 
 def active_rows_of(config: schema.Config, schedule: "Schedule") -> int:
@@ -259,7 +341,18 @@ def check_shrink(config: schema.Config, schedule: "Schedule", total: int) -> Non
         )
 
 
-def make_trunk(config: schema.Config, network: "torch.nn.Module", schedule: "Schedule", device: "torch.device") -> "Trunk":
+def network_of(config: schema.Config) -> "Network":
+    from engine.network import make_network
+
+    backbone = config.backbone
+    return make_network(
+        backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.classifier.dim, config.seed
+    )
+
+
+def make_trunk(
+    config: schema.Config, network: "torch.nn.Module", schedule: "Schedule", device: "torch.device"
+) -> "Trunk":
     from engine.trunk import Trunk
 
     return Trunk(
@@ -287,7 +380,9 @@ def make_rows(config: schema.Config, schedule: "Schedule", device: "torch.device
     decay = optimizer.weight_decay if optimizer.rows_weight_decay is None else optimizer.rows_weight_decay
     full = is_full(config, schedule)
     lanes = schedule.lanes
-    capacity = [schedule.lane_size(lane) for lane in range(lanes)] if full else [(classifier.active or 0) // lanes] * lanes
+    capacity = (
+        [schedule.lane_size(lane) for lane in range(lanes)] if full else [(classifier.active or 0) // lanes] * lanes
+    )
     host = HostTier(
         MemoryStore(),
         block=schedule.block,
@@ -326,7 +421,9 @@ def prepare_output(config: schema.Config, fresh: bool) -> Path:
         (output / ".writable").write_text("")
         (output / ".writable").unlink()
     except OSError as error:
-        raise ValueError(f"cannot write into output {output}: {error.strerror}; set output to a directory of your own") from None
+        raise ValueError(
+            f"cannot write into output {output}: {error.strerror}; set output to a directory of your own"
+        ) from None
     if fresh:
         for name in OUTPUTS:
             path = output / name
@@ -345,7 +442,9 @@ def refuse_other_run(config: schema.Config, source: "Source", manifest: dict[str
                 "set it back, choose another output, or start over with --fresh"
             )
     if source.fingerprint() != manifest["source"]:
-        raise ValueError(f"the images changed since {config.output} was started; restore them, or start over with --fresh")
+        raise ValueError(
+            f"the images changed since {config.output} was started; restore them, or start over with --fresh"
+        )
 
 
 def print_said(config: schema.Config, source: "Source", schedule: "Schedule", active: int, total: int) -> None:
@@ -355,7 +454,9 @@ def print_said(config: schema.Config, source: "Source", schedule: "Schedule", ac
         f"{total:,} steps of {schedule.batch}"
     )
     if config.classifier.active is not None and config.classifier.active > schedule.size:
-        print(f"classifier.active {config.classifier.active:,} is above the number of images: all {schedule.size:,} rows are active")
+        print(
+            f"classifier.active {config.classifier.active:,} is above the number of images: all {schedule.size:,} rows are active"
+        )
 
 
 def print_plan(tiers: dict[str, dict[str, int]]) -> None:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -22,6 +22,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the first of {list(pair)} is above the second; swap them")
+    return pair
+
+
+Range = Annotated[tuple[AboveZero, AboveZero], AfterValidator(_ascending)]
+
+
 class GreyAugmentation(Section):
     """For grey images: glyphs, digits, Fashion-MNIST. A value of 0 (scale 1 to 1) switches an operation off."""
 
@@ -29,7 +38,7 @@ class GreyAugmentation(Section):
     views: Positive = 1  # augmented views of each image in a step
     degrees: NonNegative = 15.0  # rotation, uniform in [-degrees, degrees]
     shift: Fraction = 0.08  # translation, share of the image
-    scale: tuple[AboveZero, AboveZero] = (0.75, 1.2)
+    scale: Range = (0.75, 1.2)
     shear: NonNegative = 0.25  # slant, as a tangent (an italic has about 0.2)
     elastic: NonNegative = 0.1  # largest displacement by a smooth random field, share of the image
     thickness: Fraction = 0.6  # blend towards the eroded or dilated image
@@ -43,7 +52,7 @@ class Crop(Section):
 
     size: Positive
     count: Positive = 1
-    scale: tuple[AboveZero, AboveZero] = (0.14, 1.0)  # share of the image's area
+    scale: Range = (0.14, 1.0)  # share of the image's area
     rows_grad: bool = True  # False: these views train the backbone, not the rows
 
 
@@ -56,7 +65,7 @@ class PhotoAugmentation(Section):
     jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.8, 0.8, 0.8, 0.2)
     jitter_probability: Fraction = 0.8
     grey: Fraction = 0.2
-    blur_sigma: tuple[AboveZero, AboveZero] = (0.1, 2.0)
+    blur_sigma: Range = (0.1, 2.0)
     blur_probability: Fraction = 0.5
 
     @field_validator("crops")
@@ -75,8 +84,12 @@ class Data(Section):
     held_out: tuple[str, ...] = ()  # glyphs: font families kept out of training, used as queries
     labels: str | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
     on_unreadable: Literal["skip", "stop"] = "skip"
-    augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(kind="grey")
-    workers: Annotated[int, Field(ge=0)] = 1  # processes that decode and augment; 0: none, the step does it itself
+    augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(
+        kind="grey"
+    )
+    workers: Annotated[int, Field(ge=0)] = (
+        0  # processes that decode and augment; 0: the step does it itself, best for small images
+    )
 
 
 class Schedule(Section):
@@ -90,7 +103,11 @@ class Schedule(Section):
 
 
 class Backbone(Section):
-    name: str = "resnet18"  # a torchvision classification model
+    name: str = "resnet18"  # a torchvision classification model, or "vgg" with layers
+    layers: tuple[Positive | Literal["M"], ...] | None = (
+        None  # vgg: widths of its 3x3 convolutions, "M" = halve the image
+    )
+    grid: Positive = 2  # vgg: features are averaged over grid x grid cells of the image
     hidden: Positive = 512  # width of the head's hidden layer
 
 
@@ -140,6 +157,7 @@ class Evaluate(Section):
     k: Positive = 20  # neighbours that vote
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
     features: Literal["backbone", "head"] = "backbone"
+    backbone: str | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
     limit: Positive = 10000  # most images of a gallery, and of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
@@ -179,14 +197,18 @@ class Config(Section):
                 f"({schedule.lanes} x {schedule.micro_batches})"
             )
         if active is not None and active < schedule.batch:
-            raise ValueError(f"classifier.active ({active}) is below schedule.batch ({schedule.batch}); set it to at least the batch")
+            raise ValueError(
+                f"classifier.active ({active}) is below schedule.batch ({schedule.batch}); set it to at least the batch"
+            )
         if active is not None and active % schedule.lanes:
             raise ValueError(
                 f"schedule.lanes ({schedule.lanes}) does not divide classifier.active ({active}); "
                 f"set classifier.active to {active // schedule.lanes * schedule.lanes}"
             )
         if self.classifier.init == "feature" and schedule.micro_batches > 1:
-            raise ValueError("classifier.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1")
+            raise ValueError(
+                "classifier.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1"
+            )
         return self
 
 
@@ -215,7 +237,9 @@ def load(path: str, overrides: list[str]) -> Config:
     try:
         tree = json.loads(Path(path).read_text())
     except OSError as error:
-        raise ValueError(f"cannot read the config {path}: {error.strerror}; give --config an existing JSON file") from None
+        raise ValueError(
+            f"cannot read the config {path}: {error.strerror}; give --config an existing JSON file"
+        ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     if not isinstance(tree, dict):

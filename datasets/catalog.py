@@ -1,10 +1,12 @@
 """From the names in a config to a source, an augmentation and a probe. Nothing but naming happens here."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from datasets.batch import ImageSet, Probe
+from datasets.batch import ImageSet, Probe, UnreadableImage
 from datasets.clean import PHOTO_MARGIN, to_tensor
 from datasets.digits import Digits
 from datasets.fashion_mnist import FashionMnist
@@ -44,7 +46,9 @@ def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAug
     fields = {key: value for key, value in settings.items() if key not in ("kind", "views", "crops")}
     if settings["kind"] == "grey":
         if channels != 1:
-            raise ValueError('data.augment is for grey images, and these have colour; set data.augment={"kind":"photos"}')
+            raise ValueError(
+                'data.augment is for grey images, and these have colour; set data.augment={"kind":"photos"}'
+            )
         return GreyAugment(size=image_size, view_count=settings["views"], **fields)
     if channels != 3:
         raise ValueError('data.augment is for photos, and these images are grey; set data.augment={"kind":"grey"}')
@@ -58,7 +62,6 @@ def make_probe(
     root: str | None,
     image_size: int,
     held_out: tuple[str, ...],
-    limit_queries: int | None,
 ) -> Probe | None:
     """How this source is evaluated; None where nothing is labelled or held out."""
     if isinstance(source, Glyphs):
@@ -69,25 +72,17 @@ def make_probe(
     if isinstance(source, Digits):
         return labelled_probe(source, Digits("test"), image_size)
     if isinstance(source, FashionMnist):
-        return labelled_probe(source, FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "test", limit_queries), image_size)
+        return labelled_probe(source, FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "test"), image_size)
     return split_probe(source, image_size) if source.labels() is not None else None
 
 
 def sample_images(source: Source, image_size: int, count: int) -> ImageSet:
     """Up to `count` training images, evenly spread, for figures that need no labels (RankMe, the map).
 
-    Images that cannot be read are left out, silently: training counts them.
+    Images that cannot be read are left out; training names and counts them.
     """
-    from datasets.batch import UnreadableImage
-
-    wanted = [int(i) for i in torch.linspace(0, len(source) - 1, min(count, len(source))).round().to(torch.int64)]
-    readable = []
-    for instance in wanted:
-        try:
-            source.image(instance)
-        except UnreadableImage:
-            continue
-        readable.append(instance)
+    wanted = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)
+    readable = [int(instance) for instance in wanted if _read(source, int(instance)) is not None]
     margin = PHOTO_MARGIN if source.channels == 3 else 1.0
 
     def load(start: int, stop: int) -> torch.Tensor:
@@ -96,3 +91,18 @@ def sample_images(source: Source, image_size: int, count: int) -> ImageSet:
     return ImageSet(source.name, len(readable), load, names=lambda i: source.instance_name(readable[i]))
 
 
+def every_image(source: Source, image_size: int, batch: int = 256) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(instances, images float32 [B, C, S, S]) over the whole source, without those that cannot be read."""
+    margin = PHOTO_MARGIN if source.channels == 3 else 1.0
+    for start in range(0, len(source), batch):
+        images = {i: _read(source, i) for i in range(start, min(start + batch, len(source)))}
+        readable = {i: image for i, image in images.items() if image is not None}
+        if readable:
+            yield np.array(list(readable)), to_tensor(list(readable.values()), image_size, margin)
+
+
+def _read(source: Source, instance: int) -> np.ndarray | None:
+    try:
+        return source.image(instance)
+    except UnreadableImage:
+        return None

@@ -18,7 +18,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from safetensors.torch import save as torch_save
 
 from engine.active_rows import ActiveRows
 from engine.store import Block
-from engine.trunk import Trunk
+
+if TYPE_CHECKING:
+    from engine.trunk import Trunk
 
 FORMAT = 1
 
@@ -43,10 +45,19 @@ class Kept:
     manifest: dict[str, Any]
 
 
-def save(directory: Path, trunk: Trunk, rows: ActiveRows, manifest: dict[str, Any], keep: int) -> Path:
-    """Write the state after `rows.log.steps` steps and drop all but the newest `keep`. OSError leaves the older ones whole."""
+def save(
+    directory: Path,
+    trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
+    rows: ActiveRows,
+    manifest: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write the state after `rows.log.steps` steps and drop all but the newest `keep`. OSError leaves the older ones whole.
+
+    trunk_state   what Trunk.state() gives    manifest   what else to keep, as JSON
+    """
     step = rows.log.steps
-    model, momentum = trunk.state()
+    model, momentum = trunk_state
     files = {
         "trunk.safetensors": torch_save(model),
         "momentum.safetensors": torch_save(momentum),
@@ -94,9 +105,13 @@ def newest(directory: Path) -> tuple[Kept | None, list[str]]:
     return None, complaints
 
 
-def load(kept: Kept, trunk: Trunk, rows: ActiveRows, window: np.ndarray) -> None:
-    """Put a fresh trunk and fresh rows where the checkpoint left them. window: the blocks of the step's window."""
+def load_trunk(kept: Kept, trunk: "Trunk") -> None:
+    """Put a fresh trunk where the checkpoint left it."""
     trunk.load(read_trunk(kept), torch_load((kept.path / "momentum.safetensors").read_bytes()))
+
+
+def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray) -> None:
+    """Put fresh rows where the checkpoint left them. window: the blocks of the window that the last step was in."""
     rows.log.extend(_read(kept, "log")["eta"])
     blocks = _read(kept, "blocks")
     resident = {}
@@ -126,13 +141,18 @@ def _blocks(rows: ActiveRows) -> dict[str, np.ndarray]:
     host = rows.host
     resident = host.blocks()
     numbers = resident + [number for number in host.store.blocks() if number not in host]
-    contents = [host.resident(n) if n in host else host.store.read_block(n) for n in numbers]
+    contents = [block for n in numbers if (block := host.resident(n) if n in host else host.store.read_block(n))]
+    assert len(contents) == len(numbers)
     dim = host.weight.shape[1]
     return {
         "number": np.array(numbers, dtype=np.int64),
         "resident": np.arange(len(numbers)) < len(resident),
-        "weight": np.stack([b.weight for b in contents]) if contents else np.zeros((0, host.block, dim), host.weight.dtype),
-        "momentum": np.stack([b.momentum for b in contents]) if contents else np.zeros((0, host.block, dim), host.weight.dtype),
+        "weight": np.stack([b.weight for b in contents])
+        if contents
+        else np.zeros((0, host.block, dim), host.weight.dtype),
+        "momentum": np.stack([b.momentum for b in contents])
+        if contents
+        else np.zeros((0, host.block, dim), host.weight.dtype),
         "last_step": np.stack([b.last_step for b in contents]) if contents else np.zeros((0, host.block), np.int64),
     }
 

@@ -34,7 +34,9 @@ class Evaluation:
     queries: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def evaluate(embed: Embed, gallery: ImageSet, queries: list[ImageSet], *, k: int, temperature: float, limit: int) -> Evaluation:
+def evaluate(
+    embed: Embed, gallery: ImageSet, queries: list[ImageSet], *, k: int, temperature: float, limit: int
+) -> Evaluation:
     """Embed at most `limit` images of each set and classify every query by its k nearest gallery images.
 
     With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
@@ -78,7 +80,9 @@ def rankme(features_MD: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def record(result: Evaluation, probe: Probe | None, raw: dict[str, float], k: int, temperature: float, features: str) -> dict[str, Any]:
+def record(
+    result: Evaluation, probe: Probe | None, raw: dict[str, float], k: int, temperature: float, features: str
+) -> dict[str, Any]:
     """One line of evaluations.jsonl, without the step."""
     vote_text = f"cosine of {features} features, k = {k}, vote weight exp(similarity / {temperature})"
     protocol = f"{probe.protocol}; {vote_text}" if probe else f"no labels: RankMe of {features} features only"

@@ -22,7 +22,7 @@ def neighbour_rows(probe: Probe, result: Evaluation, k: int) -> list[NeighbourRo
         features_QD = result.queries[query.name]
         for number in np.linspace(0, len(features_QD) - 1, _QUERIES // len(shown)).astype(int):
             similarity_1k, index_1k = neighbours(result.gallery_MD, features_QD[number : number + 1], _NEIGHBOURS)
-            found = [
+            found: list[tuple[np.ndarray, str, bool | None, float]] = [
                 (picture(gallery, int(i)), gallery.names(int(i)), bool(labels[i] == query.labels_M[number]), float(s))
                 for i, s in zip(index_1k[0], similarity_1k[0], strict=True)
             ]

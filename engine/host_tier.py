@@ -29,8 +29,8 @@ class HostTier:
 
     def __init__(self, store: Store, *, block: int, size: int, dim: int, dtype: type, places: int) -> None:
         self.store, self.block, self.size = store, block, size
-        self.weight = np.empty((0, dim), dtype=dtype)
-        self.momentum = np.empty((0, dim), dtype=dtype)
+        self.weight: np.ndarray = np.empty((0, dim), dtype=dtype)
+        self.momentum: np.ndarray = np.empty((0, dim), dtype=dtype)
         self.last_step = np.empty(0, dtype=np.int64)
         self.slot = np.empty(0, dtype=np.int64)
         self._active_rows = np.empty(0, dtype=np.int64)  # of each place

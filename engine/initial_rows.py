@@ -40,7 +40,7 @@ def initial_rows(seed: int, ids_B: np.ndarray, dim: int, norm: float) -> np.ndar
     """
     draws = np.arange(-(-dim // 4), dtype=np.uint64)
     ids = np.asarray(ids_B).astype(np.uint64)[:, None]
-    counters = (draws[None, :], np.uint64(0), ids & _LOW, ids >> _HALF)
+    counters = (draws[None, :], np.zeros((1, 1), dtype=np.uint64), ids & _LOW, ids >> _HALF)
     words = np.stack(philox4x32(counters, (seed & 0xFFFFFFFF, seed >> 32)), axis=-1)
     bits = (words.reshape(len(ids_B), -1)[:, :dim] >> np.uint64(8)).astype(np.float32)
     # (2 * bits + 1) / 2^24 - 1 is exact in float32 but for its last bit, and never 0.

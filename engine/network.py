@@ -7,9 +7,12 @@ normalisation. Grey images are repeated to three channels, so a backbone trained
 name once its classifier is replaced by Identity.
 """
 
+import difflib
+
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.vgg import make_layers
 
 # The mean and deviation that torchvision's models expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -17,6 +20,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class Network(nn.Module):
     """views: list of float [B, 1 or 3, H, W] in [0, 1] -> z float32 [V*B, D] of unit length, views one after the other."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, backbone: nn.Module, width: int, hidden: int, dim: int) -> None:
         super().__init__()
@@ -47,23 +53,44 @@ class Network(nn.Module):
         return nn.functional.normalize(self.head(h).float())
 
 
-def make_network(name: str, hidden: int, dim: int, seed: int) -> Network:
+@torch.no_grad()
+def embed(network: Network, images: torch.Tensor, features: str) -> torch.Tensor:
+    """images [B, C, H, W] -> "backbone" features h or "head" features z, of unit length, float32 [B, .] on the host."""
+    device = network.mean.device
+    network.eval()
+    h = network.features([images.to(device)])
+    result = network.project(h) if features == "head" else nn.functional.normalize(h.float())
+    network.train()
+    return result.cpu()
+
+
+def make_network(
+    name: str, layers: tuple[int | str, ...] | None, grid: int, hidden: int, dim: int, seed: int
+) -> Network:
     """A network with weights keyed by seed. Raises ValueError for names that torchvision lacks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone, width = make_backbone(name)
+        backbone, width = make_backbone(name, layers, grid)
         network = Network(backbone, width, hidden, dim)
     return network
 
 
-def make_backbone(name: str) -> tuple[nn.Module, int]:
-    """The torchvision model without its classifier, and the width of its features."""
+def make_backbone(name: str, layers: tuple[int | str, ...] | None = None, grid: int = 1) -> tuple[nn.Module, int]:
+    """The torchvision model without its classifier, and the width of its features.
+
+    With `layers` it is the convolutional part of torchvision's VGG, with batch normalisation, of those widths ("M" halves the
+    image), averaged over a grid x grid of cells: a plain small network for small images, which keeps where things are.
+    """
+    if layers is not None:
+        if name != "vgg":
+            raise ValueError(f"backbone.layers is for backbone.name vgg; {name} has its own: set it to null")
+        return Plain(layers, grid), grid * grid * [width for width in layers if isinstance(width, int)][-1]
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        import difflib
-
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"backbone.name {name!r} is not a torchvision classification model; the nearest one is {nearest}")
+        raise ValueError(
+            f"backbone.name {name!r} is not a torchvision classification model; the nearest one is {nearest}"
+        )
     residual = name.startswith(("resnet", "resnext", "wide_resnet"))
     options = {"zero_init_residual": True} if residual else {}
     if name.startswith(("googlenet", "inception")):
@@ -77,3 +104,25 @@ def make_backbone(name: str) -> tuple[nn.Module, int]:
     with torch.no_grad():
         width = model(torch.zeros(1, 3, 224, 224)).shape[1]
     return model.train(), width
+
+
+class Plain(nn.Module):
+    """The convolutions of torchvision's VGG, with batch normalisation, under VGG's names; VGG itself brings 10^8 weights of classifier."""
+
+    def __init__(self, layers: tuple[int | str, ...], grid: int) -> None:
+        super().__init__()
+        self.features = make_layers(list(layers), batch_norm=True)
+        self.grid = grid
+        for module in self.features.modules():
+            if isinstance(module, nn.Conv2d):  # as VGG does
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(self.features(images), self.grid).flatten(1)
+
+
+def backbone_of(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under torchvision's names."""
+    prefix = "backbone."
+    return {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}

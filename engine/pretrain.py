@@ -218,4 +218,3 @@ def mean_of_finite(losses: list[float]) -> float | None:
     """The mean of the losses that are finite; None where none is."""
     finite = [loss for loss in losses if np.isfinite(loss)]
     return float(np.mean(finite)) if finite else None
-

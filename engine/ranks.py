@@ -19,7 +19,13 @@ def start(device: torch.device) -> None:
             "use --num_gpus 1 (deepspeed), --nproc-per-node 1 (torchrun) or plain python"
         )
     # DeepSpeed asks for these whatever the backend.
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "0"),
+    ):
         os.environ.setdefault(name, value)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from engine import checkpoint
 from engine.active_rows import ActiveRows
 from engine.evaluate import Embed, Evaluation, evaluate, raw_pixels, record
 from engine.examples import embedding_sample, neighbour_rows
+from engine.network import Network, backbone_of, embed
 from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
 from engine.progress import Progress, progress
 from engine.report import write_report
@@ -33,9 +34,10 @@ _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
 class Schedule(Protocol):
     """What a run asks of datasets' schedule."""
 
-    steps_per_window: int
-    steps_per_pass: float
-
+    @property
+    def steps_per_window(self) -> int: ...
+    @property
+    def steps_per_pass(self) -> float: ...
     def window_blocks(self, window: int) -> np.ndarray: ...
     def instances(self, positions_B: np.ndarray) -> np.ndarray: ...
 
@@ -85,7 +87,8 @@ def run(
     started = time.time()
     totals = Totals()
     if kept:
-        checkpoint.load(kept, trunk, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
+        checkpoint.load_trunk(kept, trunk)
+        checkpoint.load_rows(kept, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
         totals = Totals(**kept.manifest["totals"])
     else:
         (output / "metrics.jsonl").write_text("")
@@ -100,19 +103,21 @@ def run(
 
     def save() -> Path:
         everything = {**manifest, "totals": dataclasses.asdict(totals)}
-        return checkpoint.save(output / "checkpoints", trunk, rows, everything, settings.keep)
+        return checkpoint.save(output / "checkpoints", trunk.state(), rows, everything, settings.keep)
 
     def look() -> None:
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
-        options = {"k": settings.k, "temperature": settings.knn_temperature, "limit": settings.limit}
+        k, temperature, limit = settings.k, settings.knn_temperature, settings.limit
         if probe and not raw:
-            raw.update(evaluate(raw_pixels, gallery, queries, **options).figures)
-        result = evaluate(embedder(trunk, settings.features), gallery, queries, **options)
+            raw.update(evaluate(raw_pixels, gallery, queries, k=k, temperature=temperature, limit=limit).figures)
+        result = evaluate(
+            embedder(trunk, settings.features), gallery, queries, k=k, temperature=temperature, limit=limit
+        )
         latest[:] = [result]
         line = record(result, probe, raw, settings.k, settings.knn_temperature, settings.features)
         with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
-        shown.note(describe(rows.log.steps, line))
+        shown.note(describe(f"after step {rows.log.steps}", line))
 
     status = "finished"
     shown = progress(
@@ -151,7 +156,9 @@ def run(
             status = f"stopped: {error}"
         if stop.name:
             status = f"stopped by {stop.name}"
-            shown.note(f"{stop.name}: checkpoint written after step {rows.log.steps}; the same command goes on from there")
+            shown.note(
+                f"{stop.name}: checkpoint written after step {rows.log.steps}; the same command goes on from there"
+            )
         elif status == "finished":
             look()
 
@@ -200,20 +207,14 @@ def run(
 
 def embedder(trunk: Trunk, features: str) -> Embed:
     """images -> unit-length features of the trunk."""
-    return lambda images: trunk.embed(images, features)
+    return lambda images: embed(cast(Network, trunk.network), images, features)
 
 
-def backbone_of(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under torchvision's names."""
-    prefix = "backbone."
-    return {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
-
-
-def describe(step: int, line: dict[str, Any]) -> str:
+def describe(what: str, line: dict[str, Any]) -> str:
     """An evaluation for people: every figure beside raw pixels and chance, and the protocol it was made by."""
     if not line["figures"]:
-        return f"after step {step}: RankMe {line['rankme']:.1f} of {line['rankme_dim']}"
-    lines = [f"after step {step}: kNN, right answers (raw pixels; chance {line['chance']:.2%})"]
+        return f"{what}: RankMe {line['rankme']:.1f} of {line['rankme_dim']}"
+    lines = [f"{what}: kNN, right answers (raw pixels; chance {line['chance']:.2%})"]
     for name, share in line["figures"].items():
         lines.append(f"  {name:40} {share:6.1%}  ({line['raw_pixels'][name]:.1%})")
     return "\n".join([*lines, f"  {line['protocol']}", f"  RankMe {line['rankme']:.1f} of {line['rankme_dim']}"])
@@ -224,7 +225,9 @@ def tensorboard_beside(shown: Progress, directory: Path) -> Progress:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false") from None
+        raise ValueError(
+            "evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false"
+        ) from None
     writer = SummaryWriter(str(directory))
     show = shown.update
 

@@ -59,7 +59,9 @@ class RowReader:
             w[never] = initial_rows(start.seed, instances(positions[never]), w.shape[1], start.norm)
         return catch_up(w, u, self.rows.log.products(np.where(never, 0, last_step), self.step))
 
-    def caught_up_blocks(self, instances: Callable[[np.ndarray], np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def caught_up_blocks(
+        self, instances: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(instances of the block, caught-up w) for every block of the N positions, in the order of positions."""
         host = self.rows.host
         for number in range(-(-host.size // host.block)):

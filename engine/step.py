@@ -85,15 +85,24 @@ def train_step(
             targets_X = torch.from_numpy(np.tile(slots_G[kept], views)).to(device)
             weight_X = torch.from_numpy(np.tile(batch.filled_G[kept], views) / max(count * views, 1)).to(rows.w_KD)
             rows_need_grad_X = torch.tensor(rows_grad_V).repeat_interleave(len(kept)).to(device)
-            options = {"temperature": temperature, "row_mask_K": mask_K, "offset_K": None}
-            max_X, sumexp_X, positive_X = softmax_forward(z_XD_detached, rows.w_KD, targets_X, **options)
+            max_X, sumexp_X, positive_X = softmax_forward(
+                z_XD_detached, rows.w_KD, targets_X, temperature=temperature, row_mask_K=mask_K, offset_K=None
+            )
             lse_X = max_X + sumexp_X.log()
             loss = float(torch.where(targets_X >= 0, (lse_X - positive_X) * weight_X, 0.0).sum())
             loss_sum += loss
             if not np.isfinite(loss):
                 break
             dz_XD, part_KD = softmax_backward(
-                z_XD_detached, rows.w_KD, targets_X, lse_X, weight_X, rows_need_grad_B=rows_need_grad_X, **options
+                z_XD_detached,
+                rows.w_KD,
+                targets_X,
+                lse_X,
+                weight_X,
+                temperature=temperature,
+                row_mask_K=mask_K,
+                offset_K=None,
+                rows_need_grad_B=rows_need_grad_X,
             )
             drows_KD = part_KD if drows_KD is None else drows_KD.add_(part_KD)
 

@@ -11,6 +11,7 @@ permission; under torch_autocast a gradient scaler can skip a step without was_s
 
 import logging
 import os
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from engine import ranks
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402
-from deepspeed.utils import (  # noqa: E402
+import deepspeed
+from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -60,8 +61,10 @@ class Trunk:
     ) -> None:
         _quiet()
         ranks.start(device)
-        # The operator is an optimisation of all-reduce between processes of one machine; gloo serves without it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if device.type == "cpu":
+            # DeepSpeed would compile a shared-memory all-reduce here; gloo serves without it. The table says of every operator
+            # whether it can be built; reading it as it is would try them all out.
+            deepspeed.ops.__compatible_ops__ = defaultdict(bool)
         optimizer = torch.optim.SGD(
             network.parameters(), lr=1.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
         )
@@ -126,18 +129,11 @@ class Trunk:
         for before, buffer in zip(self._buffers_before, self._buffers, strict=True):
             buffer.copy_(before)
 
-    @torch.no_grad()
-    def embed(self, images: torch.Tensor, features: str) -> torch.Tensor:
-        """images [B, C, H, W] -> "backbone" features h or "head" features z, of unit length, float32 on the host."""
-        self.network.eval()
-        h = self.network.features([images.to(self.device)])
-        result = self.network.project(h) if features == "head" else nn.functional.normalize(h.float())
-        self.network.train()
-        return result.cpu()
-
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """(parameters and buffers, momentum), float32 on the host, gathered from every ZeRO stage."""
-        model = {name: buffer.detach().cpu().clone() for name, buffer in self.network.named_buffers()}
+        kept = self.network.state_dict().keys()
+        buffers = self.network.named_buffers()
+        model = {name: buffer.detach().cpu().clone() for name, buffer in buffers if name in kept}
         momentum: dict[str, torch.Tensor] = {}
         for name, parameter in self.network.named_parameters():
             if self._partitioned(parameter):

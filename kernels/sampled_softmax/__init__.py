@@ -8,7 +8,7 @@ their gradients belong to the op, because rows become short over a long training
 `sampled_softmax` is the whole, for one process. Ranks that hold a part of the rows each use its halves:
 
     softmax_forward   (max, sumexp, positive) over the rows held here; ranks combine the first two and sum the third
-    softmax_backward  the gradients of sum_b weight_b loss_b, given the combined log-sum-exp: those of rows are complete,
+    softmax_backward  the gradients of sum_b weight_b loss_b, given the combined log-sum-exp: those of rows are whole,
                       those of features are to be summed over ranks
 
 Costs: four matrix products of 2 B K D operations instead of three, for logits are computed twice. `aten.py` says how.

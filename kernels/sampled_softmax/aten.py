@@ -6,13 +6,13 @@ A tile is T rows. Forward, for each tile (u = unit rows, f = unit features, ever
 
 Backward computes the same tile again (to the bit: same call, same shapes), so no logit is ever stored:
 
-    p_BT = weight_B 2^(l - lse), less weight_B at the target;    df_BD += p u_TD / temperature,    du_TD = p^T f_BD / temperature
+    p_BT = weight_B (2^(l - lse) - [k is the target]) / temperature,    df_BD += p u_TD,    du_TD = p^T f_BD
 
 which makes four matrix products where a softmax that keeps its logits has three. Then the gradients pass through the
 Jacobian of w -> w/|w|:  dw = (du - u (u . du)) / |w|.
 
 Powers of two are no matter of taste: on x86 torch's exp is MKL's, which takes 10 to 35 times as long where the result
-underflows, and at a low temperature most of them do; exp2 takes a third of exp's usual time, everywhere.
+underflows, as many do at temperature 0.01; exp2 takes a third of exp's usual time, everywhere.
 
 Sums over rows within a tile and sums for dz over tiles are in the rows' dtype; what is kept per sample (max, sumexp,
 positive) is float64, because 1 - p of a sample that is already well classified is a difference of nearly equal numbers.
@@ -29,9 +29,9 @@ from torch import Tensor
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
 
-# Numbers in one tile of logits plus one tile of rows. On a CPU the tile should stay in cache between the product and the
-# exponential (RESULTS.md has the sweep); the figure for GPUs, not measured yet, is to make launches cheap.
-_CPU_TILE_NUMBERS = 3 << 18
+# Numbers in one tile of logits plus one tile of rows. On a CPU they should stay in the last-level cache between product
+# and exponential (RESULTS.md has the sweep); the figure for GPUs, not measured yet, is to make launches cheap.
+_CPU_TILE_NUMBERS = 1 << 20
 _CUDA_TILE_NUMBERS = 1 << 25
 
 
@@ -84,10 +84,6 @@ def backward(
     if features_BD.shape[0] == 0 or rows_KD.shape[0] == 0:
         return torch.zeros_like(features_BD), torch.zeros_like(rows_KD)
     tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
-    if row_mask_K is not None:
-        # The target's logit is the constant -inf there: the loss is inf, and nothing flows through the constant.
-        own_row_B = targets_B.clamp(0, rows_KD.shape[0] - 1)
-        targets_B = torch.where(row_mask_K[own_row_B], targets_B, -1)
 
     # lse = high + low with `high` in the rows' dtype: 2^(l - high) is computed per logit, 2^-low goes into the weight.
     # An empty place must not count whatever its lse is: 2^(l - inf) = 0.
@@ -179,7 +175,7 @@ def _normalise(w_TD: Tensor, mask_T: Tensor | None, unit_TD: Tensor, scratch_TD:
 
     Squares of numbers under 1e-23 underflow in float32, so a row is first divided by a power of two near its largest
     number, which is exact. A row of zeros, and one that the mask leaves out (whatever it holds), gets direction 0 and
-    length inf: dividing its gradient by that length gives the 0 it should have.
+    length inf: dividing its gradient by that length gives the 0 it should have, and a target there sends nothing.
     """
     source_TD = w_TD
     if mask_T is not None:

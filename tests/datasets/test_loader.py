@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,17 +76,31 @@ def assert_same(one: Batch, other: Batch) -> None:
     assert one.unreadable == other.unreadable
 
 
-def run_script(body: str, **options: object) -> subprocess.Popen:
-    """Start python on a script that has this module's names; warnings are errors there, too."""
+@contextlib.contextmanager
+def running(body: str) -> Iterator[subprocess.Popen]:
+    """Python on a script that has this module's names, in a process group of its own; warnings are errors there too."""
     script = f"from tests.datasets.test_loader import *\n{body}"
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-u", "-W", "error", "-W", "ignore:This DataLoader will create", "-c", script],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,  # type: ignore[call-overload]
+        start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        # Where the test failed, the script or its workers may hang.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_line(process: subprocess.Popen, line: str) -> None:
+    assert process.stdout is not None
+    while (read := process.stdout.readline()) != f"{line}\n":
+        assert read, f"the script ended before it printed {line}"
 
 
 @pytest.mark.parametrize(("augment", "shape"), [(GREY, (32, 32)), (PHOTOS, (40, 50, 3))], ids=["grey", "photos"])
@@ -217,7 +232,7 @@ def test_the_global_generator_stays_where_it_is() -> None:
 
 def test_workers_do_not_hang_after_the_parent_has_used_its_threads() -> None:
     # In a process of its own: a hang there is a failure here, and the parent's threads surely exist at the fork.
-    process = run_script(
+    script = (
         "torch.set_num_threads(4)\n"
         "big = torch.rand(1500, 1500)\n"
         "for _ in range(3): (big @ big).exp_().sum()\n"
@@ -229,80 +244,79 @@ def test_workers_do_not_hang_after_the_parent_has_used_its_threads() -> None:
         "print(len(list(batches(dataset, 0, 6, workers=2, pin=False))))\n"
         "(big @ big).sum()\n"
     )
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output, errors) == (0, "6\n", "")
+    with running(script) as process:
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, output, errors) == (0, "6\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_leaves_the_parent_its_batches(number: signal.Signals) -> None:
-    process = run_script(
+    script = (
+        # Forked before the parent's handlers are set, so that the workers do not inherit those.
+        "stream = batches(grey_dataset(pause_seconds=0.005), 0, 10**9, workers=2, pin=False)\n"
         "stopping = []\n"
         "signal.signal(signal.SIGINT, lambda *_: stopping.append(1))\n"
         "signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))\n"
-        "stream = batches(grey_dataset(pause_seconds=0.005), 0, 10**9, workers=2, pin=False)\n"
         "left = 20\n"
         "for batch in stream:\n"
         "    print(batch.step)\n"
         "    left -= bool(stopping)\n"
         "    if not left: break\n"
         "stream.close()\n"
-        "print('left', len(multiprocessing.active_children()))\n",
-        start_new_session=True,
+        "print('left', len(multiprocessing.active_children()))\n"
     )
-    assert process.stdout is not None
-    while process.stdout.readline() != "5\n":
-        pass
-    os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    lines = output.split()
-    assert lines[-2:] == ["left", "0"]
-    steps = [int(line) for line in lines[:-2]]
-    assert steps == list(range(6, 6 + len(steps)))
-    # The signal may come while the step that was read last is still at its work: one of the 20 is that one then.
-    assert len(steps) >= 19
+    with running(script) as process:
+        wait_for_line(process, "5")
+        os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        lines = output.split()
+        assert lines[-2:] == ["left", "0"]
+        steps = [int(line) for line in lines[:-2]]
+        assert steps == list(range(6, 6 + len(steps)))
+        # Twenty batches after the signal, of which step 5, if it was still at work, is the first.
+        assert len(steps) >= 19
 
 
 def test_an_interrupt_that_is_not_caught_ends_the_workers_while_it_travels() -> None:
-    process = run_script(
+    script = (
         "try:\n"
         "    with contextlib.closing(batches(grey_dataset(pause_seconds=0.05), 0, 10**9, 2, pin=False)) as stream:\n"
         "        for batch in stream: print(batch.step)\n"
         "except KeyboardInterrupt as error:\n"
-        "    print('left', len(multiprocessing.active_children()))\n",
-        start_new_session=True,
+        "    print('left', len(multiprocessing.active_children()))\n"
     )
-    assert process.stdout is not None
-    while process.stdout.readline() != "3\n":
-        pass
-    os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    assert output.endswith("left 0\n")
+    with running(script) as process:
+        wait_for_line(process, "3")
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        assert output.endswith("left 0\n")
 
 
 def test_a_program_that_forgets_to_close_still_ends() -> None:
-    process = run_script("stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\nprint(next(stream).step)\n")
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output, errors) == (0, "0\n", "")
+    script = "stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\nprint(next(stream).step)\n"
+    with running(script) as process:
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, output, errors) == (0, "0\n", "")
 
 
 def test_workers_end_when_their_parent_is_killed() -> None:
-    process = run_script(
+    script = (
         "stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\n"
         "print(*(child.pid for child in multiprocessing.active_children()))\n"
         "for batch in stream: pass\n"
     )
-    assert process.stdout is not None
-    workers = [int(word) for word in process.stdout.readline().split()]
-    assert len(workers) == 2
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 60
-    while alive := [pid for pid in workers if _runs(pid)]:
-        assert time.monotonic() < deadline, f"workers {alive} outlive their parent"
-        time.sleep(0.1)
-    process.communicate()
+    with running(script) as process:
+        assert process.stdout is not None
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while alive := [pid for pid in workers if _runs(pid)]:
+            assert time.monotonic() < deadline, f"workers {alive} outlive their parent"
+            time.sleep(0.1)
 
 
 def _runs(pid: int) -> bool:

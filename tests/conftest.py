@@ -1,0 +1,64 @@
+"""What tests share: a tiny run on digits, and the launch of it in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import launch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY = {
+    "output": "set by the test",
+    "epochs": 6,
+    "log_every": 5,
+    "threads": 1,
+    "data": {"source": "digits", "image_size": 16, "augment": {"kind": "grey"}, "workers": 0},
+    "schedule": {"batch": 64, "window": 640, "stride": 320, "block": 16, "lanes": 4},
+    "backbone": {"name": "vgg", "layers": [8, "M", 16], "hidden": 32},
+    "classifier": {"active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},
+    "optimizer": {"lr": 0.03, "warmup_epochs": 0.5, "rows_lr_scale": 10.0, "rows_weight_decay": 0.0},
+    "checkpoint": {"every_steps": 30, "keep": 2},
+    "evaluate": {"k": 5},
+    "deepspeed": {"zero_optimization": {"stage": 0}},
+}
+
+
+class Runner:
+    """Writes a config into `directory` and runs launch.py's main on it, in this process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.output = directory / "run"
+
+    def __call__(self, *overrides: str, flags: tuple[str, ...] = (), config: dict | None = None) -> int:
+        path = self.directory / "config.json"
+        path.write_text(json.dumps(config or TINY))
+        words = [f"output={self.output}", *overrides]
+        return launch.main(["--config", str(path), *flags, *words])
+
+    def summary(self) -> dict:
+        return json.loads((self.output / "summary.json").read_text())
+
+    def lines(self, name: str = "metrics.jsonl") -> list[dict]:
+        return [json.loads(line) for line in (self.output / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """One tiny run to its end, shared by the tests of a module; nobody writes into it."""
+    runner = Runner(tmp_path_factory.mktemp("finished"))
+    assert runner() == 0
+    return runner
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

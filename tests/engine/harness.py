@@ -1,0 +1,209 @@
+"""The engine and the oracle side by side on given features: what every exactness test runs."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datasets.batch import Batch
+from datasets.schedule import Schedule
+from engine.active_rows import ActiveRows, Start
+from engine.host_tier import HostTier
+from engine.initial_rows import initial_rows
+from engine.learning_rate import learning_rate
+from engine.snapshots import RowReader
+from engine.stages import Stages
+from engine.step import train_step
+from engine.store import MemoryStore
+from engine.transitions import TransitionLog
+from tests.oracle import DensePIC
+
+
+class GivenFeatures:
+    """A trunk whose features are made up for each step; it keeps the gradients it is sent."""
+
+    def __init__(self, dtype, views, dim, seed=0):
+        self.dtype, self.views, self.dim, self.seed = dtype, views, dim, seed
+        self.step, self.skip = 0, False
+        self.dz = []
+
+    def features(self, ids):
+        """z [V, len(ids), D] of unit length in float64: a function of (seed, step, instance, view)."""
+        z = torch.zeros(self.views, len(ids), self.dim, dtype=torch.float64)
+        for view, (place, i) in itertools.product(range(self.views), enumerate(ids)):
+            generator = torch.Generator().manual_seed(hash((self.seed, int(i), view)) % 2**31)
+            always = torch.randn(self.dim, generator=generator, dtype=torch.float64)
+            now = torch.Generator().manual_seed(hash((self.seed, self.step, int(i), view)) % 2**31)
+            z[view, place] = always + 0.5 * torch.randn(self.dim, generator=now, dtype=torch.float64)
+        return torch.nn.functional.normalize(z, dim=2)
+
+    def forward(self, views):
+        # The "images" carry nothing but the instance's number.
+        ids = views[0][:, 0, 0, 0].to(torch.int64).tolist()
+        z = self.features(ids).reshape(-1, self.dim).to(self.dtype)
+        if self.skip:
+            z = z * float("nan")
+        return z.requires_grad_()
+
+    def backward(self, z_XD, dz_XD):
+        self.dz.append(dz_XD)
+
+    def update(self, lr):
+        return True
+
+    def discard(self):
+        pass
+
+
+@dataclass
+class Case:
+    """One configuration; the defaults are ragged everywhere: N is no multiple of a stripe, passes are no multiple of a window."""
+
+    size: int = 200
+    active: int = 64
+    window: int = 96
+    stride: int = 48
+    batch: int = 8
+    block: int = 6
+    lanes: int = 4
+    dim: int = 8
+    views: int = 1
+    micro_batches: int = 1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    nesterov: bool = False
+    temperature: float = 0.2
+    lr: float = 0.5
+    passes: float = 3.3
+    seed: int = 3
+    feature_init: bool = False
+    norm_floor: float = 0.0
+    rows_grad: tuple = ()
+    skips: frozenset = frozenset()
+    reshuffle: bool = True
+    dtype: type = np.float64
+
+    @property
+    def schedule(self):
+        return Schedule(
+            self.seed, self.size, self.window, self.stride, self.batch, self.block, self.lanes, self.reshuffle
+        )
+
+    @property
+    def steps(self):
+        return int(self.passes * self.schedule.steps_per_pass)
+
+    def eta(self, step):
+        return learning_rate(
+            step, total=self.steps, warmup=self.steps // 10, highest=self.lr, lowest=1e-4, warmup_factor=0.01
+        )
+
+
+def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog):
+    """Fresh rows for a case, as launch.py makes them."""
+    schedule = case.schedule
+    full = case.active >= case.size
+    everything_active = full and not case.feature_init
+    capacity = (
+        [schedule.lane_size(lane) for lane in range(case.lanes)] if full else [case.active // case.lanes] * case.lanes
+    )
+    places = (case.window + 2 * case.stride) // case.block
+    host = HostTier(MemoryStore(), block=case.block, size=case.size, dim=case.dim, dtype=case.dtype, places=places)
+    rows = rows_class(
+        host,
+        log_class(case.momentum, case.weight_decay, case.nesterov),
+        lanes=case.lanes,
+        capacities=capacity,
+        start=Start(case.seed, 0.3, case.feature_init),
+        full=everything_active,
+        norm_floor=case.norm_floor,
+        device=torch.device("cpu"),
+    )
+    if everything_active:
+        host.slide(range(-(-case.size // case.block)))
+        rows.fill(schedule.instances)
+    return rows
+
+
+def make_oracle(case):
+    """The dense twin, told nothing but the initial rows and which lane an instance belongs to."""
+    positions = case.schedule.positions_of(np.arange(case.size))
+    return DensePIC(
+        torch.from_numpy(initial_rows(case.seed, np.arange(case.size), case.dim, 0.3)),
+        [int(p) // case.block % case.lanes for p in positions],
+        case.size if case.active >= case.size else case.active // case.lanes,
+        momentum=case.momentum,
+        weight_decay=case.weight_decay,
+        nesterov=case.nesterov,
+        temperature=case.temperature,
+        all_active=case.active >= case.size and not case.feature_init,
+        feature_norm=0.3 if case.feature_init else None,
+        norm_floor=case.norm_floor,
+    )
+
+
+def make_batch(case, step):
+    schedule = case.schedule
+    positions = schedule.positions(step)
+    ids = schedule.instances(positions)
+    image = torch.from_numpy(ids).to(torch.float64).view(-1, 1, 1, 1)
+    return Batch(step, [image] * case.views, positions, ids, ids >= 0)
+
+
+def engine_step(case, rows, trunk, step):
+    schedule = case.schedule
+    if step % schedule.steps_per_window == 0:
+        rows.host.slide(schedule.window_blocks(schedule.window_of(step)))
+    trunk.step, trunk.skip = step, step in case.skips
+    return train_step(
+        make_batch(case, step),
+        trunk,
+        rows,
+        lr=case.eta(step),
+        rows_lr=case.eta(step),
+        temperature=case.temperature,
+        micro_batches=case.micro_batches,
+        rows_grad_V=list(case.rows_grad) or [True] * case.views,
+        rows_clip=0.0,
+        stages=Stages(),
+    )
+
+
+def oracle_step(case, oracle, trunk, step):
+    ids = [int(i) if i >= 0 else None for i in make_batch(case, step).ids_G]
+    trunk.step = step
+    features = trunk.features([-1 if i is None else i for i in ids])
+    return oracle.step(ids, features, case.eta(step), rows_grad=case.rows_grad or None, skip=step in case.skips)
+
+
+def run_both(case, rows_class=ActiveRows, log_class=TransitionLog, catch=None):
+    """Train both to the end; returns (engine's rows, oracle, losses of both [steps, 2])."""
+    rows, oracle = make_engine(case, rows_class, log_class), make_oracle(case)
+    trunk = GivenFeatures(torch.float64 if case.dtype is np.float64 else torch.float32, case.views, case.dim, case.seed)
+    losses = []
+    for step in range(case.steps):
+        result = engine_step(case, rows, trunk, step)
+        loss, _ = oracle_step(case, oracle, trunk, step)
+        losses.append((result.loss, loss))
+    return rows, oracle, np.array(losses)
+
+
+def rows_of_engine(case, rows):
+    """(w, u) of all N instances, caught up, float64 [N, D]."""
+    reader, schedule = RowReader(rows), case.schedule
+    w, u = np.zeros((case.size, case.dim)), np.zeros((case.size, case.dim))
+    for block in range(-(-case.size // case.block)):
+        positions = np.arange(block * case.block, min((block + 1) * case.block, case.size))
+        ids = schedule.instances(positions)
+        w[ids], u[ids] = reader.caught_up(block, schedule.instances)
+    return w, u
+
+
+def errors(case, w, u, true_w, true_u):
+    """Per-row errors: |dw|/|w| and |du|/max(|u|, lambda|w|/(1-m), 1e-12|w|) over rows."""
+    length_w, length_u = np.linalg.norm(true_w, axis=1), np.linalg.norm(true_u, axis=1)
+    scale_u = np.maximum.reduce([length_u, case.weight_decay * length_w / (1 - case.momentum), 1e-12 * length_w])
+    error_w = np.linalg.norm(w - true_w, axis=1) / length_w
+    error_u = np.linalg.norm(u - true_u, axis=1) / scale_u
+    return error_w, error_u

@@ -1,0 +1,278 @@
+"""The run's contract, end to end on digits: outputs, resuming to the bit, evaluation, exports, signals."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torchvision.models.vgg import VGG, make_layers
+
+from engine import pretrain
+from tests.conftest import REPOSITORY, TINY
+
+TOTAL = 6 * 1472 // 64  # 1437 digits fill 23 stripes of 64
+
+
+def test_a_run_leaves_what_the_contract_promises(finished):
+    for name in ("config.json", "plan.json", "metrics.jsonl", "summary.json", "report.html", "backbone.safetensors"):
+        assert (finished.output / name).stat().st_size > 0, name
+    assert list((finished.output / "checkpoints").iterdir())
+    summary = finished.summary()
+    assert summary["job"] == "pretrain"
+    assert summary["method"] == "pic"
+    assert summary["status"] == "finished"
+    assert summary["instances"] == summary["visited"] == 1437
+    assert summary["steps"] == TOTAL
+    assert summary["passes"] == pytest.approx(3)
+    assert summary["readmitted"] > 1437
+    assert summary["skipped_steps"] == 0
+    assert summary["chance_loss"] == pytest.approx(math.log(128))
+    assert 0 < summary["loss"] < 2 * summary["chance_loss"]
+    for key in (
+        "images_per_second",
+        "step_seconds",
+        "trunk_seconds",
+        "peak_host_bytes",
+        "peak_device_bytes",
+        "store_bytes",
+    ):
+        assert summary[key] > 0, key
+    assert summary["trunk_seconds"] < summary["step_seconds"]
+    assert summary["backends"] == {"sampled_softmax": "aten"}
+    assert len(summary["digest"]) == 64
+    line = finished.lines()[-1]
+    assert line["step"] == TOTAL
+    assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends"}
+
+
+def test_knn_at_the_end_stands_beside_raw_pixels_and_chance(finished):
+    evaluation = finished.lines("evaluations.jsonl")[-1]
+    assert evaluation["chance"] == pytest.approx(0.1)
+    assert evaluation["figures"]["knn_top1"] == finished.summary()["knn_top1"] > 0.5
+    assert set(evaluation["raw_pixels"]) == set(evaluation["figures"])
+    assert "k = 5" in evaluation["protocol"]
+    assert 1 <= evaluation["rankme"] <= evaluation["rankme_dim"]
+
+
+def test_the_backbone_loads_strictly_into_torchvision(finished):
+    model = VGG(make_layers([8, "M", 16], batch_norm=True))
+    model.classifier = torch.nn.Identity()
+    model.load_state_dict(load_file(finished.output / "backbone.safetensors"), strict=True)
+
+
+def test_a_named_backbone_loads_strictly_into_torchvision(run):
+    assert run("backbone.name=resnet18", "backbone.layers=null", "steps=2", "data.image_size=32") == 0
+    model = torchvision.models.resnet18()
+    model.fc = torch.nn.Identity()
+    model.load_state_dict(load_file(run.output / "backbone.safetensors"), strict=True)
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Send SIGINT to this process during given steps, each once."""
+    real = pretrain.train_step
+    steps: set[int] = set()
+
+    def train_step(batch, *arguments, **options):
+        if batch.step in steps:
+            steps.remove(batch.step)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", train_step)
+    return steps
+
+
+def test_five_interruptions_leave_the_digest_of_the_run_never_interrupted(finished, run, interrupt_at):
+    interrupt_at |= set(random.Random(time.time_ns()).sample(range(TOTAL - 1), 5))
+    planned = sorted(interrupt_at)
+    for number, step in enumerate(planned):
+        assert run() == 0
+        assert run.summary()["steps"] == step + 1, planned
+        assert run.summary()["status"] == "stopped by SIGINT"
+        assert len(interrupt_at) == 4 - number
+    assert run() == 0
+    whole, pieces = finished.summary(), run.summary()
+    for key in ("digest", "steps", "visited", "readmitted", "loss", "knn_top1"):
+        assert pieces[key] == whole[key], (key, planned)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(finished, run, monkeypatch):
+    real = pretrain.train_step
+
+    class Killed(BaseException):
+        pass
+
+    def train_step(batch, *arguments, **options):
+        if batch.step == 70:
+            raise Killed
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", train_step)
+    with pytest.raises(Killed):
+        run()
+    monkeypatch.setattr(pretrain, "train_step", real)
+    assert run() == 0
+    assert run.summary()["digest"] == finished.summary()["digest"]
+
+
+def test_keys_that_may_differ_do_and_others_are_refused_by_name(run, capsys):
+    assert run("steps=10") == 0
+    assert run("steps=12", "log_every=3", "evaluate.k=3", "data.workers=1", "threads=2") == 0
+    assert run.summary()["steps"] == 12
+    assert run("steps=14", "optimizer.lr=0.04") == 2
+    error = capsys.readouterr().err
+    assert "optimizer.lr = 0.03" in error
+    assert len(error.strip().splitlines()) <= 3
+
+
+def test_a_finished_run_says_so_and_fresh_starts_over(run, capsys):
+    assert run("steps=6") == 0
+    before = (run.output / "summary.json").stat().st_mtime_ns
+    assert run("steps=6") == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert (run.output / "summary.json").stat().st_mtime_ns == before
+    assert run("steps=4", flags=("--fresh",)) == 0
+    assert run.summary()["steps"] == 4
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, capsys):
+    assert run("steps=35") == 0
+    newest = sorted((run.output / "checkpoints").iterdir())[-1]
+    content = bytearray((newest / "active.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "active.safetensors").write_bytes(content)
+    assert run("steps=36") == 0
+    out = capsys.readouterr().out
+    assert f"{newest.name} is damaged (active.safetensors does not match its checksum)" in out
+    assert "going on after step 30" in out
+
+
+def test_full_pic_is_the_same_code_and_says_that_the_active_rows_were_clamped(run, capsys):
+    whole_window = ("schedule.window=null", "schedule.stride=null", "schedule.batch=64", "steps=8")
+    assert run("classifier.active=4096", *whole_window) == 0
+    assert "all 1,437 rows are active" in capsys.readouterr().out
+    assert run.summary()["active"] == 1437
+    assert run.summary()["readmitted"] == 0
+
+
+def test_rows_that_start_at_their_feature_can_be_continued(run, interrupt_at):
+    interrupt_at.add(9)
+    assert run("classifier.init=feature", "steps=20") == 0
+    assert run("classifier.init=feature", "steps=20") == 0
+    pieces = run.summary()
+    assert run("classifier.init=feature", "steps=20", flags=("--fresh",)) == 0
+    assert run.summary()["digest"] == pieces["digest"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_trains_and_resumes_to_the_same_bits_as_stage_0(run, stage):
+    words = ("steps=12", "schedule.micro_batches=2")
+    assert run(*words) == 0
+    without = run.summary()
+    staged = (*words, f"deepspeed.zero_optimization.stage={stage}")
+    assert run("steps=7", *staged[1:], flags=("--fresh",)) == 0
+    assert run(*staged) == 0
+    assert run.summary()["digest"] == without["digest"]
+
+
+def test_three_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(run, monkeypatch, capsys):
+    assert run("steps=30") == 0
+    good = run.summary()["digest"]
+    real = pretrain.train_step
+
+    def poisoned(batch, *arguments, **options):
+        if batch.step >= 32:
+            batch.views = [view * float("nan") for view in batch.views]
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    assert run("steps=60") == 1
+    out = capsys.readouterr().out
+    assert "3 steps in a row" in out
+    assert "step-000000030" in out
+    assert run.summary()["skipped_steps"] == 3
+    assert run.summary()["status"].startswith("stopped: ")
+    tensors = load_file(run.output / "backbone.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert run.summary()["digest"] != good  # two good steps were taken before
+
+
+def test_one_poisoned_step_is_skipped_and_counted_and_training_goes_on(run, monkeypatch):
+    real = pretrain.train_step
+
+    def poisoned(batch, *arguments, **options):
+        if batch.step in (3, 9):
+            batch.views = [view * float("nan") for view in batch.views]
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    assert run("steps=15", "schedule.micro_batches=2") == 0
+    assert run.summary()["skipped_steps"] == 2
+    assert np.isfinite(run.summary()["loss"])
+
+
+def test_job_knn_repeats_the_figure_of_the_run(finished, run, capsys):
+    backbone = finished.output / "backbone.safetensors"
+    assert run("job=knn", f"evaluate.backbone={backbone}") == 0
+    line = json.loads((run.output / "knn.json").read_text())
+    assert line["figures"]["knn_top1"] == pytest.approx(finished.summary()["knn_top1"], abs=0.01)
+    assert "raw pixels" in capsys.readouterr().out
+    assert run("job=knn", "evaluate.backbone=/nowhere") == 2
+    assert run("job=knn", f"evaluate.backbone={backbone}", "backbone.layers=[8,8]") == 2
+
+
+def test_job_export_writes_rows_and_embeddings_in_instance_order(finished):
+    assert finished("job=export") == 0
+    exports = finished.output / "exports"
+    rows, embeddings = np.load(exports / "rows.npy"), np.load(exports / "embeddings.npy")
+    assert rows.shape == (1437, 16)
+    assert embeddings.shape == (1437, 64)
+    assert np.isfinite(rows).all()
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    assert json.loads((exports / "manifest.json").read_text())["order"] == "row i belongs to instance i"
+
+
+def test_dry_run_prints_config_and_plan_and_writes_nothing(run, capsys):
+    assert run(flags=("--dry-run",)) == 0
+    out = capsys.readouterr().out
+    assert '"every_steps": 30' in out
+    assert "active rows" in out
+    assert not run.output.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
+    config = run.directory / "config.json"
+    config.write_text(json.dumps({**TINY, "data": {**TINY["data"], "workers": 1}}))
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "launch.py",
+        "--config",
+        str(config),
+        f"output={run.output}",
+        "epochs=2000",
+    ]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "checkpoint written after step" in out
+    assert "Traceback" not in err
+    assert run.summary()["status"] == f"stopped by {signal.Signals(number).name}"
+    assert list((run.output / "checkpoints").glob("step-*"))
