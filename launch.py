@@ -59,6 +59,12 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}; checkpoints that were written before are whole", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was lost but the steps since the last checkpoint", file=sys.stderr)
+        return 130
 
 
 def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
@@ -90,8 +96,9 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
         print_plan(tiers)
         return 0
 
-    output = prepare_output(config, options.fresh)
-    kept, complaints = checkpoint.newest(output / "checkpoints")
+    output = Path(config.output)
+    require_writable(output)
+    kept, complaints = (None, []) if options.fresh else checkpoint.newest(output / "checkpoints")
     for complaint in complaints:
         print(complaint)
     end = min(config.steps or total, total)
@@ -105,8 +112,6 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
         print(f"going on after step {kept.step} from {kept.path}")
     elif complaints:
         raise ValueError(f"no checkpoint in {output / 'checkpoints'} is whole; start over with --fresh")
-    write_json(output / "config.json", json.loads(config.model_dump_json()))
-    write_json(output / "plan.json", tiers)
 
     from engine import session
 
@@ -132,6 +137,9 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     probe = open_probe(config, source, augmentation)
     trunk = make_trunk(config, network, schedule, device)
     rows = make_rows(config, schedule, device)
+    prepare_output(output, options.fresh)
+    write_json(output / "config.json", json.loads(config.model_dump_json()))
+    write_json(output / "plan.json", tiers)
     try:
         return session.run(
             trunk=trunk,
@@ -209,7 +217,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     result = look(lambda images: embed(network, images, "backbone"))
     line = record(result, probe, raw, wanted.k, wanted.temperature, "backbone")
     print(describe(str(path), line))
-    write_json(prepare_output(config, fresh=False) / "knn.json", {"backbone": str(path), **line})
+    write_json(prepare_output(Path(config.output), fresh=False) / "knn.json", {"backbone": str(path), **line})
     return 0
 
 
@@ -232,7 +240,7 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
     network.load_state_dict(model)
     rows = make_rows(config, schedule, torch.device("cpu"))
     checkpoint.load_rows(kept, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
-    directory = prepare_output(config, fresh=False) / "exports"
+    directory = prepare_output(Path(config.output), fresh=False) / "exports"
     directory.mkdir(exist_ok=True)
     exports.export_backbone(directory / "backbone.safetensors", backbone_of(model), config.backbone.name)
     shapes = {
@@ -264,6 +272,10 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
         labels=data.labels,
     )
     augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
+    if len(source) < wanted.batch:
+        raise ValueError(
+            f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
+        )
     stripe = wanted.block * wanted.lanes
     whole = -(-len(source) // stripe) * stripe
     window = wanted.window or whole
@@ -277,10 +289,6 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
         lanes=wanted.lanes,
         reshuffle=wanted.reshuffle,
     )
-    if len(source) < wanted.batch:
-        raise ValueError(
-            f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
-        )
     active = config.classifier.active
     if active is not None and window < active < len(source):
         raise ValueError(
@@ -413,21 +421,23 @@ def view_bytes(config: schema.Config, source: "Source") -> list[int]:
     return [4 * source.channels * side * side for side in sides]
 
 
-def prepare_output(config: schema.Config, fresh: bool) -> Path:
-    """The output directory, writable and, with `fresh`, rid of an earlier run."""
-    output = Path(config.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / ".writable").write_text("")
-        (output / ".writable").unlink()
-    except OSError as error:
+def require_writable(output: Path) -> None:
+    """ValueError where nothing can be written at `output`, which need not exist yet; touches nothing."""
+    ancestor = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        what = "not a directory" if not ancestor.is_dir() else "read-only"
         raise ValueError(
-            f"cannot write into output {output}: {error.strerror}; set output to a directory of your own"
-        ) from None
-    if fresh:
-        for name in OUTPUTS:
-            path = output / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            f"cannot write into output {output}: {ancestor} is {what}; set output to a directory of your own"
+        )
+
+
+def prepare_output(output: Path, fresh: bool) -> Path:
+    """Make the output directory and, with `fresh`, rid it of an earlier run."""
+    require_writable(output)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in OUTPUTS if fresh else ():
+        path = output / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return output
 
 

@@ -186,6 +186,10 @@ class Config(Section):
         for key in ENGINE_OWNS:
             if key in block:
                 raise ValueError(f"deepspeed.{key} is written by the engine; set {ENGINE_OWNS[key]} instead")
+        for key in block:
+            if key not in DEEPSPEED_KEYS:  # DeepSpeed itself ignores what it does not know
+                nearest = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.0)[0]
+                raise ValueError(f"unknown key deepspeed.{key}; the nearest known one is deepspeed.{nearest}")
         return block
 
     @model_validator(mode="after")
@@ -223,6 +227,24 @@ ENGINE_OWNS = {
     "zero_allow_untested_optimizer": "nothing",
     "sparse_gradients": "nothing",
 }
+
+# The rest of DeepSpeed's top level that makes sense here; what stands inside them DeepSpeed checks itself.
+DEEPSPEED_KEYS = (
+    "zero_optimization",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "aio",
+    "comms_logger",
+    "flops_profiler",
+    "activation_checkpointing",
+    "memory_breakdown",
+    "wall_clock_breakdown",
+    "steps_per_print",
+)
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = ("job", "steps", "log_every", "evaluate.", "data.workers", "threads", "output")

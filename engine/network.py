@@ -116,6 +116,7 @@ class Plain(nn.Module):
         for module in self.features.modules():
             if isinstance(module, nn.Conv2d):  # as VGG does
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

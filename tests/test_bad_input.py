@@ -1,0 +1,187 @@
+"""What a user can get wrong ends with exit code 2, at most three lines that say what to change, and nothing half-written."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import TINY
+
+
+def folder_config(root, **data):
+    augment = {"kind": "photos", "crops": [{"size": 16, "scale": [0.3, 1.0]}, {"size": 12, "rows_grad": False}]}
+    return {
+        **TINY,
+        "data": {"source": "folder", "root": str(root), "image_size": 16, "augment": augment, **data},
+        "schedule": {"batch": 8, "window": 16, "stride": 8, "block": 4, "lanes": 2, "reshuffle": False},
+        "classifier": {**TINY["classifier"], "active": 8},
+        "epochs": 4,
+    }
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        directory = root / ("cats" if number % 2 else "dogs")
+        directory.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(directory / f"{number:02}.jpg", quality=95)
+    return root
+
+
+def refused(run, capsys, *words, config=None, expect):
+    """The run is refused with `expect` in a short message, and its output directory is not there afterwards."""
+    existed = run.output.exists()
+    assert run(*words, config=config) == 2
+    error = capsys.readouterr().err
+    message = error[error.index("error: ") :].strip()
+    assert expect in message, message
+    assert len(message.splitlines()) <= 3, message
+    assert "Traceback" not in error
+    assert run.output.exists() == existed
+
+
+@pytest.mark.parametrize(
+    ("word", "expect"),
+    [
+        ("optimiser.lr=1", "unknown key optimiser; the nearest known one is optimizer"),
+        ("data.rot=x", "unknown key data.rot; the nearest known one is data.root"),
+        ("schedule.batch=lots", "schedule.batch"),
+        ("epochs=0", "epochs is 0"),
+        ("optimizer.lr=NaN", "optimizer.lr is NaN"),
+        ("optimizer.lr=-1", "optimizer.lr is -1"),
+        ("optimizer.momentum=1", "optimizer.momentum is 1"),
+        ('optimizer={"momentum":0,"nesterov":true}', "nesterov needs a momentum above 0"),
+        ("classifier.active=32", "below schedule.batch"),
+        ("classifier.active=130", "does not divide classifier.active"),
+        ("classifier.active=768", "above schedule.window"),
+        ("schedule.batch=66", "multiple of lanes"),
+        ("schedule.batch=96", "does not divide window"),
+        ("schedule.stride=300", "block x lanes (64) does not divide stride (300)"),
+        ("schedule.window=700", "stride (320) does not divide window (700)"),
+        ("schedule.window=1280", "reshuffle"),
+        ("schedule.window=32000", "fill only 1472 positions"),
+        ("backbone.name=resnet19", "the nearest one is"),
+        ("data.limit=100", "data.limit is for fashion_mnist"),
+        ('data.augment={"kind":"photos"}', "these images are grey"),
+        ("deepspeed.gradient_clipping=1", "set optimizer.clip instead"),
+        ("deepspeed.zero_optimisation={}", "the nearest known one is deepspeed.zero_optimization"),
+        ("deepspeed.zero_optimization.stage=7", "deepspeed refuses its block"),
+        ("optimizer.rows_weight_decay=0.9", "rows_weight_decay to 0"),
+        ("classifier.init=feature schedule.micro_batches=2", "micro_batches to 1"),
+        ("no_equals_sign", "write section.key=value"),
+    ],
+)
+def test_a_mistake_in_the_config(run, capsys, word, expect):
+    config = json.loads(json.dumps(TINY))
+    if "backbone.name" in word:
+        config["backbone"]["layers"] = None
+    refused(run, capsys, *word.split(" "), config=config, expect=expect)
+
+
+def test_a_config_that_is_not_there_or_not_json(run, capsys):
+    import launch
+
+    assert launch.main(["--config", "/nowhere.json"]) == 2
+    assert "cannot read the config /nowhere.json" in capsys.readouterr().err
+    path = run.directory / "broken.json"
+    path.write_text('{"output": ')
+    assert launch.main(["--config", str(path)]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(run, capsys):
+    run.directory.joinpath("file").write_text("")
+    run.output = run.directory / "file" / "run"
+    assert run("steps=1") == 2
+    assert "cannot write into output" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only directories")
+def test_read_only_output(run, capsys):
+    run.directory.chmod(0o500)
+    assert run("steps=1") == 2
+    assert "cannot write into output" in capsys.readouterr().err
+
+
+def test_more_processes_than_this_version_knows(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(run, capsys, expect="2 processes were launched")
+
+
+def test_an_empty_and_a_missing_folder(run, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(run, capsys, config=folder_config(tmp_path / "empty"), expect="empty")
+    refused(run, capsys, config=folder_config(tmp_path / "missing"), expect="does not exist")
+    refused(run, capsys, "data.root=null", config=folder_config(tmp_path), expect="data.root is null")
+
+
+def test_fewer_images_than_a_batch(run, capsys, photos):
+    words = ("schedule.batch=32", "schedule.window=32", "schedule.stride=32", "classifier.active=32")
+    refused(run, capsys, *words, config=folder_config(photos), expect="24 images do not fill one batch")
+
+
+def test_a_label_file_that_does_not_match(run, capsys, photos):
+    labels = photos.parent / "labels.csv"
+    labels.write_text("path,label\ndogs/00.jpg,dog\n")
+    refused(run, capsys, config=folder_config(photos, labels=str(labels)), expect="labels")
+
+
+def test_missing_fashion_mnist_says_what_to_install(run, capsys):
+    config = {**TINY, "data": {"source": "fashion_mnist", "root": "/nowhere", "image_size": 28}}
+    refused(run, capsys, config=config, expect="dataset-fashion-mnist")
+
+
+def test_an_unknown_font_family(run, capsys):
+    config = {**TINY, "data": {"source": "glyphs", "held_out": ["DejaVu Serief"]}}
+    refused(run, capsys, config=config, expect="DejaVu Serif")
+
+
+def test_photos_without_labels_train_and_are_told_by_rankme(run, photos):
+    assert run(config=folder_config(photos)) == 0
+    evaluation = run.lines("evaluations.jsonl")[-1]
+    assert evaluation["figures"] == {}
+    assert evaluation["rankme"] >= 1
+    assert run.summary()["knn_top1"] is None
+
+
+def test_photos_with_labels_get_a_knn_figure(run, photos):
+    assert run("steps=3", config=folder_config(photos, labels="folders")) == 0
+    assert 0 <= run.summary()["knn_top1"] <= 1
+
+
+def test_unreadable_images_are_skipped_named_and_counted(run, capsys, photos):
+    (photos / "cats" / "01.jpg").write_bytes(b"no image at all")
+    whole = (photos / "dogs" / "02.jpg").read_bytes()
+    (photos / "dogs" / "02.jpg").write_bytes(whole[: len(whole) // 2])
+    assert run(config=folder_config(photos)) == 0
+    out = capsys.readouterr().out
+    assert "cannot read cats/01.jpg" in out
+    assert "cannot read dogs/02.jpg" in out
+    summary = run.summary()
+    assert summary["unreadable_images"] == out.count("cannot read")
+    assert summary["visited"] == 22
+
+
+def test_unreadable_images_can_be_refused(run, capsys, photos):
+    (photos / "cats" / "01.jpg").write_bytes(b"no image at all")
+    assert run(config=folder_config(photos, on_unreadable="stop")) == 2
+    error = capsys.readouterr().err
+    assert "cats/01.jpg" in error
+    assert len(error[error.index("error: ") :].strip().splitlines()) <= 3
+
+
+def test_changed_images_are_refused_when_a_run_goes_on(run, capsys, photos):
+    assert run("steps=3", config=folder_config(photos)) == 0
+    (photos / "cats" / "01.jpg").unlink()
+    assert run("steps=5", config=folder_config(photos)) == 2
+    assert "the images changed" in capsys.readouterr().err
+
+
+def test_export_and_knn_without_a_run(run, capsys):
+    refused(run, capsys, "job=export", expect="no whole checkpoint")
+    refused(run, capsys, "job=knn", expect="there is no backbone")
