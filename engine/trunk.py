@@ -82,7 +82,8 @@ class Trunk:
             )
         except (ValueError, AssertionError) as error:
             raise ValueError(f"deepspeed refuses its block: {str(error).splitlines()[0]}") from error
-        if momentum:
+        self._has_momentum = momentum > 0
+        if self._has_momentum:
             _start_momentum(self.optimizer)
         self.device = device
         self.micro_batches = micro_batches
@@ -137,7 +138,8 @@ class Trunk:
         momentum: dict[str, torch.Tensor] = {}
         for name, parameter in self.network.named_parameters():
             if self._partitioned(parameter):
-                value, buffer = safe_get_full_fp32_param(parameter), safe_get_full_optimizer_state(parameter, MOMENTUM)
+                value = safe_get_full_fp32_param(parameter)
+                buffer = safe_get_full_optimizer_state(parameter, MOMENTUM) if self._has_momentum else None
             else:
                 value, buffer = parameter.detach(), self.optimizer.state[parameter].get(MOMENTUM)
             model[name] = value.cpu().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,135 @@
+"""Who may import what: the arrows between the rooms, and the one module that each heavy package has."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+ROOMS = ("configs", "datasets", "engine", "kernels", "launch", "tests")
+SOURCES = [
+    path
+    for room in ("configs", "datasets", "engine", "kernels", "tests")
+    for path in sorted((REPOSITORY / room).rglob("*.py"))
+] + [REPOSITORY / "launch.py"]
+STANDARD = set(sys.stdlib_module_names)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, by its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def outside(path: Path) -> set[str]:
+    """Top-level packages that are neither the standard library nor a room."""
+    return {name.split(".")[0] for name in imports(path)} - STANDARD - set(ROOMS)
+
+
+def rooms_of(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)} & set(ROOMS)
+
+
+def in_room(room: str) -> list[Path]:
+    return [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] == room]
+
+
+@pytest.mark.parametrize(
+    ("room", "packages", "rooms"),
+    [
+        ("kernels", {"torch", "numpy"}, {"kernels"}),
+        ("datasets", {"torch", "numpy", "PIL", "torchvision", "fontTools", "sklearn"}, {"datasets"}),
+        ("configs", {"pydantic"}, {"configs"}),
+    ],
+)
+def test_a_room_imports_only_what_it_may(room, packages, rooms):
+    for path in in_room(room):
+        assert outside(path) <= packages, path
+        assert rooms_of(path) <= rooms, path
+
+
+def test_engine_imports_kernels_and_the_batch_types_only():
+    for path in in_room("engine"):
+        assert rooms_of(path) <= {"engine", "kernels", "datasets"}, path
+        reached = {name for name in imports(path) if name.startswith("datasets")}
+        assert all(name == "datasets.batch" or name.startswith("datasets.batch.") for name in reached), (path, reached)
+
+
+def test_nothing_imports_launch_but_tests():
+    for path in SOURCES:
+        if path.relative_to(REPOSITORY).parts[0] != "tests":
+            assert "launch" not in rooms_of(path), path
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("deepspeed", "engine/trunk.py"),
+        ("faiss", "engine/knn.py"),
+        ("torch.distributed", "engine/ranks.py"),
+        ("zarr", None),
+    ],
+)
+def test_a_heavy_package_has_one_home(package, home):
+    homes = {
+        str(path.relative_to(REPOSITORY))
+        for path in SOURCES
+        if path.relative_to(REPOSITORY).parts[0] != "tests"
+        and any(name == package or name.startswith(package + ".") for name in imports(path))
+    }
+    assert homes == ({home} if home else set())
+
+
+def test_the_oracle_imports_torch_and_the_standard_library_alone():
+    path = REPOSITORY / "tests" / "oracle.py"
+    assert outside(path) == {"torch"}
+    assert not rooms_of(path)
+    assert len(path.read_text().splitlines()) < 100
+
+
+def test_a_wrong_config_is_refused_before_torch_is_imported():
+    code = (
+        "import sys, launch\n"
+        "assert launch.main(['--config', 'configs/pic_sampled.json', 'optimizer.lr=no']) == 2\n"
+        "heavy = {'torch', 'deepspeed', 'faiss', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.json")), ids=lambda path: path.name)
+def test_every_config_that_ships_is_read_and_planned(path, capsys):
+    import launch
+
+    source = json.loads(path.read_text())["data"]["source"]
+    if source == "fashion_mnist" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("the Debian package dataset-fashion-mnist is not installed")
+    assert launch.main(["--config", str(path), "--dry-run"]) == 0
+    assert "active rows" in capsys.readouterr().out
+
+
+def test_every_key_of_the_schema_is_explained_in_the_docs():
+    from configs.schema import _known_keys
+
+    text = (REPOSITORY / "configs" / "README.md").read_text()
+    missing = [key for key in _known_keys() if f"`{key.split('.')[-1]}`" not in text]
+    assert not missing
+
+
+def test_every_key_of_the_schema_is_read_somewhere():
+    from configs.schema import _known_keys
+
+    code = "\n".join(path.read_text() for path in SOURCES if path.relative_to(REPOSITORY).parts[0] in ("engine", "datasets"))
+    code += (REPOSITORY / "launch.py").read_text()
+    unread = [key for key in _known_keys() if key.split(".")[-1] not in code]
+    assert not unread
