@@ -303,7 +303,14 @@ def open_probe(config: schema.Config, source: "Source", augmentation: "GreyAugme
     from datasets.catalog import make_probe
 
     data = config.data
-    return make_probe(source, augmentation, root=data.root, image_size=data.image_size, held_out=data.held_out)
+    return make_probe(
+        source,
+        augmentation,
+        root=data.root,
+        image_size=data.image_size,
+        held_out=data.held_out,
+        gallery=config.evaluate.gallery,
+    )
 
 
 def active_rows_of(config: schema.Config, schedule: "Schedule") -> int:

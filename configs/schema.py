@@ -157,6 +157,7 @@ class Evaluate(Section):
     k: Positive = 20  # neighbours that vote
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
     features: Literal["backbone", "head"] = "backbone"
+    gallery: str = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     backbone: str | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
     limit: Positive = 10000  # most images of a gallery, and of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory

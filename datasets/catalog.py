@@ -62,13 +62,14 @@ def make_probe(
     root: str | None,
     image_size: int,
     held_out: tuple[str, ...],
+    gallery: str,
 ) -> Probe | None:
     """How this source is evaluated; None where nothing is labelled or held out."""
     if isinstance(source, Glyphs):
         if not held_out:
             return None
         assert isinstance(augmentation, GreyAugment)
-        return glyph_probe(Path(root) if root else None, image_size, held_out, jitter=augmentation)
+        return glyph_probe(Path(root) if root else None, image_size, held_out, gallery, jitter=augmentation)
     if isinstance(source, Digits):
         return labelled_probe(source, Digits("test"), image_size)
     if isinstance(source, FashionMnist):

@@ -62,7 +62,7 @@ def matplotlib_fonts_dir() -> Path:
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise ValueError(
-            "data.fonts: matplotlib, whose fonts are the default, is not installed; name a directory of fonts"
+            "data.root: matplotlib, whose fonts are the default, is not installed; name a directory of fonts"
         )
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
@@ -74,14 +74,14 @@ def find_faces(fonts_dir: Path | None) -> list[Face]:
     """
     root = matplotlib_fonts_dir() if fonts_dir is None else fonts_dir
     if not root.is_dir():
-        raise ValueError(f"data.fonts: {root} is not a directory; set it to a directory of .ttf, .otf or .ttc files")
+        raise ValueError(f"data.root: {root} is not a directory; set it to a directory of .ttf, .otf or .ttc files")
     paths = sorted(
         path
         for path in root.rglob("*")
         if path.suffix.lower() in _SUFFIXES and not path.name.lower().startswith(_PLACEHOLDER_FONTS)
     )
     if not paths:
-        raise ValueError(f"data.fonts: no .ttf, .otf or .ttc file under {root}")
+        raise ValueError(f"data.root: no .ttf, .otf or .ttc file under {root}")
     return [face for path in paths for face in _faces_of_file(path)]
 
 
@@ -98,7 +98,7 @@ def _damage_refused(path: Path) -> Iterator[None]:
     try:
         yield
     except (TTLibError, struct.error, KeyError, IndexError, AssertionError, OSError) as error:
-        raise ValueError(f"data.fonts: {path} cannot be read as a font ({error}); move it away") from error
+        raise ValueError(f"data.root: {path} cannot be read as a font ({error}); move it away") from error
 
 
 def _named(path: Path, index: int, font: TTFont) -> Face:
@@ -199,7 +199,7 @@ class Glyphs:
             seen_of_file[face.path] = np.union1d(seen, outlines)
         counts = [len(codes) for codes in codes_of_face]
         if sum(counts) == 0:
-            raise ValueError("data.fonts: no glyph is left; hold out fewer families or add fonts")
+            raise ValueError("data.root: no glyph is left; hold out fewer families or add fonts")
         self._codepoint_N = np.concatenate(codes_of_face)
         self._face_N = np.repeat(np.arange(len(self.faces), dtype=np.int32), counts)
 

@@ -30,7 +30,8 @@ from datasets.source import Source
 Jitter = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 # Styles of normal weight, upright or slanted: bold and display cuts of a family are left out of the queries.
-_NORMAL_STYLES = ("Book", "Regular", "Roman", "Normal", "Italic", "Oblique")
+_UPRIGHT_STYLES = ("Book", "Regular", "Roman", "Normal")
+_NORMAL_STYLES = (*_UPRIGHT_STYLES, "Italic", "Oblique")
 # Fixed, so that every run is asked the same questions: figures of two runs compare whatever their seeds.
 _JITTER_SEED = 20201
 _SPLIT_SEED = 20202
@@ -41,7 +42,6 @@ def glyph_probe(
     image_size: int,
     query_families: Sequence[str],
     gallery_family: str = "DejaVu Sans",
-    gallery_style: str = "Book",
     jitter: Jitter | None = None,
 ) -> Probe:
     """Letters of the normal-weight faces of `query_families` against the letters of one gallery face.
@@ -49,34 +49,34 @@ def glyph_probe(
     Each query face gives an ImageSet named after it and, with `jitter`, a second one, "<face>, jittered"; the gallery
     is never jittered. It is the caller's part to hold `query_families` out of training. Labels are class numbers, by
     ascending code point of the class's first letter.
-    ValueError where a family or style does not exist, or where a query family has no face to ask with.
+    Families without such letters (symbols, say) ask nothing. ValueError where a family does not exist, or none asks anything.
     """
     faces = find_faces(fonts_dir)
-    check_families([gallery_family], faces, "evaluate.gallery_family")
-    check_families(query_families, faces, "evaluate.query_families")
+    check_families([gallery_family], faces, "evaluate.gallery")
+    check_families(query_families, faces, "data.held_out")
     if gallery_family in query_families:
-        raise ValueError(f"evaluate.query_families: {gallery_family!r} is the gallery; ask with another family")
-    gallery_face = _gallery_face(faces, gallery_family, gallery_style)
+        raise ValueError(f"data.held_out: {gallery_family!r} is the gallery of the evaluation; hold out other families")
+    gallery_face = _gallery_face(faces, gallery_family)
     letters = _letters(gallery_face, image_size)
     firsts, class_of_letter = _merge_equal(gallery_face, letters, image_size)
     gallery = _glyph_set(gallery_face.name, gallery_face, letters[firsts], np.arange(len(firsts)), image_size)
-    queries = []
+    queries: list[ImageSet] = []
     for family in query_families:
         normal = [face for face in faces if face.family == family and face.style in _NORMAL_STYLES]
         asked = [(face, np.intersect1d(_letters(face, image_size), letters)) for face in normal]
         asked = [(face, codes) for face, codes in asked if len(codes)]
-        if not asked:
-            raise ValueError(
-                f"evaluate.query_families: {family!r} has no face of normal weight with letters of {gallery_face.name}"
-            )
         for face, codes in asked:
             labels = class_of_letter[np.searchsorted(letters, codes)]
             queries.append(_glyph_set(face.name, face, codes, labels, image_size))
             if jitter is not None:
                 queries.append(_glyph_set(f"{face.name}, jittered", face, codes, labels, image_size, jitter))
+    if not queries:
+        raise ValueError(
+            f"data.held_out: no face of normal weight in {', '.join(query_families)} has letters of {gallery_face.name}"
+        )
     protocol = (
         f"gallery: the {len(letters)} letters of {gallery_face.name}, {len(firsts)} classes after merging equal pixels "
-        f"at {image_size} px, one image each; queries: the letters of {', '.join(query_families)} that it has; "
+        f"at {image_size} px, one image each; queries: its letters in {', '.join(query.name for query in queries if not query.jittered)}; "
         "right: same class"
     )
     return Probe(gallery, queries, protocol, classes=len(firsts))
@@ -116,7 +116,7 @@ def split_probe(source: Source, image_size: int, query_fraction: float = 0.1) ->
     """
     labels = _labels_of(source)
     if not 0 < query_fraction < 1:
-        raise ValueError(f"evaluate.query_fraction: {query_fraction} is not between 0 and 1")
+        raise ValueError(f"query_fraction {query_fraction} is not between 0 and 1")
     order = shuffle(_SPLIT_SEED, len(source))
     drawn = np.sort(order[: round(query_fraction * len(source))])
     rest = np.sort(order[len(drawn) :])
@@ -124,7 +124,7 @@ def split_probe(source: Source, image_size: int, query_fraction: float = 0.1) ->
     if len(asked) == 0:
         raise ValueError(
             f"evaluate: none of {len(drawn)} queries out of {len(source)} images shares its label with another image; "
-            "raise evaluate.query_fraction, or label more images alike"
+            "label more images alike"
         )
     classes = len(np.unique(labels[rest]))
     protocol = (
@@ -140,13 +140,14 @@ def split_probe(source: Source, image_size: int, query_fraction: float = 0.1) ->
     )
 
 
-def _gallery_face(faces: Sequence[Face], family: str, style: str) -> Face:
+def _gallery_face(faces: Sequence[Face], family: str) -> Face:
+    """The upright face of normal weight."""
     of_family = [face for face in faces if face.family == family]
     for face in of_family:
-        if face.style == style:
+        if face.style in _UPRIGHT_STYLES:
             return face
     styles = ", ".join(repr(face.style) for face in of_family)
-    raise ValueError(f"evaluate.gallery_style: {family!r} has no style {style!r}; it has {styles}")
+    raise ValueError(f"evaluate.gallery: {family!r} has no upright style of normal weight; it has {styles}")
 
 
 def _letters(face: Face, image_size: int) -> np.ndarray:
@@ -179,7 +180,13 @@ def _glyph_set(
         images = to_tensor([render(face, int(code), image_size) for code in codes[start:stop]], image_size)
         return images if jitter is None else jitter(images, keys[start:stop])
 
-    return ImageSet(name, len(codes), load, labels)
+    return ImageSet(
+        name, len(codes), load, labels, lambda i: _character_name(int(codes[i])), jittered=jitter is not None
+    )
+
+
+def _character_name(codepoint: int) -> str:
+    return f"{chr(codepoint)} U+{codepoint:04X}"
 
 
 def _source_set(name: str, source: Source, instances: np.ndarray, labels: np.ndarray, image_size: int) -> ImageSet:
@@ -189,7 +196,7 @@ def _source_set(name: str, source: Source, instances: np.ndarray, labels: np.nda
     def load(start: int, stop: int) -> torch.Tensor:
         return to_tensor([source.image(int(instance)) for instance in instances[start:stop]], image_size, margin)
 
-    return ImageSet(name, len(instances), load, labels)
+    return ImageSet(name, len(instances), load, labels, lambda i: source.instance_name(int(instances[i])))
 
 
 def _labels_of(source: Source) -> np.ndarray:

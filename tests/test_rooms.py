@@ -129,7 +129,9 @@ def test_every_key_of_the_schema_is_explained_in_the_docs():
 def test_every_key_of_the_schema_is_read_somewhere():
     from configs.schema import _known_keys
 
-    code = "\n".join(path.read_text() for path in SOURCES if path.relative_to(REPOSITORY).parts[0] in ("engine", "datasets"))
+    code = "\n".join(
+        path.read_text() for path in SOURCES if path.relative_to(REPOSITORY).parts[0] in ("engine", "datasets")
+    )
     code += (REPOSITORY / "launch.py").read_text()
     unread = [key for key in _known_keys() if key.split(".")[-1] not in code]
     assert not unread

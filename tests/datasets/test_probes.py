@@ -132,19 +132,13 @@ def test_jitter_is_fixed_for_a_letter_of_a_face_whatever_else_is_asked(probe: Pr
 
 
 def test_wrong_names_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"evaluate.gallery_family: no font family 'Dejavu Sans'; the nearest are 'DejaVu"
-    ):
+    with pytest.raises(ValueError, match=r"evaluate.gallery: no font family 'Dejavu Sans'; the nearest are 'DejaVu"):
         glyph_probe(None, SIZE, ["DejaVu Serif"], gallery_family="Dejavu Sans")
-    with pytest.raises(ValueError, match=r"evaluate.query_families: no font family 'Serif'"):
+    with pytest.raises(ValueError, match=r"data.held_out: no font family 'Serif'"):
         glyph_probe(None, SIZE, ["Serif"])
-    with pytest.raises(ValueError, match="'DejaVu Sans' has no style 'Regular'; it has 'Bold'"):
-        glyph_probe(None, SIZE, ["DejaVu Serif"], gallery_style="Regular")
-    with pytest.raises(ValueError, match="'DejaVu Sans' is the gallery; ask with another family"):
+    with pytest.raises(ValueError, match="'DejaVu Sans' is the gallery of the evaluation; hold out other families"):
         glyph_probe(None, SIZE, ["DejaVu Sans"])
-    with pytest.raises(
-        ValueError, match="'STIXNonUnicode' has no face of normal weight with letters of DejaVu Sans Book"
-    ):
+    with pytest.raises(ValueError, match="no face of normal weight in STIXNonUnicode has letters of DejaVu Sans Book"):
         glyph_probe(None, SIZE, ["STIXNonUnicode"])
     assert "STIXNonUnicode" in {face.family for face in find_faces(None)}
 
@@ -207,5 +201,5 @@ def test_queries_alone_in_their_class_are_left_out_and_counted() -> None:
     assert f"{30 - queries.count} alone in their class left out" in probe.protocol
     with pytest.raises(ValueError, match="none of 30 queries out of 100 images shares its label"):
         split_probe(Pictures(images, list(range(100))), 8, query_fraction=0.3)
-    with pytest.raises(ValueError, match=r"evaluate.query_fraction: 1.0 is not between 0 and 1"):
+    with pytest.raises(ValueError, match=r"query_fraction 1.0 is not between 0 and 1"):
         split_probe(Pictures(images, labels), 8, query_fraction=1.0)

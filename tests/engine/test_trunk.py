@@ -96,7 +96,9 @@ def test_the_gradient_is_clipped_when_asked_and_not_otherwise(stage):
     def moved(clip):
         trunk = make_trunk(stage, clip=clip, momentum=0.0, weight_decay=0.0)
         before = {name: p.detach().clone() for name, p in trunk.network.named_parameters()}
-        trunk.backward(trunk.forward([torch.randn(8, 6, generator=torch.Generator().manual_seed(0))]), torch.randn(8, 4) * 100)
+        trunk.backward(
+            trunk.forward([torch.randn(8, 6, generator=torch.Generator().manual_seed(0))]), torch.randn(8, 4) * 100
+        )
         trunk.update(1.0)
         after = trunk.state()[0]
         trunk.close()

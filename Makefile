@@ -1,0 +1,37 @@
+# One command each: `make demo` sets everything up and trains; `make test` sets everything up and tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# faiss for the GPU where an NVIDIA driver answers, for the CPU elsewhere.
+EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+CODE := launch.py configs datasets engine kernels tests
+
+.PHONY: install demo test check bench coverage clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt ".[$(EXTRA),dev,tensorboard]"
+	touch $@
+
+demo: install
+	$(BIN)/python launch.py --config configs/pic_sampled.json
+
+test: install
+	$(BIN)/python -m pytest -q
+
+coverage: install
+	$(BIN)/python -m pytest -q --cov=engine --cov=datasets --cov-report=term --cov-fail-under=90
+
+check: install
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy launch.py configs datasets engine kernels
+	$(BIN)/python -m pytest -q tests/test_rooms.py
+
+bench: install
+	$(BIN)/python -m kernels.sampled_softmax.bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info
