@@ -168,6 +168,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
                 knn_temperature=config.evaluate.temperature,
                 features=config.evaluate.features,
                 limit=config.evaluate.limit,
+                query_limit=config.evaluate.query_limit,
                 tensorboard=config.evaluate.tensorboard,
                 temperature=config.classifier.temperature,
                 micro_batches=config.schedule.micro_batches,
@@ -210,8 +211,15 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
 
     def look(features: "Embed") -> "Evaluation":
-        k, temperature = wanted.k, wanted.temperature
-        return evaluate(features, gallery, queries, k=k, temperature=temperature, limit=wanted.limit)
+        return evaluate(
+            features,
+            gallery,
+            queries,
+            k=wanted.k,
+            temperature=wanted.temperature,
+            limit=wanted.limit,
+            query_limit=wanted.query_limit,
+        )
 
     raw = look(raw_pixels).figures
     result = look(lambda images: embed(network, images, "backbone"))

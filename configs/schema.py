@@ -159,7 +159,8 @@ class Evaluate(Section):
     features: Literal["backbone", "head"] = "backbone"
     gallery: str = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     backbone: str | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
-    limit: Positive = 10000  # most images of a gallery, and of each set of queries
+    limit: Positive = 10000  # most images of a gallery; the first ones are taken
+    query_limit: Positive = 10000  # most images of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
 

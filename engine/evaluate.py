@@ -35,9 +35,9 @@ class Evaluation:
 
 
 def evaluate(
-    embed: Embed, gallery: ImageSet, queries: list[ImageSet], *, k: int, temperature: float, limit: int
+    embed: Embed, gallery: ImageSet, queries: list[ImageSet], *, k: int, temperature: float, limit: int, query_limit: int
 ) -> Evaluation:
-    """Embed at most `limit` images of each set and classify every query by its k nearest gallery images.
+    """Embed the first `limit` gallery images and `query_limit` of each query set; classify by the k nearest gallery images.
 
     With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
     """
@@ -46,7 +46,7 @@ def evaluate(
     headline = []
     for query in queries:
         assert gallery.labels_M is not None and query.labels_M is not None
-        features_QD = embed_set(embed, query, limit)
+        features_QD = embed_set(embed, query, query_limit)
         similarity_Qk, index_Qk = neighbours(gallery_MD, features_QD, k)
         winners_Q = vote(similarity_Qk, gallery.labels_M[index_Qk], temperature)
         share = float((winners_Q == query.labels_M[: len(winners_Q)]).mean())

@@ -57,6 +57,7 @@ class Settings:
     knn_temperature: float
     features: str
     limit: int
+    query_limit: int
     tensorboard: bool
     temperature: float
     micro_batches: int
@@ -107,11 +108,16 @@ def run(
 
     def look() -> None:
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
-        k, temperature, limit = settings.k, settings.knn_temperature, settings.limit
+        wanted: dict[str, Any] = {
+            "k": settings.k,
+            "temperature": settings.knn_temperature,
+            "limit": settings.limit,
+            "query_limit": settings.query_limit,
+        }
         if probe and not raw:
-            raw.update(evaluate(raw_pixels, gallery, queries, k=k, temperature=temperature, limit=limit).figures)
+            raw.update(evaluate(raw_pixels, gallery, queries, **wanted).figures)
         result = evaluate(
-            embedder(trunk, settings.features), gallery, queries, k=k, temperature=temperature, limit=limit
+            embedder(trunk, settings.features), gallery, queries, **wanted
         )
         latest[:] = [result]
         line = record(result, probe, raw, settings.k, settings.knn_temperature, settings.features)
