@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has gone
+        return 1
     except OSError as error:
         print(f"error: {error}; checkpoints that were written before are whole", file=sys.stderr)
         return 1
@@ -353,10 +355,12 @@ def check_shrink(config: schema.Config, schedule: "Schedule", total: int) -> Non
 
     optimizer = config.optimizer
     decay = optimizer.weight_decay if optimizer.rows_weight_decay is None else optimizer.rows_weight_decay
-    if config.classifier.norm_floor == 0:
+    if config.classifier.norm_floor == 0 and not is_full(config, schedule):
+        # Stripes change places within half a pass.
+        gap_passes = 1.5 if schedule.reshuffle else 1.0
         refuse_underflow(
             predicted_shrink(
-                gap_steps=min(schedule.steps_per_pass, total),
+                gap_steps=min(gap_passes * schedule.steps_per_pass, total),
                 eta=optimizer.lr * optimizer.rows_lr_scale,
                 weight_decay=decay,
                 momentum=optimizer.momentum,

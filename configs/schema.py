@@ -187,7 +187,7 @@ class Config(Section):
     def _engine_owns_these(cls, block: dict[str, Any]) -> dict[str, Any]:
         for key in ENGINE_OWNS:
             if key in block:
-                raise ValueError(f"deepspeed.{key} is written by the engine; set {ENGINE_OWNS[key]} instead")
+                raise ValueError(f"deepspeed.{key} is not to be set here; set {ENGINE_OWNS[key]} instead")
         for key in block:
             if key not in DEEPSPEED_KEYS:  # DeepSpeed itself ignores what it does not know
                 nearest = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.0)[0]
@@ -228,13 +228,14 @@ ENGINE_OWNS = {
     "gradient_clipping": "optimizer.clip",
     "zero_allow_untested_optimizer": "nothing",
     "sparse_gradients": "nothing",
+    # These cast batch normalisation too, and leave images in float32.
+    "bf16": "deepspeed.torch_autocast",
+    "fp16": "deepspeed.torch_autocast",
 }
 
 # The rest of DeepSpeed's top level that makes sense here; what stands inside them DeepSpeed checks itself.
 DEEPSPEED_KEYS = (
     "zero_optimization",
-    "bf16",
-    "fp16",
     "torch_autocast",
     "communication_data_type",
     "prescale_gradients",
@@ -249,7 +250,7 @@ DEEPSPEED_KEYS = (
 )
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
-MAY_DIFFER = ("job", "steps", "log_every", "evaluate.", "data.workers", "threads", "output")
+MAY_DIFFER = ("job", "steps", "log_every", "evaluate.", "data.workers", "output")
 
 
 def load(path: str, overrides: list[str]) -> Config:

@@ -48,7 +48,7 @@ class Batch:
 class ImageSet:
     """M images for evaluation, decoded on demand.
 
-    load(start, stop) -> float32 [stop - start, channels, height, width] in [0, 1], without augmentation unless the name says so
+    load(start, stop) -> float32 [stop - start, channels, height, width] in [0, 1]; NaN where one cannot be decoded
     labels_M          int64, or None where nothing is known of them
     names             for people: what image i is, i in 0 .. count - 1
     jittered          the images are distorted on purpose; such a set is told beside the headline figure, not in it

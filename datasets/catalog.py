@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.batch import ImageSet, Probe, UnreadableImage
-from datasets.clean import PHOTO_MARGIN, to_tensor
+from datasets.batch import ImageSet, Probe
+from datasets.clean import load_images
 from datasets.digits import Digits
 from datasets.fashion_mnist import FashionMnist
 from datasets.folder import ImageFolder
@@ -78,32 +78,17 @@ def make_probe(
 
 
 def sample_images(source: Source, image_size: int, count: int) -> ImageSet:
-    """Up to `count` training images, evenly spread, for figures that need no labels (RankMe, the map).
-
-    Images that cannot be read are left out; training names and counts them.
-    """
-    wanted = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)
-    readable = [int(instance) for instance in wanted if _read(source, int(instance)) is not None]
-    margin = PHOTO_MARGIN if source.channels == 3 else 1.0
+    """Up to `count` training images, evenly spread, for figures that need no labels (RankMe, the map)."""
+    instances = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)
 
     def load(start: int, stop: int) -> torch.Tensor:
-        return to_tensor([source.image(instance) for instance in readable[start:stop]], image_size, margin)
+        return load_images(source, instances[start:stop], image_size)
 
-    return ImageSet(source.name, len(readable), load, names=lambda i: source.instance_name(readable[i]))
+    return ImageSet(source.name, len(instances), load, names=lambda i: source.instance_name(int(instances[i])))
 
 
 def every_image(source: Source, image_size: int, batch: int = 256) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(instances, images float32 [B, C, S, S]) over the whole source, without those that cannot be read."""
-    margin = PHOTO_MARGIN if source.channels == 3 else 1.0
+    """(instances, images float32 [B, C, S, S]) over the whole source; one that cannot be decoded is all NaN."""
     for start in range(0, len(source), batch):
-        images = {i: _read(source, i) for i in range(start, min(start + batch, len(source)))}
-        readable = {i: image for i, image in images.items() if image is not None}
-        if readable:
-            yield np.array(list(readable)), to_tensor(list(readable.values()), image_size, margin)
-
-
-def _read(source: Source, instance: int) -> np.ndarray | None:
-    try:
-        return source.image(instance)
-    except UnreadableImage:
-        return None
+        instances = np.arange(start, min(start + batch, len(source)))
+        yield instances, load_images(source, instances, image_size)

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from datasets.batch import UnreadableImage
+from datasets.source import Source
+
 PHOTO_MARGIN = 256 / 224
 
 
@@ -42,3 +45,15 @@ def _resized(image: np.ndarray, image_size: int, resized_side: int) -> torch.Ten
 def _centre(image: np.ndarray, side: int) -> np.ndarray:
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return image[top : top + side, left : left + side]
+
+
+def load_images(source: Source, instances: np.ndarray, image_size: int) -> torch.Tensor:
+    """Images of a source without augmentation, float32 [n, C, S, S]; one that cannot be decoded is all NaN."""
+    margin = PHOTO_MARGIN if source.channels == 3 else 1.0
+    images = torch.full((len(instances), source.channels, image_size, image_size), torch.nan)
+    for place, instance in enumerate(instances):
+        try:
+            images[place] = to_tensor([source.image(int(instance))], image_size, margin)[0]
+        except UnreadableImage:
+            continue
+    return images

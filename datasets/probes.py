@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from datasets.batch import ImageSet, Probe
-from datasets.clean import PHOTO_MARGIN, to_tensor
+from datasets.clean import load_images, to_tensor
 from datasets.glyphs import Face, characters, check_families, find_faces, render
 from datasets.keyed import keyed, shuffle
 from datasets.source import Source
@@ -118,8 +118,9 @@ def split_probe(source: Source, image_size: int, query_fraction: float = 0.1) ->
     if not 0 < query_fraction < 1:
         raise ValueError(f"query_fraction {query_fraction} is not between 0 and 1")
     order = shuffle(_SPLIT_SEED, len(source))
-    drawn = np.sort(order[: round(query_fraction * len(source))])
-    rest = np.sort(order[len(drawn) :])
+    # Left in shuffled order: who takes the first of them takes a fair sample.
+    drawn = order[: round(query_fraction * len(source))]
+    rest = order[len(drawn) :]
     asked = drawn[np.isin(labels[drawn], labels[rest])]
     if len(asked) == 0:
         raise ValueError(
@@ -190,11 +191,8 @@ def _character_name(codepoint: int) -> str:
 
 
 def _source_set(name: str, source: Source, instances: np.ndarray, labels: np.ndarray, image_size: int) -> ImageSet:
-    """An image that cannot be decoded raises UnreadableImage out of load()."""
-    margin = PHOTO_MARGIN if source.channels == 3 else 1.0
-
     def load(start: int, stop: int) -> torch.Tensor:
-        return to_tensor([source.image(int(instance)) for instance in instances[start:stop]], image_size, margin)
+        return load_images(source, instances[start:stop], image_size)
 
     return ImageSet(name, len(instances), load, labels, lambda i: source.instance_name(int(instances[i])))
 

@@ -223,7 +223,8 @@ def _window_order(schedule: Schedule, window: int) -> np.ndarray:
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if large % small:
+        below, above = large // small * small, (large // small + 1) * small
+        choice = f"{below} or {above}" if below else str(above)
         raise ValueError(
-            f"schedule: {small_name} ({small}) does not divide {large_name} ({large}); "
-            f"set {large_name} to {max(large // small, 1) * small} or {(large // small + 1) * small}"
+            f"schedule: {small_name} ({small}) does not divide {large_name} ({large}); set {large_name} to {choice}"
         )

@@ -25,7 +25,10 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class Evaluation:
-    """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures."""
+    """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures.
+
+    Features of images that could not be decoded are NaN; figures are over the others.
+    """
 
     figures: dict[str, float]
     rankme: float
@@ -35,21 +38,31 @@ class Evaluation:
 
 
 def evaluate(
-    embed: Embed, gallery: ImageSet, queries: list[ImageSet], *, k: int, temperature: float, limit: int, query_limit: int
+    embed: Embed,
+    gallery: ImageSet,
+    queries: list[ImageSet],
+    *,
+    k: int,
+    temperature: float,
+    limit: int,
+    query_limit: int,
 ) -> Evaluation:
     """Embed the first `limit` gallery images and `query_limit` of each query set; classify by the k nearest gallery images.
 
     With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
     """
     gallery_MD = embed_set(embed, gallery, limit)
-    result = Evaluation({}, rankme(gallery_MD), gallery_MD.shape[1], gallery_MD)
+    readable_M = np.isfinite(gallery_MD).all(axis=1)
+    result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
     headline = []
     for query in queries:
         assert gallery.labels_M is not None and query.labels_M is not None
         features_QD = embed_set(embed, query, query_limit)
-        similarity_Qk, index_Qk = neighbours(gallery_MD, features_QD, k)
-        winners_Q = vote(similarity_Qk, gallery.labels_M[index_Qk], temperature)
-        share = float((winners_Q == query.labels_M[: len(winners_Q)]).mean())
+        readable_Q = np.isfinite(features_QD).all(axis=1)
+        gallery_labels = gallery.labels_M[: len(gallery_MD)][readable_M]
+        similarity_Qk, index_Qk = neighbours(gallery_MD[readable_M], features_QD[readable_Q], k)
+        winners_Q = vote(similarity_Qk, gallery_labels[index_Qk], temperature)
+        share = float((winners_Q == query.labels_M[: len(features_QD)][readable_Q]).mean())
         result.figures[query.name] = share
         result.queries[query.name] = features_QD
         if not query.jittered:

@@ -43,10 +43,8 @@ def export_embeddings(
         features = embed(batch).numpy()
         if out is None:
             out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(size, features.shape[1]))
-            out[:] = np.nan
         out[ids] = features
-    if out is None:
-        raise ValueError("no image could be read, so there is nothing to embed")
+    assert out is not None, "a source holds at least one image"
     out.flush()  # type: ignore[attr-defined]
     return out.shape[0], out.shape[1]
 

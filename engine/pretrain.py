@@ -158,7 +158,7 @@ def train(
                 good = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
                 raise NonFiniteLoss(
                     f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row, up to step {step}; {good}.\n"
-                    "Lower optimizer.lr, set optimizer.clip, or use bf16 instead of fp16 in the deepspeed block"
+                    "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
             if stop.name or (done % rhythm.checkpoint_every == 0 and done != rhythm.end):
                 last_good = checkpoint()

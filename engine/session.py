@@ -116,9 +116,7 @@ def run(
         }
         if probe and not raw:
             raw.update(evaluate(raw_pixels, gallery, queries, **wanted).figures)
-        result = evaluate(
-            embedder(trunk, settings.features), gallery, queries, **wanted
-        )
+        result = evaluate(embedder(trunk, settings.features), gallery, queries, **wanted)
         latest[:] = [result]
         line = record(result, probe, raw, settings.k, settings.knn_temperature, settings.features)
         with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
@@ -201,7 +199,7 @@ def run(
         "digest": digest(backbone, RowReader(rows)),
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    neighbours = neighbour_rows(probe, latest[0], settings.k) if probe and latest else []
+    neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
     embeddings = embedding_sample(probe, sample, latest[0], embedder(trunk, settings.features)) if latest else None
     report = write_report(output, neighbours, embeddings)
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")

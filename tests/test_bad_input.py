@@ -69,6 +69,7 @@ def refused(run, capsys, *words, config=None, expect):
         ("data.limit=100", "data.limit is for fashion_mnist"),
         ('data.augment={"kind":"photos"}', "these images are grey"),
         ("deepspeed.gradient_clipping=1", "set optimizer.clip instead"),
+        ("deepspeed.bf16.enabled=true", "set deepspeed.torch_autocast instead"),
         ("deepspeed.zero_optimisation={}", "the nearest known one is deepspeed.zero_optimization"),
         ("deepspeed.zero_optimization.stage=7", "deepspeed refuses its block"),
         ("optimizer.rows_weight_decay=0.9", "rows_weight_decay to 0"),
@@ -165,6 +166,8 @@ def test_unreadable_images_are_skipped_named_and_counted(run, capsys, photos):
     summary = run.summary()
     assert summary["unreadable_images"] == out.count("cannot read")
     assert summary["visited"] == 22
+    assert run("epochs=5", config=folder_config(photos, labels="folders"), flags=("--fresh",)) == 0
+    assert 0 <= run.summary()["knn_top1"] <= 1
 
 
 def test_unreadable_images_can_be_refused(run, capsys, photos):

@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(finished,
 
 def test_keys_that_may_differ_do_and_others_are_refused_by_name(run, capsys):
     assert run("steps=10") == 0
-    assert run("steps=12", "log_every=3", "evaluate.k=3", "data.workers=1", "threads=2") == 0
+    assert run("steps=12", "log_every=3", "evaluate.k=3", "data.workers=1") == 0
     assert run.summary()["steps"] == 12
     assert run("steps=14", "optimizer.lr=0.04") == 2
     error = capsys.readouterr().err

@@ -177,15 +177,21 @@ def oracle_step(case, oracle, trunk, step):
     return oracle.step(ids, features, case.eta(step), rows_grad=case.rows_grad or None, skip=step in case.skips)
 
 
-def run_both(case, rows_class=ActiveRows, log_class=TransitionLog, catch=None):
-    """Train both to the end; returns (engine's rows, oracle, losses of both [steps, 2])."""
+def run_both(case, rows_class=ActiveRows, log_class=TransitionLog, compare_dz=False):
+    """Train both to the end; returns (engine's rows, oracle, losses of both [steps, 2]). compare_dz: the gradient at z, too."""
     rows, oracle = make_engine(case, rows_class, log_class), make_oracle(case)
     trunk = GivenFeatures(torch.float64 if case.dtype is np.float64 else torch.float32, case.views, case.dim, case.seed)
     losses = []
     for step in range(case.steps):
+        trunk.dz.clear()
         result = engine_step(case, rows, trunk, step)
-        loss, _ = oracle_step(case, oracle, trunk, step)
+        loss, dz_VGD = oracle_step(case, oracle, trunk, step)
         losses.append((result.loss, loss))
+        if compare_dz and step not in case.skips:
+            filled = make_batch(case, step).filled_G
+            assert filled.sum() >= 2  # fewer, and the engine keeps empty places in
+            got = trunk.dz[0].reshape(case.views, -1, case.dim)
+            torch.testing.assert_close(got, dz_VGD[:, torch.from_numpy(filled)], rtol=1e-9, atol=1e-12)
     return rows, oracle, np.array(losses)
 
 

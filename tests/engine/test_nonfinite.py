@@ -19,12 +19,19 @@ from kernels.sampled_softmax import sampled_softmax
 
 
 @pytest.mark.parametrize("length", [3e-4, 1e-4])
-def test_half_precision_normalisation_of_a_short_row_is_nan_as_in_the_official_code(length):
+def test_normalising_a_short_row_in_half_precision_is_nan(length):
     row = torch.randn(128, generator=torch.Generator().manual_seed(0))
     row = (row / row.norm() * length).half()
     assert torch.isnan(row / row.pow(2).sum().sqrt()).any()  # 0 / 0
-    as_apex_does = row / row.pow(2).sum().sqrt().clamp_min(1e-12)  # 1e-12 is 0 in float16 too
-    assert torch.isnan(as_apex_does).any()
+    with_a_floor = row / row.pow(2).sum().sqrt().clamp_min(1e-12)  # 1e-12 is 0 in float16 too
+    assert torch.isnan(with_a_floor).any()
+
+
+def test_the_gradient_of_a_short_row_overflows_half_precision_even_where_the_length_is_right():
+    row = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    row = (F.normalize(row, dim=0) * 1e-5).half().requires_grad_()
+    F.normalize(row, dim=0)[0].backward()
+    assert torch.isinf(row.grad).any()
 
 
 def test_half_precision_already_mistakes_the_length_of_a_row_of_a_thousandth():
