@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets.schedule import Schedule
     from datasets.source import Source
     from engine.active_rows import ActiveRows
-    from engine.evaluate import Embed, Evaluation
+    from engine.evaluate import Protocol
     from engine.network import Network
     from engine.trunk import Trunk
 
@@ -166,11 +166,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
                 checkpoint_every=config.checkpoint.every_steps,
                 keep=config.checkpoint.keep,
                 evaluate_every=config.evaluate.every_steps,
-                k=config.evaluate.k,
-                knn_temperature=config.evaluate.temperature,
-                features=config.evaluate.features,
-                limit=config.evaluate.limit,
-                query_limit=config.evaluate.query_limit,
+                protocol=protocol_of(config),
                 tensorboard=config.evaluate.tensorboard,
                 temperature=config.classifier.temperature,
                 micro_batches=config.schedule.micro_batches,
@@ -212,20 +208,10 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     sample = sample_images(source, config.data.image_size, min(2000, wanted.limit))
     gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
 
-    def look(features: "Embed") -> "Evaluation":
-        return evaluate(
-            features,
-            gallery,
-            queries,
-            k=wanted.k,
-            temperature=wanted.temperature,
-            limit=wanted.limit,
-            query_limit=wanted.query_limit,
-        )
-
-    raw = look(raw_pixels).figures
-    result = look(lambda images: embed(network, images, "backbone"))
-    line = record(result, probe, raw, wanted.k, wanted.temperature, "backbone")
+    protocol = protocol_of(config)
+    raw = evaluate(raw_pixels, gallery, queries, protocol).figures
+    result = evaluate(lambda images: embed(network, images, "backbone"), gallery, queries, protocol)
+    line = record(result, probe, raw, protocol)
     print(describe(str(path), line))
     write_json(prepare_output(Path(config.output), fresh=False) / "knn.json", {"backbone": str(path), **line})
     return 0
@@ -321,6 +307,13 @@ def open_probe(config: schema.Config, source: "Source", augmentation: "GreyAugme
         held_out=data.held_out,
         gallery=config.evaluate.gallery,
     )
+
+
+def protocol_of(config: schema.Config) -> "Protocol":
+    from engine.evaluate import Protocol
+
+    asked = config.evaluate
+    return Protocol(asked.k, asked.temperature, asked.features, asked.limit, asked.query_limit)
 
 
 def active_rows_of(config: schema.Config, schedule: "Schedule") -> int:

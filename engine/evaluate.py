@@ -23,6 +23,24 @@ _RAW_SIDE = 32  # larger images are averaged down to this side before pixels are
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How it is asked: `k` neighbours vote with weight exp(similarity / temperature) over "backbone" or "head" `features`.
+
+    limit, query_limit   only the first so many images of the gallery, and of each query set, are looked at
+    """
+
+    k: int
+    temperature: float
+    features: str
+    limit: int
+    query_limit: int
+
+    def __str__(self) -> str:
+        vote_text = f"k = {self.k}, vote weight exp(similarity / {self.temperature})"
+        return f"cosine of {self.features} features, {vote_text}; at most {self.limit} gallery images, {self.query_limit} queries a set"
+
+
 @dataclass
 class Evaluation:
     """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures.
@@ -37,31 +55,22 @@ class Evaluation:
     queries: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def evaluate(
-    embed: Embed,
-    gallery: ImageSet,
-    queries: list[ImageSet],
-    *,
-    k: int,
-    temperature: float,
-    limit: int,
-    query_limit: int,
-) -> Evaluation:
-    """Embed the first `limit` gallery images and `query_limit` of each query set; classify by the k nearest gallery images.
+def evaluate(embed: Embed, gallery: ImageSet, queries: list[ImageSet], protocol: Protocol) -> Evaluation:
+    """Embed gallery and queries, and classify every query by its k nearest gallery images.
 
     With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
     """
-    gallery_MD = embed_set(embed, gallery, limit)
+    gallery_MD = embed_set(embed, gallery, protocol.limit)
     readable_M = np.isfinite(gallery_MD).all(axis=1)
     result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
     headline = []
     for query in queries:
         assert gallery.labels_M is not None and query.labels_M is not None
-        features_QD = embed_set(embed, query, query_limit)
+        features_QD = embed_set(embed, query, protocol.query_limit)
         readable_Q = np.isfinite(features_QD).all(axis=1)
         gallery_labels = gallery.labels_M[: len(gallery_MD)][readable_M]
-        similarity_Qk, index_Qk = neighbours(gallery_MD[readable_M], features_QD[readable_Q], k)
-        winners_Q = vote(similarity_Qk, gallery_labels[index_Qk], temperature)
+        similarity_Qk, index_Qk = neighbours(gallery_MD[readable_M], features_QD[readable_Q], protocol.k)
+        winners_Q = vote(similarity_Qk, gallery_labels[index_Qk], protocol.temperature)
         share = float((winners_Q == query.labels_M[: len(features_QD)][readable_Q]).mean())
         result.figures[query.name] = share
         result.queries[query.name] = features_QD
@@ -93,17 +102,15 @@ def rankme(features_MD: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def record(
-    result: Evaluation, probe: Probe | None, raw: dict[str, float], k: int, temperature: float, features: str
-) -> dict[str, Any]:
+def record(result: Evaluation, probe: Probe | None, raw: dict[str, float], protocol: Protocol) -> dict[str, Any]:
     """One line of evaluations.jsonl, without the step."""
-    vote_text = f"cosine of {features} features, k = {k}, vote weight exp(similarity / {temperature})"
-    protocol = f"{probe.protocol}; {vote_text}" if probe else f"no labels: RankMe of {features} features only"
     return {
         "figures": result.figures,
         "chance": 1 / probe.classes if probe else None,
         "raw_pixels": raw,
-        "protocol": protocol,
+        "protocol": f"{probe.protocol}; {protocol}"
+        if probe
+        else f"no labels: RankMe of {protocol.features} features only",
         "rankme": result.rankme,
         "rankme_dim": result.dim,
     }

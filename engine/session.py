@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
+from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from datasets.batch import Batch, ImageSet, Probe
 from engine import checkpoint
 from engine.active_rows import ActiveRows
-from engine.evaluate import Embed, Evaluation, evaluate, raw_pixels, record
+from engine.evaluate import Embed, Evaluation, Protocol, evaluate, raw_pixels, record
 from engine.examples import embedding_sample, neighbour_rows
 from engine.network import Network, backbone_of, embed
 from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
@@ -31,7 +32,7 @@ from kernels.sampled_softmax import backend
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
 
 
-class Schedule(Protocol):
+class Schedule(TypingProtocol):
     """What a run asks of datasets' schedule."""
 
     @property
@@ -53,11 +54,7 @@ class Settings:
     checkpoint_every: int
     keep: int
     evaluate_every: int | None
-    k: int
-    knn_temperature: float
-    features: str
-    limit: int
-    query_limit: int
+    protocol: Protocol
     tensorboard: bool
     temperature: float
     micro_batches: int
@@ -108,17 +105,11 @@ def run(
 
     def look() -> None:
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
-        wanted: dict[str, Any] = {
-            "k": settings.k,
-            "temperature": settings.knn_temperature,
-            "limit": settings.limit,
-            "query_limit": settings.query_limit,
-        }
         if probe and not raw:
-            raw.update(evaluate(raw_pixels, gallery, queries, **wanted).figures)
-        result = evaluate(embedder(trunk, settings.features), gallery, queries, **wanted)
+            raw.update(evaluate(raw_pixels, gallery, queries, settings.protocol).figures)
+        result = evaluate(embedder(trunk, settings.protocol.features), gallery, queries, settings.protocol)
         latest[:] = [result]
-        line = record(result, probe, raw, settings.k, settings.knn_temperature, settings.features)
+        line = record(result, probe, raw, settings.protocol)
         with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
         shown.note(describe(f"after step {rows.log.steps}", line))
@@ -200,7 +191,9 @@ def run(
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
-    embeddings = embedding_sample(probe, sample, latest[0], embedder(trunk, settings.features)) if latest else None
+    embeddings = (
+        embedding_sample(probe, sample, latest[0], embedder(trunk, settings.protocol.features)) if latest else None
+    )
     report = write_report(output, neighbours, embeddings)
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
     if status.startswith("stopped: "):

@@ -242,6 +242,20 @@ def test_job_export_writes_rows_and_embeddings_in_instance_order(finished):
     assert json.loads((exports / "manifest.json").read_text())["order"] == "row i belongs to instance i"
 
 
+def test_tensorboard_events_on_request(run):
+    pytest.importorskip("tensorboard")
+    assert run("steps=5", "evaluate.tensorboard=true") == 0
+    assert list((run.output / "tensorboard").glob("events*"))
+
+
+def test_evaluations_on_the_way_change_nothing(run):
+    assert run("steps=12") == 0
+    without = run.summary()["digest"]
+    assert run("steps=12", "evaluate.every_steps=5", flags=("--fresh",)) == 0
+    assert [line["step"] for line in run.lines("evaluations.jsonl")] == [5, 10, 12]
+    assert run.summary()["digest"] == without
+
+
 def test_dry_run_prints_config_and_plan_and_writes_nothing(run, capsys):
     assert run(flags=("--dry-run",)) == 0
     out = capsys.readouterr().out
