@@ -10,8 +10,8 @@
 `update` is one step of torch.optim.SGD for all K rows. A row in a slot is therefore always where dense SGD would have put it at the
 start of the step, and a row outside is there after its catch-up.
 
-Catching up in one go or in two differs in the last bit, so it happens at admission only; `caught_up_copy` (exports, evaluation) leaves
-everything as it is.
+Catching up in one go or in two differs in the last bit, so it happens at admission only; engine/snapshots.py reads a copy for
+exports and leaves everything as it is.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,10 @@ class VisitQueue:
     """The visits to one lane's slots, oldest first. `stamp_K` is the engine's array of latest stamps; it is only read here."""
 
     def __init__(self, stamp_K: np.ndarray, slots: np.ndarray, room: int) -> None:
-        """slots: the occupied slots of the lane, in any order. room: slots of the lane plus places of a batch."""
+        """slots: the occupied slots of the lane, in any order.
+
+        room: at least the lane's slots plus its places of a batch; the queue holds twice that.
+        """
         self._stamp_K = stamp_K
         order = slots[np.argsort(stamp_K[slots], kind="stable")]
         self._slot = np.empty(2 * room, dtype=np.int64)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -290,3 +291,17 @@ def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
     assert "Traceback" not in err
     assert run.summary()["status"] == f"stopped by {signal.Signals(number).name}"
     assert list((run.output / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [["deepspeed", "--num_accelerators", "1"], ["torchrun", "--standalone", "--nproc-per-node", "1"]],
+    ids=lambda words: words[0],
+)
+def test_the_same_line_runs_under_a_launcher(run, launcher):
+    (run.directory / "config.json").write_text(json.dumps(TINY))
+    command = [str(pathlib.Path(sys.executable).parent / launcher[0]), *launcher[1:], "launch.py"]
+    command += ["--config", str(run.directory / "config.json"), f"output={run.output}", "steps=3"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert run.summary()["steps"] == 3
