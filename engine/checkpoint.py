@@ -132,6 +132,11 @@ def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
     return torch_load((kept.path / "trunk.safetensors").read_bytes())
 
 
+def bytes_on_disk(directory: Path) -> int:
+    """The size of every file of every checkpoint."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 def _read(kept: Kept, name: str) -> dict[str, np.ndarray]:
     return numpy_load((kept.path / f"{name}.safetensors").read_bytes())
 

@@ -42,6 +42,7 @@ class Totals:
     trunk_seconds: float = 0.0
     peak_host_bytes: int = 0
     peak_device_bytes: int = 0
+    checkpoint_bytes: int = 0  # of all that are kept
     losses: list[float] = field(default_factory=list)  # of every step, nan where it was skipped
 
 
@@ -182,7 +183,7 @@ def metrics_line(
     trunk: Trunk,
 ) -> dict[str, Any]:
     """One line of metrics.jsonl, without the loss."""
-    tiers = measured_bytes(rows, trunk)
+    tiers = measured_bytes(rows, trunk, totals.checkpoint_bytes)
     process_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     totals.peak_host_bytes = max(totals.peak_host_bytes, process_peak)
     totals.peak_device_bytes = max(totals.peak_device_bytes, tiers["device"])
@@ -204,14 +205,14 @@ def metrics_line(
     }
 
 
-def measured_bytes(rows: ActiveRows, trunk: Trunk) -> dict[str, int]:
+def measured_bytes(rows: ActiveRows, trunk: Trunk, checkpoint_bytes: int) -> dict[str, int]:
     """Bytes by tier. On a GPU the device's are the allocator's peak; on a CPU the rows, their gradient and the trunk, by count."""
     if rows.w_KD.device.type == "cuda":
         device = torch.cuda.max_memory_allocated()
     else:
         weights = sum(parameter.nbytes for parameter in trunk.network.parameters())
         device = rows.bytes + rows.w_KD.nbytes + 3 * weights
-    return {"device": device, "host": rows.host.bytes + rows.host.store.bytes, "disk": 0}
+    return {"device": device, "host": rows.host.bytes + rows.host.store.bytes, "disk": checkpoint_bytes}
 
 
 def mean_of_finite(losses: list[float]) -> float | None:

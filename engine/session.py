@@ -101,7 +101,9 @@ def run(
 
     def save() -> Path:
         everything = {**manifest, "totals": dataclasses.asdict(totals)}
-        return checkpoint.save(output / "checkpoints", trunk.state(), rows, everything, settings.keep)
+        path = checkpoint.save(output / "checkpoints", trunk.state(), rows, everything, settings.keep)
+        totals.checkpoint_bytes = checkpoint.bytes_on_disk(output / "checkpoints")
+        return path
 
     def look() -> None:
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])

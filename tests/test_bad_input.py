@@ -102,11 +102,12 @@ def test_output_that_cannot_be_written(run, capsys):
     assert "cannot write into output" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only directories")
-def test_read_only_output(run, capsys):
-    run.directory.chmod(0o500)
+def test_read_only_output(run, capsys, monkeypatch):
+    # Root may write into directories whose mode forbids it, so the answer of the system is made up here.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode & os.W_OK == 0)
     assert run("steps=1") == 2
-    assert "cannot write into output" in capsys.readouterr().err
+    assert f"{run.directory} is read-only; set output to a directory of your own" in capsys.readouterr().err
+    assert not run.output.exists()
 
 
 def test_more_processes_than_this_version_knows(run, capsys, monkeypatch):

@@ -52,6 +52,9 @@ def test_a_run_leaves_what_the_contract_promises(finished):
     assert len(summary["digest"]) == 64
     line = finished.lines()[-1]
     assert line["step"] == TOTAL
+    plan = json.loads((finished.output / "plan.json").read_text())
+    assert line["bytes"]["disk"] <= sum(plan["disk"].values()) * 1.1
+    assert 0 < line["bytes"]["host"] <= sum(plan["host"].values())
     assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends"}
 
 
