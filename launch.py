@@ -7,6 +7,7 @@ Here the rooms are wired together and nothing else happens: datasets gives image
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -54,6 +55,12 @@ def main(arguments: list[str]) -> int:
                 f"{os.environ['WORLD_SIZE']} processes were launched, but this version trains on one; "
                 "use --num_gpus 1 or --num_accelerators 1 (deepspeed), --nproc-per-node 1 (torchrun) or plain python"
             )
+        if config.job != "pretrain" and (options.dry_run or options.fresh):
+            raise ValueError(f"--dry-run and --fresh are for job=pretrain, not for job={config.job}; leave them out")
+        if config.evaluate.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError(
+                "evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false"
+            )
         job = {"pretrain": pretrain, "knn": knn, "export": export}[config.job]
         return job(config, options)
     except ValueError as error:
@@ -75,11 +82,13 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
 
     from engine import checkpoint, memory_plan
     from engine.learning_rate import learning_rate
+    from engine.network import check_sides
 
     source, augmentation, schedule = open_data(config)
     total = total_steps(config, schedule)
     check_shrink(config, schedule, total)
     network = network_of(config)
+    check_sides(network, view_sides(config) | {config.data.image_size})
     active = active_rows_of(config, schedule)
     tiers = memory_plan.plan(
         active=active,
@@ -106,7 +115,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     end = min(config.steps or total, total)
     if kept:
         refuse_other_run(config, source, kept.manifest)
-        if kept.step >= end:
+        if kept.step > end or (kept.step == end and is_finished(output, end)):
             print(
                 f"this run is finished: {kept.step} steps are done; see {output / 'summary.json'}, or start over with --fresh"
             )
@@ -136,13 +145,14 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Workers are forked here, before DeepSpeed starts threads.
     stream = batches(dataset, first_step, end, config.data.workers, pin=device.type == "cuda")
-    probe = open_probe(config, source, augmentation)
-    trunk = make_trunk(config, network, schedule, device)
-    rows = make_rows(config, schedule, device)
-    prepare_output(output, options.fresh)
-    write_json(output / "config.json", json.loads(config.model_dump_json()))
-    write_json(output / "plan.json", tiers)
+    trunk = None
     try:
+        probe = open_probe(config, source, augmentation)
+        trunk = make_trunk(config, network, schedule, device)
+        rows = make_rows(config, schedule, device)
+        prepare_output(output, options.fresh)
+        write_json(output / "config.json", json.loads(config.model_dump_json()))
+        write_json(output / "plan.json", tiers)
         return session.run(
             trunk=trunk,
             rows=rows,
@@ -162,6 +172,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
                 job=config.job,
                 method=config.classifier.method,
                 instances=len(source),
+                seed=config.seed,
                 log_every=config.log_every,
                 checkpoint_every=config.checkpoint.every_steps,
                 keep=config.checkpoint.keep,
@@ -177,7 +188,8 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
         )
     finally:
         stream.close()
-        trunk.close()
+        if trunk:
+            trunk.close()
 
 
 def knn(config: schema.Config, options: argparse.Namespace) -> int:
@@ -338,7 +350,7 @@ def host_places(config: schema.Config, schedule: "Schedule") -> int:
         stride=schedule.stride,
         block=schedule.block,
         size=schedule.size,
-        full=is_full(config, schedule) and config.classifier.init == "random",
+        full=is_full(config, schedule),
     )
 
 
@@ -401,7 +413,9 @@ def make_rows(config: schema.Config, schedule: "Schedule", device: "torch.device
     full = is_full(config, schedule)
     lanes = schedule.lanes
     capacity = (
-        [schedule.lane_size(lane) for lane in range(lanes)] if full else [(classifier.active or 0) // lanes] * lanes
+        [schedule.lane_size(lane) for lane in range(lanes)]
+        if full
+        else [min((classifier.active or 0) // lanes, schedule.lane_size(lane)) for lane in range(lanes)]
     )
     host = HostTier(
         MemoryStore(),
@@ -423,6 +437,12 @@ def make_rows(config: schema.Config, schedule: "Schedule", device: "torch.device
     )
 
 
+def view_sides(config: schema.Config) -> set[int]:
+    """The sides that augmented images have, pixels."""
+    augment = config.data.augment
+    return {config.data.image_size} if augment.kind == "grey" else {crop.size for crop in augment.crops}
+
+
 def view_bytes(config: schema.Config, source: "Source") -> list[int]:
     """Bytes of each view of one image."""
     augment = config.data.augment
@@ -431,6 +451,15 @@ def view_bytes(config: schema.Config, source: "Source") -> list[int]:
     else:
         sides = [crop.size for crop in augment.crops for _ in range(crop.count)]
     return [4 * source.channels * side * side for side in sides]
+
+
+def is_finished(output: Path, end: int) -> bool:
+    """Whether an earlier run came to its end, with its last evaluation and summary."""
+    try:
+        summary = json.loads((output / "summary.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return summary.get("status") == "finished" and summary.get("steps") == end
 
 
 def require_writable(output: Path) -> None:

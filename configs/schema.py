@@ -102,11 +102,19 @@ class Schedule(Section):
     reshuffle: bool = True  # permute whole stripes anew in each pass
 
 
+def _some_width(layers: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    if not any(isinstance(layer, int) for layer in layers):
+        raise ValueError(f"{list(layers)} has no convolution; add at least one width")
+    return layers
+
+
+Layers = Annotated[tuple[Positive | Literal["M"], ...], AfterValidator(_some_width)]
+
+
 class Backbone(Section):
     name: str = "resnet18"  # a torchvision classification model, or "vgg" with layers
-    layers: tuple[Positive | Literal["M"], ...] | None = (
-        None  # vgg: widths of its 3x3 convolutions, "M" = halve the image
-    )
+    # vgg: widths of its 3x3 convolutions, "M" = halve the image
+    layers: Layers | None = None
     grid: Positive = 2  # vgg: features are averaged over grid x grid cells of the image
     hidden: Positive = 512  # width of the head's hidden layer
 
@@ -167,7 +175,7 @@ class Evaluate(Section):
 class Config(Section):
     job: Literal["pretrain", "knn", "export"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    output: str
+    output: Annotated[str, Field(min_length=1)]
     epochs: AboveZero  # images seen / N: the length of the schedules
     steps: Positive | None = None  # stop there; the schedules' length does not change
     log_every: Positive = 20
@@ -227,6 +235,7 @@ ENGINE_OWNS = {
     "gradient_accumulation_steps": "schedule.micro_batches",
     "gradient_clipping": "optimizer.clip",
     "zero_allow_untested_optimizer": "nothing",
+    "zero_force_ds_cpu_optimizer": "nothing",
     "sparse_gradients": "nothing",
     # These cast batch normalisation too, and leave images in float32.
     "bf16": "deepspeed.torch_autocast",

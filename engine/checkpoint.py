@@ -82,7 +82,9 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync_directory(directory)
-    for old in _candidates(directory)[keep:]:
+    # A later one that is still there was damaged, or this run would have started from it.
+    later = [path for path in _candidates(directory) if path.name > final.name]
+    for old in (*later, *[path for path in _candidates(directory) if path not in later][keep:]):
         shutil.rmtree(old)
     return final
 

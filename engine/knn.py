@@ -7,6 +7,8 @@ label with the largest sum wins, ties going to the label of the nearer neighbour
 import faiss
 import numpy as np
 
+_QUERIES_AT_ONCE = 256  # votes are compared pairwise: k * k numbers a query
+
 
 def neighbours(gallery_MD: np.ndarray, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of unit-length float32 features: (similarity float32 [Q, k] descending, index int64 [Q, k])."""
@@ -22,7 +24,12 @@ def vote(similarity_Qk: np.ndarray, labels_Qk: np.ndarray, temperature: float) -
     >>> vote(np.array([[0.9, 0.8, 0.8]]), np.array([[7, 3, 3]]), temperature=1.0)
     array([3])
     """
-    # Measured from the nearest neighbour, so that no temperature can overflow.
-    weight_Qk = np.exp((similarity_Qk - similarity_Qk[:, :1]).astype(np.float64) / temperature)
-    votes_Qk = (weight_Qk[:, None, :] * (labels_Qk[:, :, None] == labels_Qk[:, None, :])).sum(axis=2)
-    return labels_Qk[np.arange(len(labels_Qk)), votes_Qk.argmax(axis=1)]
+    winners = np.empty(len(labels_Qk), dtype=np.int64)
+    for start in range(0, len(labels_Qk), _QUERIES_AT_ONCE):
+        part = slice(start, start + _QUERIES_AT_ONCE)
+        similarity, labels = similarity_Qk[part].astype(np.float64), labels_Qk[part]
+        # Measured from the nearest neighbour, so that no temperature can overflow.
+        weight = np.exp((similarity - similarity[:, :1]) / temperature)
+        votes = (weight[:, None, :] * (labels[:, :, None] == labels[:, None, :])).sum(axis=2)
+        winners[part] = labels[np.arange(len(labels)), votes.argmax(axis=1)]
+    return winners

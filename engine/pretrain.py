@@ -99,6 +99,7 @@ def train(
     progress: Progress,
     stop: StopSignal,
     last_good: Path | None,
+    seed: int,
 ) -> None:
     """Train from step `rows.log.steps` up to `rhythm.end`, or until `stop` asks, or until the loss stays non-finite.
 
@@ -106,12 +107,17 @@ def train(
     window_blocks      window number -> its blocks
     checkpoint         writes one and returns its path; called every `checkpoint_every` steps, when stopped, and at the end
     last_good          the checkpoint that this run started from
+    seed               of torch's generator, together with the step
     Raises NonFiniteLoss after three skipped steps in a row; no checkpoint is written then.
     """
     stages = Stages()
     last_line = time.perf_counter()
     images_at_line = totals.images
+    first_step = rows.log.steps
+    torn = metrics_path.stat().st_size and not metrics_path.read_bytes().endswith(b"\n")
     with open(metrics_path, "a", encoding="utf-8") as metrics:
+        if torn:  # the run was killed while it wrote a line
+            metrics.write("\n")
         for step in range(rows.log.steps, rhythm.end):
             start = time.perf_counter()
             with stages("data"):
@@ -120,6 +126,8 @@ def train(
             if step % steps_per_window == 0:
                 with stages("slide"):
                     rows.host.slide(window_blocks(step // steps_per_window))
+            # Backbones with dropout draw from torch's generator; a resumed run must draw the same.
+            torch.manual_seed((seed * 1_000_003 + step) % 2**63)
             lr = learning_rate(step)
             result = train_step(
                 batch,
@@ -161,13 +169,15 @@ def train(
                     f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row, up to step {step}; {good}.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
-            if stop.name or (done % rhythm.checkpoint_every == 0 and done != rhythm.end):
+            due = done % rhythm.checkpoint_every == 0 and done != rhythm.end and totals.skips_in_a_row == 0
+            if stop.name or due:
                 last_good = checkpoint()
             if stop.name:
                 return
-            if rhythm.evaluate_every and done % rhythm.evaluate_every == 0 and done != rhythm.end:
+            finite = totals.skips_in_a_row == 0
+            if rhythm.evaluate_every and done % rhythm.evaluate_every == 0 and done != rhythm.end and finite:
                 evaluate()
-    if rows.log.steps == rhythm.end:
+    if first_step < rows.log.steps == rhythm.end:
         checkpoint()
 
 

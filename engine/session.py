@@ -50,6 +50,7 @@ class Settings:
     job: str
     method: str
     instances: int
+    seed: int
     log_every: int
     checkpoint_every: int
     keep: int
@@ -148,6 +149,7 @@ def run(
                 progress=shown,
                 stop=stop,
                 last_good=kept.path if kept else None,
+                seed=settings.seed,
             )
         except NonFiniteLoss as error:
             status = f"stopped: {error}"
@@ -221,12 +223,8 @@ def describe(what: str, line: dict[str, Any]) -> str:
 
 def tensorboard_beside(shown: Progress, directory: Path) -> Progress:
     """Let every line that is shown also go to TensorBoard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false"
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(directory))
     show = shown.update
 

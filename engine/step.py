@@ -3,8 +3,8 @@
 Nothing here knows where batches come from or where rows go when they retire. The trunk is anything with forward, backward,
 update and discard (engine/trunk.py; the tests give features by hand), the rows are engine/active_rows.py.
 
-A step whose loss is not finite changes no weight, of the trunk or of the rows; the schedule, recency and the learning rate go on, and
-the log keeps an identity in its place.
+A step whose loss, or whose gradient at z or at a row, is not finite changes no weight of the trunk or of the rows; the schedule,
+recency and the learning rate go on, and the log keeps an identity in its place.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,9 @@ def train_step(
     drows_KD: torch.Tensor | None = None
     loss_sum = 0.0
 
-    for places in np.split(np.arange(len(batch.filled_G)), micro_batches):
+    # Every micro-batch takes its share of every lane, so that the empty places of a ragged end are spread over all of them.
+    by_lane = np.arange(len(batch.filled_G)).reshape(rows.lanes, micro_batches, -1)
+    for places in by_lane.swapaxes(0, 1).reshape(micro_batches, -1):
         kept = kept_places(batch.filled_G, places)
         with stages("trunk_forward"):
             z_XD = trunk.forward([view[torch.from_numpy(kept)] for view in batch.views])
@@ -90,8 +92,9 @@ def train_step(
             )
             lse_X = max_X + sumexp_X.log()
             loss = float(torch.where(targets_X >= 0, (lse_X - positive_X) * weight_X, 0.0).sum())
-            loss_sum += loss
-            if not np.isfinite(loss):
+            # A feature that is not finite may belong to a row that could not start at it, and then has no loss of its own.
+            loss_sum += loss if torch.isfinite(z_XD_detached).all() else float("nan")
+            if not np.isfinite(loss_sum):
                 break
             dz_XD, part_KD = softmax_backward(
                 z_XD_detached,
@@ -105,6 +108,9 @@ def train_step(
                 rows_need_grad_B=rows_need_grad_X,
             )
             drows_KD = part_KD if drows_KD is None else drows_KD.add_(part_KD)
+            if not (torch.isfinite(dz_XD).all() and torch.isfinite(drows_KD).all()):
+                loss_sum = float("nan")
+                break
 
         with stages("trunk_backward"):
             trunk.backward(z_XD, dz_XD)

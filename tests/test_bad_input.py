@@ -74,6 +74,9 @@ def refused(run, capsys, *words, config=None, expect):
         ("deepspeed.zero_optimization.stage=7", "deepspeed refuses its block"),
         ("optimizer.rows_weight_decay=0.9", "rows_weight_decay to 0"),
         ("classifier.init=feature schedule.micro_batches=2", "micro_batches to 1"),
+        ("backbone.layers=[]", "no convolution"),
+        ('backbone.layers=["M",8,"M","M","M","M"]', "the backbone cannot take images of side 16"),
+        ("output=", "output"),
         ("no_equals_sign", "write section.key=value"),
     ],
 )
@@ -189,3 +192,5 @@ def test_changed_images_are_refused_when_a_run_goes_on(run, capsys, photos):
 def test_export_and_knn_without_a_run(run, capsys):
     refused(run, capsys, "job=export", expect="no whole checkpoint")
     refused(run, capsys, "job=knn", expect="there is no backbone")
+    assert run("job=export", flags=("--dry-run",)) == 2
+    assert "are for job=pretrain" in capsys.readouterr().err

@@ -225,6 +225,56 @@ def test_one_poisoned_step_is_skipped_and_counted_and_training_goes_on(run, monk
     assert np.isfinite(run.summary()["loss"])
 
 
+def test_a_poisoned_step_leaves_no_row_behind_that_started_at_its_features(run, monkeypatch):
+    real = pretrain.train_step
+
+    def poisoned(batch, *arguments, **options):
+        if batch.step == 3:
+            batch.views = [view * float("nan") for view in batch.views]
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    assert run("steps=40", "classifier.init=feature") == 0
+    assert run.summary()["skipped_steps"] == 1
+    assert run("job=export", "classifier.init=feature") == 0
+    rows = np.load(run.output / "exports" / "rows.npy")
+    visited = np.isfinite(rows).all(axis=1)
+    assert visited.sum() == run.summary()["visited"]
+
+
+def test_a_run_killed_in_its_last_evaluation_is_finished_by_the_next_start(run, monkeypatch):
+    from engine import session
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "evaluate", killed)
+        assert run("steps=6") == 130
+    assert not (run.output / "summary.json").exists()
+    assert run("steps=6") == 0
+    assert run.summary()["status"] == "finished"
+    assert run.summary()["knn_top1"] is not None
+
+
+def test_an_interruption_in_the_last_step_is_finished_by_the_next_start(run, interrupt_at):
+    interrupt_at.add(5)
+    assert run("steps=6") == 0
+    assert run.summary()["status"] == "stopped by SIGINT"
+    assert run("steps=6") == 0
+    assert run.summary()["status"] == "finished"
+
+
+def test_a_backbone_that_draws_random_numbers_resumes_to_the_same_bits(run, interrupt_at):
+    words = ("backbone.name=efficientnet_b0", "backbone.layers=null", "data.image_size=32", "steps=4")
+    interrupt_at.add(1)
+    assert run(*words) == 0
+    assert run(*words) == 0
+    pieces = run.summary()["digest"]
+    assert run(*words, flags=("--fresh",)) == 0
+    assert run.summary()["digest"] == pieces
+
+
 def test_job_knn_repeats_the_figure_of_the_run(finished, run, capsys):
     backbone = finished.output / "backbone.safetensors"
     assert run("job=knn", f"evaluate.backbone={backbone}") == 0

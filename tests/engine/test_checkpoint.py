@@ -123,3 +123,14 @@ def test_the_digest_notices_a_single_bit_of_a_single_row():
     value = rows.u_KD[0, 0].item()
     rows.u_KD[0, 0] = np.nextafter(value, np.inf)
     assert digest(STATE[0], RowReader(rows)) != before
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_a_whole_one(tmp_path):
+    rows = train(make_engine(CASE), 0, 3)
+    checkpoint.save(tmp_path, STATE, rows, {}, keep=1)
+    (tmp_path / "step-000000099").mkdir()
+    train(rows, 3, 6)
+    checkpoint.save(tmp_path, STATE, rows, {}, keep=1)
+    kept, complaints = checkpoint.newest(tmp_path)
+    assert kept.step == 6
+    assert not complaints

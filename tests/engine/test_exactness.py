@@ -57,6 +57,23 @@ def test_rows_equal_dense_sgd_with(change):
     assert worst(case, rows, oracle) <= 1e-12
 
 
+def test_every_micro_batch_takes_its_share_of_a_ragged_batch():
+    from datasets.schedule import Schedule
+    from engine import step as step_module
+
+    # One stripe and a bit: most lanes of the second stripe are empty.
+    schedule = Schedule(0, 300, 256, 256, 256, 32, 8, False)
+    filled = schedule.positions(1).reshape(8, 4, -1) >= 0
+    shares = filled.swapaxes(0, 1).reshape(4, -1).sum(axis=1)
+    assert shares.min() > 0
+    assert shares.max() - shares.min() <= shares.mean()
+    case = Case(active=32, micro_batches=2, passes=1.2)
+    rows, oracle, _ = run_both(case)
+    assert worst(case, rows, oracle) <= 1e-12
+    assert step_module.kept_places(np.array([True, False, False, True]), np.arange(4)).tolist() == [0, 3]
+    assert step_module.kept_places(np.array([True, False, False, False]), np.arange(4)).tolist() == [0, 1, 2, 3]
+
+
 def test_float32_error_is_at_most_twice_that_of_dense_float32_sgd():
     import torch
 
