@@ -359,7 +359,7 @@ def check_shrink(config: schema.Config, schedule: "Schedule", total: int) -> Non
     from engine.memory_plan import predicted_shrink, refuse_underflow
 
     optimizer = config.optimizer
-    decay = optimizer.weight_decay if optimizer.rows_weight_decay is None else optimizer.rows_weight_decay
+    decay = optimizer.decay_of_rows
     if config.classifier.norm_floor == 0 and not is_full(config, schedule):
         # Stripes change places within half a pass.
         gap_passes = 1.5 if schedule.reshuffle else 1.0
@@ -409,14 +409,11 @@ def make_rows(config: schema.Config, schedule: "Schedule", device: "torch.device
     from engine.transitions import TransitionLog
 
     optimizer, classifier = config.optimizer, config.classifier
-    decay = optimizer.weight_decay if optimizer.rows_weight_decay is None else optimizer.rows_weight_decay
+    decay = optimizer.decay_of_rows
     full = is_full(config, schedule)
     lanes = schedule.lanes
-    capacity = (
-        [schedule.lane_size(lane) for lane in range(lanes)]
-        if full
-        else [min((classifier.active or 0) // lanes, schedule.lane_size(lane)) for lane in range(lanes)]
-    )
+    share = schedule.size if full else active_rows_of(config, schedule) // lanes
+    capacity = [min(share, schedule.lane_size(lane)) for lane in range(lanes)]
     host = HostTier(
         MemoryStore(),
         block=schedule.block,

@@ -144,6 +144,11 @@ class Optimizer(Section):
     rows_weight_decay: NonNegative | None = None  # null: weight_decay
     rows_clip: NonNegative = 0.0  # largest norm of the gradient of all active rows together; 0: no clipping
 
+    @property
+    def decay_of_rows(self) -> float:
+        """lambda of the rows."""
+        return self.weight_decay if self.rows_weight_decay is None else self.rows_weight_decay
+
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Optimizer":
         if self.nesterov and self.momentum == 0:

@@ -169,13 +169,13 @@ def train(
                     f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row, up to step {step}; {good}.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
-            due = done % rhythm.checkpoint_every == 0 and done != rhythm.end and totals.skips_in_a_row == 0
+            sound = done != rhythm.end and totals.skips_in_a_row == 0
+            due = sound and done % rhythm.checkpoint_every == 0
             if stop.name or due:
                 last_good = checkpoint()
             if stop.name:
                 return
-            finite = totals.skips_in_a_row == 0
-            if rhythm.evaluate_every and done % rhythm.evaluate_every == 0 and done != rhythm.end and finite:
+            if sound and rhythm.evaluate_every and done % rhythm.evaluate_every == 0:
                 evaluate()
     if first_step < rows.log.steps == rhythm.end:
         checkpoint()

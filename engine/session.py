@@ -14,13 +14,13 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from datasets.batch import Batch, ImageSet, Probe
 from engine import checkpoint
 from engine.active_rows import ActiveRows
 from engine.evaluate import Embed, Evaluation, Protocol, evaluate, raw_pixels, record
 from engine.examples import embedding_sample, neighbour_rows
+from engine.exports import export_backbone
 from engine.network import Network, backbone_of, embed
 from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
 from engine.progress import Progress, progress
@@ -163,7 +163,7 @@ def run(
 
     model, _ = trunk.state()
     backbone = backbone_of(model)
-    save_file(backbone, output / "backbone.safetensors", metadata={"torchvision": settings.backbone})
+    export_backbone(output / "backbone.safetensors", backbone, settings.backbone)
     steps = rows.log.steps
     summary = {
         "job": settings.job,
