@@ -10,10 +10,10 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Run in place: `datasets` and `kernels` are also names of public packages, and ours must win.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from datasets.source import Source
     from engine.active_rows import ActiveRows
     from engine.evaluate import Protocol
+    from engine.files import Files
+    from engine.manifest import Kept
     from engine.network import Network
     from engine.trunk import Trunk
-
-# What a run writes into its output directory, and --fresh removes.
-OUTPUTS = ["config.json", "plan.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "report.html"]
-OUTPUTS += ["checkpoints", "backbone.safetensors", "tensorboard", "exports", "knn.json"]
+    from engine.write_behind import WriteBehind
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError(
                 "evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false"
             )
-        job = {"pretrain": pretrain, "knn": knn, "export": export}[config.job]
+        job = {"pretrain": pretrain, "knn": knn, "export": export, "store": store}[config.job]
         return job(config, options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -71,6 +70,16 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"error: {error}; checkpoints that were written before are whole", file=sys.stderr)
         return 1
+    except Exception as error:
+        if (
+            type(error).__name__ != "Damaged"
+        ):  # engine/store.py, which must not be imported before the config is checked
+            raise
+        print(
+            f"error: {error}; job=store store.verb=verify tells what else is, store.verb=repair goes back",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was lost but the steps since the last checkpoint", file=sys.stderr)
         return 130
@@ -78,13 +87,33 @@ def main(arguments: list[str]) -> int:
 
 def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     """Train; go on where an earlier run in the same directory stopped."""
+    with ExitStack() as at_end:
+        return _pretrain(config, options, at_end)
+
+
+def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitStack) -> int:
     import torch
 
-    from engine import checkpoint, memory_plan
+    from engine import manifest, memory_plan
+    from engine.checkpoint import Checkpoints
+    from engine.files import DiskFiles
     from engine.learning_rate import learning_rate
     from engine.network import check_sides
+    from engine.output import is_finished, prepare_output, require_writable, write_json
 
-    source, augmentation, schedule = open_data(config)
+    output = Path(config.output)
+    require_writable(output)
+    locked = output.is_dir() and not options.dry_run
+    if locked:
+        lock(output, at_end)
+    files = DiskFiles(output / "checkpoints")
+    kept, complaints = ([], []) if options.fresh else manifest.recover(files)
+    for complaint in complaints:
+        print(complaint)
+    if complaints and not kept:
+        raise ValueError(f"no checkpoint in {files.root} is whole; start over with --fresh")
+    last = kept[-1] if kept else None
+    source, augmentation, schedule = open_data(config, last)
     total = total_steps(config, schedule)
     check_shrink(config, schedule, total)
     network = network_of(config)
@@ -96,6 +125,10 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
         size=len(source),
         block=schedule.block,
         places=host_places(config, schedule),
+        in_memory=config.store.kind == "memory",
+        waiting_blocks=waiting_blocks(config, schedule),
+        stored_row_bytes=stored_row_bytes(config),
+        changed_rows=config.checkpoint.every_steps * schedule.batch + schedule.window,
         trunk_weights=sum(parameter.numel() for parameter in network.parameters()),
         views_bytes=sum(view_bytes(config, source)) * schedule.batch,
         batches_ready=1 + 2 * config.data.workers,
@@ -107,22 +140,14 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
         print_plan(tiers)
         return 0
 
-    output = Path(config.output)
-    require_writable(output)
-    kept, complaints = (None, []) if options.fresh else checkpoint.newest(output / "checkpoints")
-    for complaint in complaints:
-        print(complaint)
     end = min(config.steps or total, total)
-    if kept:
-        refuse_other_run(config, source, kept.manifest)
-        if kept.step > end or (kept.step == end and is_finished(output, end)):
+    if last:
+        if last.step > end or (last.step == end and is_finished(output, end)):
             print(
-                f"this run is finished: {kept.step} steps are done; see {output / 'summary.json'}, or start over with --fresh"
+                f"this run is finished: {last.step} steps are done; see {output / 'summary.json'}, or start over with --fresh"
             )
             return 0
-        print(f"going on after step {kept.step} from {kept.path}")
-    elif complaints:
-        raise ValueError(f"no checkpoint in {output / 'checkpoints'} is whole; start over with --fresh")
+        print(f"going on after step {last.step} from {files.root / last.name}")
 
     from engine import session
 
@@ -140,56 +165,75 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     from datasets.loader import StepDataset, batches
 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    first_step = kept.step if kept else 0
     dataset = StepDataset(source, schedule, augmentation, config.seed, config.data.on_unreadable)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Workers are forked here, before DeepSpeed starts threads.
-    stream = batches(dataset, first_step, end, config.data.workers, pin=device.type == "cuda")
-    trunk = None
-    try:
-        probe = open_probe(config, source, augmentation)
-        trunk = make_trunk(config, network, schedule, device)
-        rows = make_rows(config, schedule, device)
-        prepare_output(output, options.fresh)
-        write_json(output / "config.json", json.loads(config.model_dump_json()))
-        write_json(output / "plan.json", tiers)
-        return session.run(
-            trunk=trunk,
-            rows=rows,
-            batches=stream,
-            schedule=schedule,
-            learning_rate=lr,
-            end=end,
-            total=total,
-            kept=kept,
-            output=output,
-            manifest={"config": json.loads(config.model_dump_json()), "source": source.fingerprint()},
-            planned=tiers,
-            probe=probe,
-            sample=sample_images(source, config.data.image_size, min(2000, config.evaluate.limit)),
-            rows_grad_V=list(augmentation.rows_grad_V),
-            settings=session.Settings(
-                job=config.job,
-                method=config.classifier.method,
-                instances=len(source),
-                seed=config.seed,
-                log_every=config.log_every,
-                checkpoint_every=config.checkpoint.every_steps,
-                keep=config.checkpoint.keep,
-                evaluate_every=config.evaluate.every_steps,
-                protocol=protocol_of(config),
-                tensorboard=config.evaluate.tensorboard,
-                temperature=config.classifier.temperature,
-                micro_batches=config.schedule.micro_batches,
-                rows_lr_scale=config.optimizer.rows_lr_scale,
-                rows_clip=config.optimizer.rows_clip,
-                backbone=config.backbone.name,
-            ),
-        )
-    finally:
-        stream.close()
-        if trunk:
-            trunk.close()
+    # Workers are forked here, before DeepSpeed and the store start threads.
+    stream = batches(dataset, last.step if last else 0, end, config.data.workers, pin=device.type == "cuda")
+    at_end.callback(stream.close)
+    probe = open_probe(config, source, augmentation)
+    trunk = make_trunk(config, network, schedule, device)
+    at_end.callback(trunk.close)
+    prepare_output(output, options.fresh)
+    if not locked:
+        lock(output, at_end)
+        if manifest.numbers(files):
+            raise ValueError(f"another job began in {output} just now; choose another output")
+    write_json(output / "config.json", json.loads(config.model_dump_json()))
+    write_json(output / "plan.json", tiers)
+    source.save_index(output / "images.index")
+    disk = make_disk(config, schedule, files)
+    at_end.callback(disk.close)
+    checkpoints = Checkpoints(files, disk, config.checkpoint.keep)
+    checkpoints.restore(kept, sweep=not complaints)
+    rows = make_rows(config, schedule, device, disk)
+    at_end.callback(rows.host.close)
+    return session.run(
+        trunk=trunk,
+        rows=rows,
+        batches=stream,
+        schedule=schedule,
+        learning_rate=lr,
+        end=end,
+        total=total,
+        checkpoints=checkpoints,
+        output=output,
+        state={
+            "config": json.loads(config.model_dump_json()),
+            "source": source.fingerprint(),
+            "segments": schedule.history,
+        },
+        planned=tiers,
+        probe=probe,
+        sample=sample_images(source, config.data.image_size, min(2000, config.evaluate.limit)),
+        rows_grad_V=list(augmentation.rows_grad_V),
+        settings=session.Settings(
+            job=config.job,
+            method=config.classifier.method,
+            instances=len(source),
+            seed=config.seed,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint.every_steps,
+            read_ahead=config.store.read_ahead,
+            evaluate_every=config.evaluate.every_steps,
+            protocol=protocol_of(config),
+            tensorboard=config.evaluate.tensorboard,
+            temperature=config.classifier.temperature,
+            micro_batches=config.schedule.micro_batches,
+            rows_lr_scale=config.optimizer.rows_lr_scale,
+            rows_clip=config.optimizer.rows_clip,
+            backbone=config.backbone.name,
+        ),
+    )
+
+
+def lock(output: Path, at_end: ExitStack) -> None:
+    """Keep other jobs out of the output directory until this one ends."""
+    from engine.lock import Lock
+
+    held = Lock(output)
+    at_end.callback(held.release)
+    if held.left_by:
+        print(f"the lock of {held.left_by}, which ended without giving it back, was taken over")
 
 
 def knn(config: schema.Config, options: argparse.Namespace) -> int:
@@ -200,6 +244,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     from datasets.catalog import sample_images
     from engine.evaluate import evaluate, raw_pixels, record
     from engine.network import embed
+    from engine.output import prepare_output, write_json
     from engine.session import describe
 
     path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
@@ -207,7 +252,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
         raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
     if config.evaluate.features != "backbone":
         raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
-    source, augmentation, _ = open_data(config)
+    source, augmentation, _ = open_data(config, None)
     network = network_of(config)
     try:
         network.backbone.load_state_dict(load_file(path))
@@ -231,28 +276,23 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
 
 def export(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the backbone, the embeddings and the rows of a run's newest checkpoint, in instance order."""
-    import torch
-
     from datasets.catalog import every_image
     from engine import checkpoint, exports
     from engine.network import backbone_of, embed
+    from engine.output import prepare_output
     from engine.snapshots import RowReader
 
-    source, _, schedule = open_data(config)
-    kept, complaints = checkpoint.newest(Path(config.output) / "checkpoints")
-    if kept is None:
-        raise ValueError(f"there is no whole checkpoint in {config.output}/checkpoints; train one with job=pretrain")
-    refuse_other_run(config, source, kept.manifest)
+    kept, complaints = chosen_checkpoint(config, None)
+    source, _, schedule = open_data(config, kept, grows=False)
     network = network_of(config)
     model = checkpoint.read_trunk(kept)
     network.load_state_dict(model)
-    rows = make_rows(config, schedule, torch.device("cpu"))
-    checkpoint.load_rows(kept, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
+    rows = rows_of(config, kept, schedule)
     directory = prepare_output(Path(config.output), fresh=False) / "exports"
     directory.mkdir(exist_ok=True)
     exports.export_backbone(directory / "backbone.safetensors", backbone_of(model), config.backbone.name)
     shapes = {
-        "rows": exports.export_rows(directory / "rows.npy", RowReader(rows), schedule.instances),
+        "rows": exports.export_rows(directory / "rows.npy", RowReader(rows), schedule.size, schedule.instances),
         "embeddings": exports.export_embeddings(
             directory / "embeddings.npy",
             lambda images: embed(network, images, "backbone"),
@@ -265,12 +305,77 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugment, Schedule]":
-    """Source, augmentation and schedule, checked against each other."""
+def store(config: schema.Config, options: argparse.Namespace) -> int:
+    """Look after the stored rows of a run: what store.verb says."""
+    from engine import store_jobs
+    from engine.files import DiskFiles
+
+    output, wanted = Path(config.output), config.store
+    files = DiskFiles(output / "checkpoints")
+    if wanted.verb == "verify":
+        return store_jobs.verify(files, wanted.step)
+    if wanted.verb in ("scrub", "repair"):
+        if not files.listing(""):
+            raise ValueError(f"there are no checkpoints in {files.root}; train with job=pretrain")
+        with ExitStack() as at_end:
+            lock(output, at_end)
+            return store_jobs.scrub(files) if wanted.verb == "scrub" else store_jobs.repair(files)
+    kept, complaints = chosen_checkpoint(config, wanted.step)
+    print("\n".join(complaints), end="\n" if complaints else "")
+    if wanted.verb == "inspect":
+        return store_jobs.inspect(kept, output / "store.png")
+    _, _, schedule = open_data(config, kept, grows=False)
+    rows = rows_of(config, kept, schedule)
+    return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)
+
+
+def chosen_checkpoint(config: schema.Config, step: int | None) -> "tuple[Kept, list[str]]":
+    """The newest whole checkpoint, or that of a step; and what was wrong with others. ValueError where there is none."""
+    from engine import manifest
+    from engine.files import DiskFiles
+
+    files = DiskFiles(Path(config.output) / "checkpoints")
+    kept, complaints = manifest.recover(files, step)
+    if not kept:
+        there = ", ".join(str(number) for number in sorted(manifest.steps(files))) or "none"
+        wanted = "" if step is None else f" of step {step} (there are: {there})"
+        raise ValueError(
+            "\n".join(
+                [*complaints[:1], f"there is no whole checkpoint{wanted} in {files.root}; train one with job=pretrain"]
+            )
+        )
+    return kept[-1], complaints
+
+
+def rows_of(config: schema.Config, kept: "Kept", schedule: "Schedule") -> "ActiveRows":
+    """The rows of a checkpoint, for reading."""
+    import torch
+
+    from engine import checkpoint
+    from engine.session import last_window
+
+    disk = make_disk(config, schedule, kept.files, threaded=False)
+    disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body["next_generation"])
+    rows = make_rows(config, schedule, torch.device("cpu"), disk, reads_only=True)
+    checkpoint.load_rows(kept, rows, last_window(schedule, kept.step))
+    return rows
+
+
+def open_data(
+    config: schema.Config, last: "Kept | None", grows: bool = True
+) -> "tuple[Source, GreyAugment | PhotoAugment, Schedule]":
+    """Source, augmentation and schedule, checked against each other and against the run that they go on with.
+
+    last    the checkpoint of that run. Images that were appended since then join the order from the next pass on
+    grows   False: they are left out
+    """
     from datasets.catalog import make_augmentation, open_source
     from datasets.schedule import Schedule
 
     data, wanted = config.data, config.schedule
+    if last:
+        refuse_other_run(config, last)
+    index = Path(config.output) / "images.index"
     source = open_source(
         data.source,
         root=data.root,
@@ -278,18 +383,25 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
         limit=data.limit,
         held_out=data.held_out,
         labels=data.labels,
+        known=index if last and index.exists() else None,
     )
     augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
     if len(source) < wanted.batch:
         raise ValueError(
             f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
         )
+    history = last.body["segments"] if last else [[len(source), 0]]
+    size = sum(segment[0] for segment in history)
+    if last and (len(source) < size or source.fingerprint(size) != last.body["source"]):
+        raise ValueError(
+            f"the images changed since {config.output} was started; restore them, or start over with --fresh. "
+            "New images may be added, old ones must stay as they were"
+        )
     stripe = wanted.block * wanted.lanes
-    whole = -(-len(source) // stripe) * stripe
-    window = wanted.window or whole
-    schedule = Schedule(
+    window = wanted.window or -(-size // stripe) * stripe
+    schedule = Schedule.from_history(
+        history,
         seed=config.seed,
-        size=len(source),
         window=window,
         stride=wanted.stride or window,
         batch=wanted.batch,
@@ -298,11 +410,20 @@ def open_data(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugmen
         reshuffle=wanted.reshuffle,
     )
     active = config.classifier.active
-    if active is not None and window < active < len(source):
+    if active is not None and window < active < size:
         raise ValueError(
             f"classifier.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
             f"set classifier.active to at most {window}, or to null for all rows"
         )
+    added = len(source) - size
+    if last and grows and added:
+        before, schedule = capacities(config, schedule), schedule.grown(added, last.step)
+        if is_full(config, schedule) or capacities(config, schedule) != before:
+            raise ValueError(
+                f"{added} images were added, but this run keeps all rows active, and their number cannot change; "
+                "restore the images, or start over with --fresh and classifier.active below the number of images"
+            )
+        print(f"{added:,} images were added; they are visited from the next pass on")
     return source, augmentation, schedule
 
 
@@ -343,15 +464,37 @@ def total_steps(config: schema.Config, schedule: "Schedule") -> int:
 
 
 def host_places(config: schema.Config, schedule: "Schedule") -> int:
+    from engine.folding import steps_to_fold
     from engine.memory_plan import host_places as planned
 
+    optimizer = config.optimizer
     return planned(
         window=schedule.window,
         stride=schedule.stride,
+        batch=schedule.batch,
         block=schedule.block,
-        size=schedule.size,
+        size=schedule.positions_end,
         full=is_full(config, schedule),
+        read_ahead=config.store.read_ahead if config.store.kind == "zarr" else 0,
+        fold_steps=steps_to_fold(optimizer.momentum, optimizer.decay_of_rows) if config.store.fold else 0,
     )
+
+
+def waiting_blocks(config: schema.Config, schedule: "Schedule") -> int:
+    """Blocks that may wait to be written."""
+    return config.store.write_behind or 2 * schedule.stride // schedule.block
+
+
+def stored_row_bytes(config: schema.Config) -> int:
+    """Of a row on the disk that has left the window."""
+    float_bytes = 2 if config.store.dtype == "bfloat16" else 4
+    return (1 if config.store.fold else 2) * config.classifier.dim * float_bytes + 8
+
+
+def capacities(config: schema.Config, schedule: "Schedule") -> list[int]:
+    """Active rows of each lane."""
+    share = schedule.size if is_full(config, schedule) else active_rows_of(config, schedule) // schedule.lanes
+    return [min(share, schedule.lane_size(lane)) for lane in range(schedule.lanes)]
 
 
 def check_shrink(config: schema.Config, schedule: "Schedule", total: int) -> None:
@@ -400,35 +543,59 @@ def make_trunk(
     )
 
 
-def make_rows(config: schema.Config, schedule: "Schedule", device: "torch.device") -> "ActiveRows":
+def make_disk(config: schema.Config, schedule: "Schedule", files: "Files", threaded: bool = True) -> "WriteBehind":
+    """The store on disk, and the thread that writes to it."""
+    import numpy as np
+
+    from engine.write_behind import WriteBehind
+    from engine.zarr_store import ZarrStore
+
+    store = ZarrStore(
+        files,
+        block=schedule.block,
+        dim=config.classifier.dim,
+        positions=schedule.positions_end,
+        dtype=np.float32,
+        bfloat16=config.store.dtype == "bfloat16",
+    )
+    block_bytes = schedule.block * (8 * config.classifier.dim + 8)
+    return WriteBehind(store, waiting_blocks(config, schedule) * block_bytes, threaded)
+
+
+def make_rows(
+    config: schema.Config, schedule: "Schedule", device: "torch.device", disk: "WriteBehind", reads_only: bool = False
+) -> "ActiveRows":
+    """Rows without content. reads_only: for looking at a checkpoint, without a thread that reads ahead."""
     import numpy as np
 
     from engine.active_rows import ActiveRows, Start
+    from engine.folding import Folding
     from engine.host_tier import HostTier
     from engine.store import MemoryStore
     from engine.transitions import TransitionLog
 
     optimizer, classifier = config.optimizer, config.classifier
-    decay = optimizer.decay_of_rows
-    full = is_full(config, schedule)
-    lanes = schedule.lanes
-    share = schedule.size if full else active_rows_of(config, schedule) // lanes
-    capacity = [min(share, schedule.lane_size(lane)) for lane in range(lanes)]
+    on_disk = reads_only or config.store.kind == "zarr"
+    log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov)
     host = HostTier(
-        MemoryStore(),
+        disk if on_disk else MemoryStore(),
         block=schedule.block,
-        size=schedule.size,
+        size=schedule.positions_end,
         dim=classifier.dim,
         dtype=np.float32,
         places=host_places(config, schedule),
+        readers=2 if on_disk and not reads_only else 0,
+        folding=Folding(log) if config.store.fold else None,
+        rewrite=config.store.dtype == "bfloat16",
+        pinned=device.type == "cuda",
     )
     return ActiveRows(
         host,
-        TransitionLog(optimizer.momentum, decay, optimizer.nesterov),
-        lanes=lanes,
-        capacities=capacity,
+        log,
+        lanes=schedule.lanes,
+        capacities=capacities(config, schedule),
         start=Start(config.seed, classifier.init_norm, classifier.init == "feature"),
-        full=full and classifier.init == "random",
+        full=is_full(config, schedule) and classifier.init == "random",
         norm_floor=classifier.norm_floor,
         device=device,
     )
@@ -450,38 +617,9 @@ def view_bytes(config: schema.Config, source: "Source") -> list[int]:
     return [4 * source.channels * side * side for side in sides]
 
 
-def is_finished(output: Path, end: int) -> bool:
-    """Whether an earlier run came to its end, with its last evaluation and summary."""
-    try:
-        summary = json.loads((output / "summary.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    return summary.get("status") == "finished" and summary.get("steps") == end
-
-
-def require_writable(output: Path) -> None:
-    """ValueError where nothing can be written at `output`, which need not exist yet; touches nothing."""
-    ancestor = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        what = "not a directory" if not ancestor.is_dir() else "read-only"
-        raise ValueError(
-            f"cannot write into output {output}: {ancestor} is {what}; set output to a directory of your own"
-        )
-
-
-def prepare_output(output: Path, fresh: bool) -> Path:
-    """Make the output directory and, with `fresh`, rid it of an earlier run."""
-    require_writable(output)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in OUTPUTS if fresh else ():
-        path = output / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return output
-
-
-def refuse_other_run(config: schema.Config, source: "Source", manifest: dict[str, Any]) -> None:
-    """ValueError where a checkpoint belongs to another config or to other images."""
-    now, then = schema.flat(json.loads(config.model_dump_json())), schema.flat(manifest["config"])
+def refuse_other_run(config: schema.Config, last: "Kept") -> None:
+    """ValueError where a checkpoint belongs to another config."""
+    now, then = schema.flat(json.loads(config.model_dump_json())), schema.flat(last.body["config"])
     for key in sorted(now.keys() | then.keys()):
         free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in schema.MAY_DIFFER)
         if not free and now.get(key) != then.get(key):
@@ -489,10 +627,6 @@ def refuse_other_run(config: schema.Config, source: "Source", manifest: dict[str
                 f"{config.output} holds a run with {key} = {json.dumps(then.get(key))}, now it is {json.dumps(now.get(key))}; "
                 "set it back, choose another output, or start over with --fresh"
             )
-    if source.fingerprint() != manifest["source"]:
-        raise ValueError(
-            f"the images changed since {config.output} was started; restore them, or start over with --fresh"
-        )
 
 
 def print_said(config: schema.Config, source: "Source", schedule: "Schedule", active: int, total: int) -> None:
@@ -512,10 +646,6 @@ def print_plan(tiers: dict[str, dict[str, int]]) -> None:
         print(f"{tier:7}{sum(items.values()) / 2**20:12,.1f} MiB")
         for item, count in items.items():
             print(f"       {count / 2**20:12,.1f} MiB  {item}")
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,22 @@ class Optimizer(Section):
 
 
 class Store(Section):
-    kind: Literal["memory"] = "memory"  # where blocks go that have left the window
+    """Where blocks go that have left the window, and what job store does with them."""
+
+    kind: Literal["memory", "zarr"] = "zarr"  # in host memory, or on disk
+    dtype: Literal["float32", "bfloat16"] = "float32"  # zarr: of weight and momentum of blocks that have left
+    fold: bool = False  # one vector instead of two for rows that stay away long enough
+    read_ahead: Positive = 1  # zarr: slides of the window by which blocks are read before they are needed
+    write_behind: Positive | None = None  # zarr: blocks that may wait to be written; null: those of two slides
+    verb: Literal["inspect", "verify", "scrub", "repair", "export"] = "inspect"  # what job store does
+    step: Annotated[int, Field(ge=0)] | None = None  # job store: the checkpoint of this step; null: the newest
+    format: Literal["npy", "zarr"] = "npy"  # job store, verb export: of the rows
+
+    @model_validator(mode="after")
+    def _memory_keeps_every_bit(self) -> "Store":
+        if self.kind == "memory" and self.dtype != "float32":
+            raise ValueError("bfloat16 is for rows on disk; set store.kind to zarr or store.dtype to float32")
+        return self
 
 
 class Checkpoint(Section):
@@ -178,7 +193,7 @@ class Evaluate(Section):
 
 
 class Config(Section):
-    job: Literal["pretrain", "knn", "export"] = "pretrain"
+    job: Literal["pretrain", "knn", "export", "store"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: Annotated[str, Field(min_length=1)]
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -264,7 +279,10 @@ DEEPSPEED_KEYS = (
 )
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
-MAY_DIFFER = ("job", "steps", "log_every", "evaluate.", "data.workers", "output")
+MAY_DIFFER = (
+    *("job", "steps", "log_every", "evaluate.", "data.workers", "data.limit", "output"),
+    *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
+)
 
 
 def load(path: str, overrides: list[str]) -> Config:

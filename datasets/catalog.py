@@ -21,9 +21,19 @@ FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # where Debian's
 
 
 def open_source(
-    name: str, *, root: str | None, image_size: int, limit: int | None, held_out: tuple[str, ...], labels: str | None
+    name: str,
+    *,
+    root: str | None,
+    image_size: int,
+    limit: int | None,
+    held_out: tuple[str, ...],
+    labels: str | None,
+    known: Path | None = None,
 ) -> Source:
-    """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here."""
+    """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here.
+
+    known: what the source's `save_index` wrote at an earlier start. Only a folder writes one; the others ignore it.
+    """
     if limit is not None and name != "fashion_mnist":
         raise ValueError(f"data.limit is for fashion_mnist; {name} has no use for it: set it to null")
     if held_out and name != "glyphs":
@@ -38,7 +48,7 @@ def open_source(
         return FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "train", limit)
     if root is None:
         raise ValueError("data.root is null; set it to your folder of images")
-    return ImageFolder(Path(root), labels if labels in (None, "folders") else Path(labels))  # type: ignore[arg-type]
+    return ImageFolder(Path(root), labels if labels in (None, "folders") else Path(labels), known)  # type: ignore[arg-type]
 
 
 def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAugment | PhotoAugment:

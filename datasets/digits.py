@@ -6,6 +6,7 @@ a good score says that the code runs, not that features are good.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,5 +42,8 @@ class Digits:
     def instance_name(self, instance: int) -> str:
         return f"digit {instance} ({self._labels_N[instance]})"
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256(b"digits\n" + self._images_NHW.tobytes()).hexdigest()
+    def fingerprint(self, count: int | None = None) -> str:
+        return hashlib.sha256(b"digits\n" + self._images_NHW[:count].tobytes()).hexdigest()
+
+    def save_index(self, path: Path) -> None:
+        """Nothing to save: the order is scikit-learn's."""

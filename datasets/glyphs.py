@@ -175,7 +175,8 @@ def render(face: Face, codepoint: int, image_size: int) -> np.ndarray:
 class Glyphs:
     """Source of grey images [image_size, image_size]; families named in `held_out` take no part in it.
 
-    Instances are ordered by face (path, number in the file), then by code point. Memory: 8 bytes an instance.
+    Instances are ordered by face (path, number in the file), then by code point. Memory: 8 bytes an instance. Font files
+    whose paths sort behind all others append their glyphs; any other change of the fonts makes another source.
     ValueError where a held-out family does not exist or no glyph is left.
     """
 
@@ -219,12 +220,18 @@ class Glyphs:
         face = self.faces[self._face_N[instance]]
         return f"{face.name} U+{codepoint:04X} {unicodedata.name(chr(codepoint), '')}".rstrip()
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, count: int | None = None) -> str:
         """Over the size, the bytes of the font files in use, and the list of (face, character); not over paths."""
         digest = hashlib.sha256(f"glyphs {self.image_size}\n".encode())
-        file_digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in {f.path for f in self.faces}}
-        for face in self.faces:
+        face_N, codepoint_N = self._face_N[:count], self._codepoint_N[:count]
+        # Not the faces behind these instances: a source that has no more than these may lack them.
+        faces = self.faces[: face_N.max(initial=-1) + 1]
+        file_digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in {f.path for f in faces}}
+        for face in faces:
             digest.update(f"{file_digests[face.path]} {face.index}\n".encode())
-        digest.update(self._face_N.astype("<i4").tobytes())
-        digest.update(self._codepoint_N.astype("<i4").tobytes())
+        digest.update(face_N.astype("<i4").tobytes())
+        digest.update(codepoint_N.astype("<i4").tobytes())
         return digest.hexdigest()
+
+    def save_index(self, path: Path) -> None:
+        """Nothing to save: the order is that of the fonts' paths, and no index could keep it if a font came between."""

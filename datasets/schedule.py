@@ -13,13 +13,26 @@ half of the pass. Window v is the stripes number v*S/(C*L) ... v*S/(C*L) + W/(C*
 in which every position of the window is visited once; so every occurrence of a position lies in exactly W/S windows (fewer in a
 run's first windows only). Inside a window each lane shuffles its own W/L positions, and a batch takes the next G/L of each lane.
 
-Neither the number of ranks nor the past enters: any step can be asked for directly, and the step is all there is to checkpoint.
-What is left out: sources that must be read in order, and instances appended later.
-What it costs: two arrays of W integers while a window is current; about 1 microsecond a place for the Feistel rounds.
+Instances that are appended later form a segment of their own: behind the last position, in a keyed order of their own, from the
+next stripe on, so that no earlier position moves. The rest of the stripe in which the earlier segment ended stays empty for ever:
+
+    segment    first, N = 10                      | appended, 4 more
+    position   0 1 2 | 3 4 5 | 6 7 8 | 9  -  -    | 12 13 14 | 15
+    stripe     0             | 1                  | 2
+
+Passes grow at a pass boundary: an era is the time from one segment's first pass to the next segment's. Appended stripes belong
+to the second half, whose beginning never moves. So the schedule is a pure function of the sizes above and of the history of
+segments: neither the number of ranks nor what was visited enters, any step can be asked for directly, and the step and the
+history are all there is to checkpoint.
+
+What is left out: sources that must be read in order, and taking instances away.
+What it costs: two arrays of W integers while a window is current; about 1 microsecond a place for the Feistel rounds; less than
+a stripe of empty places in each pass for each time that instances were appended.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -83,13 +96,38 @@ class Feistel:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Instances that were appended together.
+
+    size          how many
+    first_place   the place of the endless sequence of stripes from which on passes visit them; 0 for the first segment
+    """
+
+    size: int
+    first_place: int
+
+
+@dataclass(frozen=True)
+class _Eras:
+    """The history as columns, int64 [E] each. Era e lasts from the first pass over segment e to that over segment e + 1."""
+
+    sizes_E: np.ndarray
+    first_ids_E: np.ndarray
+    first_positions_E: np.ndarray
+    stripes_E: np.ndarray  # in a pass of the era: those of segments 0..e
+    first_places_E: np.ndarray
+    first_passes_E: np.ndarray
+
+
+@dataclass(frozen=True)
 class Schedule:
     """The order of visits. All sizes are in positions (= instances); see the module's docstring for the words.
 
     seed       keys every shuffle
-    size       N
+    size       N, all segments together
     window     W        stride  S        batch   G
     block      C        lanes   L        reshuffle   permute the stripes anew in each pass
+    appended   the segments behind the first; `grown` adds one
 
     Raises ValueError where the sizes do not fit together, naming the two that do not.
     """
@@ -102,6 +140,7 @@ class Schedule:
     block: int
     lanes: int
     reshuffle: bool = True
+    appended: tuple[Segment, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("size", "window", "stride", "batch", "block", "lanes"):
@@ -112,28 +151,84 @@ class Schedule:
         _divides("block x lanes", stripe, "stride", self.stride)
         _divides("stride", self.stride, "window", self.window)
         _divides("batch", self.batch, "window", self.window)
-        if self.window > self.padded_size:
+        # What has to hold for every pass has to hold for the shortest, that over the first segment alone.
+        first = self.segments[0].size
+        assert first >= 1 and all(segment.size >= 1 for segment in self.appended), self.history
+        stripes = -(-first // stripe)
+        if self.window > stripes * stripe:
             raise ValueError(
-                f"schedule.window is {self.window}, but the {self.size} instances fill only {self.padded_size} positions; "
-                f"set schedule.window to at most {self.padded_size // self.stride * self.stride}"
+                f"schedule.window is {self.window}, but the {first} instances fill only {stripes * stripe} positions; "
+                f"set schedule.window to at most {stripes * stripe // self.stride * self.stride}"
             )
-        half = self.stripes // 2
-        one_window_a_pass = self.window == self.stride == self.padded_size
+        half = stripes // 2
+        one_window_a_pass = self.window == self.stride == stripes * stripe
         if self.reshuffle and half < self.window // stripe and not one_window_a_pass:
             raise ValueError(
                 f"schedule.reshuffle needs halves of a pass ({half} stripes of {stripe}) at least as long as the window "
                 f"({self.window // stripe} stripes); set schedule.reshuffle to false or schedule.window to at most {half * stripe}"
             )
+        if one_window_a_pass and self.appended:
+            raise ValueError(
+                f"schedule.window and schedule.stride ({self.window}) are a whole pass, which would grow with the instances; "
+                "start over with --fresh, or take the new images out again"
+            )
+        lasted = np.diff(self._eras.first_places_E)
+        assert (lasted >= 0).all(), self.history
+        assert not (lasted % self._eras.stripes_E[:-1]).any(), self.history  # passes are whole
+
+    @classmethod
+    def from_history(cls, history: list[list[int]], **sizes: Any) -> "Schedule":
+        """The schedule with this `history`; `sizes` are the other fields.
+
+        >>> schedule = Schedule(0, 10, 4, 4, 2, 2, 1).grown(3, step=1)
+        >>> schedule.history
+        [[10, 0], [3, 5]]
+        >>> schedule == Schedule.from_history([[10, 0], [3, 5]], seed=0, window=4, stride=4, batch=2, block=2, lanes=1)
+        True
+        """
+        segments = [Segment(*fields) for fields in history]
+        assert segments[0].first_place == 0, history
+        return cls(size=sum(segment.size for segment in segments), appended=tuple(segments[1:]), **sizes)
+
+    @property
+    def history(self) -> list[list[int]]:
+        """[size, first_place] of every segment: lists, as JSON gives them back."""
+        return [[segment.size, segment.first_place] for segment in self.segments]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return (Segment(self.size - sum(segment.size for segment in self.appended), 0), *self.appended)
+
+    def grown(self, added: int, step: int) -> "Schedule":
+        """The schedule by which a run that has done `step` steps goes on with `added` instances more.
+
+        It equals this one in every window up to that of the run's last step, and in all that follow until the pass ends;
+        the next pass visits the new instances as well. ValueError where nothing is added, or where a window is a whole pass.
+        """
+        if added < 1:
+            raise ValueError(f"schedule: {added} instances cannot be appended; it takes at least 1")
+        window = self.window_of(max(step - 1, 0))
+        end = (window * self.stride + self.window) // (self.block * self.lanes)
+        # Not before the last segment's own first pass: an era may be empty (appended twice within one pass), not negative.
+        latest = self.segments[-1].first_place
+        passes = max(0, -((latest - end) // self.stripes))
+        segment = Segment(added, latest + passes * self.stripes)
+        return replace(self, size=self.size + added, appended=(*self.appended, segment))
 
     @property
     def stripes(self) -> int:
-        """Stripes in a pass; the last one may be ragged."""
-        return -(-self.size // (self.block * self.lanes))
+        """Stripes in a pass of the latest era; the last stripe of each segment may be ragged."""
+        return int(self._eras.stripes_E[-1])
 
     @property
     def padded_size(self) -> int:
-        """Places in a pass: N rounded up to whole stripes."""
+        """Places in a pass of the latest era: every segment rounded up to whole stripes."""
         return self.stripes * self.block * self.lanes
+
+    @property
+    def positions_end(self) -> int:
+        """One past the last position; N for a single segment, more where gaps lie between segments."""
+        return int(self._eras.first_positions_E[-1] + self._eras.sizes_E[-1])
 
     @property
     def steps_per_window(self) -> int:
@@ -141,28 +236,36 @@ class Schedule:
 
     @property
     def steps_per_pass(self) -> float:
-        """Steps between two visits to the same stripe: each position is visited W/S times in one pass."""
+        """Steps between two visits to the same stripe in the latest era: a pass visits each position W/S times."""
         return self.padded_size * (self.window // self.stride) / self.batch
 
     def lane_size(self, lane: int) -> int:
         """How many of the N positions belong to a lane."""
-        whole, rest = divmod(self.size, self.block * self.lanes)
-        return whole * self.block + min(max(rest - lane * self.block, 0), self.block)
+        whole_E, rest_E = np.divmod(self._eras.sizes_E, self.block * self.lanes)
+        return int((whole_E * self.block + np.clip(rest_E - lane * self.block, 0, self.block)).sum())
 
     def instances(self, positions_B: np.ndarray) -> np.ndarray:
-        """Positions -> instances, int64 [B]; empty places stay -1.
+        """Positions -> instances, int64 [B]; -1 for empty places (-1), gaps behind segments and positions past the end.
 
         >>> Schedule(0, 10, 4, 4, 2, 2, 1).instances(np.array([0, 1, -1]))
         array([ 6,  7, -1])
         """
         ids_B = np.full(len(positions_B), EMPTY, dtype=np.int64)
-        filled_B = positions_B >= 0
-        ids_B[filled_B] = self._order.forward(positions_B[filled_B])
+        segment_B = self._segment_at(positions_B)
+        for number, first_id, first_position in self._starts_of(segment_B):
+            here_B = segment_B == number
+            ids_B[here_B] = first_id + self._order(number).forward(positions_B[here_B] - first_position)
         return ids_B
 
     def positions_of(self, ids_B: np.ndarray) -> np.ndarray:
         """Instances -> positions, int64 [B]: the inverse of `instances`."""
-        return self._order.inverse(np.asarray(ids_B, dtype=np.int64))
+        ids_B = np.asarray(ids_B, dtype=np.int64)
+        positions_B = np.empty_like(ids_B)
+        segment_B = np.searchsorted(self._eras.first_ids_E, ids_B, side="right") - 1
+        for number, first_id, first_position in self._starts_of(segment_B):
+            here_B = segment_B == number
+            positions_B[here_B] = first_position + self._order(number).inverse(ids_B[here_B] - first_id)
+        return positions_B
 
     def window_of(self, step: int) -> int:
         return step // self.steps_per_window
@@ -176,7 +279,7 @@ class Schedule:
     def window_blocks(self, window: int) -> np.ndarray:
         """The blocks of a window that hold at least one position, int64."""
         blocks = (self.window_stripes(window)[:, None] * self.lanes + np.arange(self.lanes)).reshape(-1)
-        return blocks[blocks * self.block < self.size]
+        return blocks[self._segment_at(blocks * self.block) >= 0]
 
     def positions(self, step: int) -> np.ndarray:
         """The G places of a step, int64 [G], grouped by lane (the first G/L belong to lane 0), -1 where empty."""
@@ -186,24 +289,57 @@ class Schedule:
         share = self.batch // self.lanes
         return _window_order(self, window)[:, place * share : (place + 1) * share].reshape(-1).copy()
 
-    @property
-    def _order(self) -> Feistel:
-        return Feistel(int(keyed(self.seed, _INSTANCE_ORDER)), self.size)
+    @cached_property
+    def _eras(self) -> _Eras:
+        stripe = self.block * self.lanes
+        sizes_E = np.array([segment.size for segment in self.segments], dtype=np.int64)
+        first_places_E = np.array([segment.first_place for segment in self.segments], dtype=np.int64)
+        stripes_E = np.cumsum(-(-sizes_E // stripe))
+        first_positions_E = np.concatenate(([0], stripes_E[:-1] * stripe))
+        first_passes_E = np.concatenate(([0], np.cumsum(np.diff(first_places_E) // stripes_E[:-1])))
+        return _Eras(
+            sizes_E, np.cumsum(sizes_E) - sizes_E, first_positions_E, stripes_E, first_places_E, first_passes_E
+        )
+
+    def _order(self, segment: int) -> Feistel:
+        # The first segment has the key that it had before there were others.
+        number = (segment,) if segment else ()
+        return Feistel(int(keyed(self.seed, _INSTANCE_ORDER, *number)), int(self._eras.sizes_E[segment]))
+
+    def _segment_at(self, positions_B: np.ndarray) -> np.ndarray:
+        """The segment of each position, int64 [B]; -1 where no instance is."""
+        firsts_E = self._eras.first_positions_E
+        segment_B = np.searchsorted(firsts_E, positions_B, side="right") - 1
+        segment_B[positions_B >= (firsts_E + self._eras.sizes_E)[segment_B]] = EMPTY
+        return segment_B
+
+    def _starts_of(self, segment_B: np.ndarray) -> list[tuple[int, int, int]]:
+        """(segment, its first instance, its first position) of the segments that occur."""
+        numbers = np.unique(segment_B[segment_B >= 0])
+        starts = numbers, self._eras.first_ids_E[numbers], self._eras.first_positions_E[numbers]
+        return list(zip(*(column.tolist() for column in starts), strict=True))
 
     def _stripe_at(self, occurrences: np.ndarray) -> np.ndarray:
         """The stripe at each place of the endless sequence."""
-        passes, places = np.divmod(occurrences, self.stripes)
+        eras = self._eras
+        # Of eras that begin at one place, all but the last are empty; side="right" finds the last.
+        era_B = np.searchsorted(eras.first_places_E, occurrences, side="right") - 1
+        passes, places = np.divmod(occurrences - eras.first_places_E[era_B], eras.stripes_E[era_B])
         if not self.reshuffle:
             return places
+        passes += eras.first_passes_E[era_B]
         result = places.copy()
-        middle = self.stripes // 2
-        ragged = self.size % (self.block * self.lanes) != 0
-        for start, stop in ((0, middle), (middle, self.stripes - ragged)):
-            for number in np.unique(passes):
+        # Stripes never cross the middle, which stays that of the first segment for ever. Either side of it has room for a
+        # window in every era, so the last W places of a pass lie behind it and the first W of the next before it, even if
+        # that pass is longer: no window holds a stripe twice. (Where a window is a whole pass, none lies across two.)
+        middle = int(eras.stripes_E[0]) // 2
+        for era, number in sorted(set(zip(era_B.tolist(), passes.tolist(), strict=True))):
+            ragged = int(eras.sizes_E[era]) % (self.block * self.lanes) != 0
+            for start, stop in ((0, middle), (middle, int(eras.stripes_E[era]) - ragged)):
                 chosen = (passes == number) & (places >= start) & (places < stop)
-                half = Feistel(int(keyed(self.seed, _STRIPE_ORDER, int(number), start)), stop - start)
                 if chosen.any():
-                    result[chosen] = start + half.forward(places[chosen] - start)
+                    side = Feistel(int(keyed(self.seed, _STRIPE_ORDER, number, start)), stop - start)
+                    result[chosen] = start + side.forward(places[chosen] - start)
         return result
 
 
@@ -215,7 +351,7 @@ def _window_order(schedule: Schedule, window: int) -> np.ndarray:
     for lane in range(schedule.lanes):
         blocks = stripes * schedule.lanes + lane
         positions = (blocks[:, None] * schedule.block + np.arange(schedule.block)).reshape(-1)
-        positions[positions >= schedule.size] = EMPTY
+        positions[schedule._segment_at(positions) < 0] = EMPTY
         key = int(keyed(schedule.seed, _WINDOW_ORDER, window, lane))
         order[lane] = positions[shuffle(key, len(positions))]
     return order

@@ -2,9 +2,12 @@
 
 The engine keeps one classifier row for each instance, so the map instance -> image may never move under a run. A source
 therefore fixes its order when it is opened, and sums up what fixes it in a fingerprint that a resumed run compares.
+A source may grow between two starts of a run, at its end only: the fingerprint of its first N instances is then still
+the one that the run had with N. Where new files would fall between old ones, an index that was saved keeps their numbers.
 Nothing here reads ahead, caches or augments: a source decodes one image when asked and forgets it.
 """
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +39,16 @@ class Source(Protocol):
         """For people: a path, or a font face and a character."""
         ...
 
-    def fingerprint(self) -> str:
-        """sha256 (hex) over what fixes instance -> image. Cheap: it does not read every image of a folder."""
+    def fingerprint(self, count: int | None = None) -> str:
+        """sha256 (hex) over what fixes instance -> image for the first `count` instances, at most N (None: all N).
+
+        Equal to that of a source which has these instances alone. Cheap: it does not read every image of a folder.
+        """
+        ...
+
+    def save_index(self, path: Path) -> None:
+        """Write down the order where files appended later would change it, whole or not at all; else do nothing.
+
+        A later `open_source(known=path)` then numbers the same images as now and all new ones behind them.
+        """
         ...

@@ -23,7 +23,7 @@ from engine.host_tier import NOT_ACTIVE, HostTier
 from engine.initial_rows import initial_rows
 from engine.recency import VisitQueue
 from engine.store import NEVER_VISITED
-from engine.transitions import TransitionLog
+from engine.transitions import TransitionLog, catch_up
 
 EMPTY = -1
 
@@ -159,12 +159,12 @@ class ActiveRows:
         self.w_KD.add_(direction_KD, alpha=-eta)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a resume needs, to the bit: slots as they are, since their order is the order of sums."""
+        """A copy of what a resume needs, to the bit: slots as they are, since their order is the order of sums."""
         return {
-            "w": self.w_KD.cpu().numpy(),
-            "u": self.u_KD.cpu().numpy(),
-            "position": self.position_K,
-            "stamp": self.stamp_K,
+            "w": self.w_KD.to("cpu", copy=True).numpy(),
+            "u": self.u_KD.to("cpu", copy=True).numpy(),
+            "position": self.position_K.copy(),
+            "stamp": self.stamp_K.copy(),
             "counters": np.array([self.visited, self.readmitted]),
         }
 
@@ -180,6 +180,14 @@ class ActiveRows:
         bounds = zip(self.first_slots[:-1], self.first_slots[1:], strict=True)
         self.used = [int((self.position_K[a:b] != EMPTY).sum()) for a, b in bounds]
         self._queues = self._make_queues()
+
+    def caught_up(
+        self, w_BD: np.ndarray, u_BD: np.ndarray, last_step_B: np.ndarray, new_B: np.ndarray, step: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows as they are at `step`, given how they were after last_step_B transitions. new_B: bool [B], never visited before."""
+        if self.host.folding:
+            return self.host.folding.catch_up(w_BD, u_BD, last_step_B, new_B, step)
+        return catch_up(w_BD, u_BD, self.log.products(last_step_B, step))
 
     @property
     def bytes(self) -> int:
@@ -208,7 +216,7 @@ class ActiveRows:
         elif never.any():
             w[never] = initial_rows(self.start.seed, ids[never], w.shape[1], self.start.norm)
             last_step = np.where(never, 0, last_step)
-        w, u = catch_up(w, u, self.log.products(last_step, step))
+        w, u = self.caught_up(w, u, last_step, never, step)
         if self.norm_floor:
             w, u = raise_to_floor(w, u, self.norm_floor)
         index = torch.from_numpy(slots).to(self.w_KD.device)
@@ -222,15 +230,6 @@ class ActiveRows:
         lanes = [np.arange(a, b) for a, b in bounds]
         # Rows of the full PIC that were not visited yet (stamp -1) never have to leave, so no queue needs them.
         return [VisitQueue(self.stamp_K, s[self.stamp_K[s] != EMPTY], 2 * len(s) + 1) for s in lanes]
-
-
-def catch_up(w_BD: np.ndarray, u_BD: np.ndarray, product_B22: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[w; u] <- product [w; u] for each row, computed in float64, returned in the rows' dtype."""
-    w, u = w_BD.astype(np.float64), u_BD.astype(np.float64)
-    p = product_B22[:, :, :, None]
-    caught_w = p[:, 0, 0] * w + p[:, 0, 1] * u
-    caught_u = p[:, 1, 0] * w + p[:, 1, 1] * u
-    return caught_w.astype(w_BD.dtype), caught_u.astype(u_BD.dtype)
 
 
 def raise_to_floor(w_BD: np.ndarray, u_BD: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,184 +1,301 @@
-"""Checkpoints: all that a run needs to go on to the bit, in one directory that is either whole or not there.
+"""Checkpoints: all that a run needs to go on to the bit, made while it goes on.
 
-    checkpoints/step-000001200/
-        manifest.json         step, config, the source's fingerprint, counters, and the sha256 of every file below
-        trunk.safetensors     parameters and buffers, as torch names them
-        momentum.safetensors  the trunk's momentum, by the same names
-        active.safetensors    the active rows in their slots: w, u, position, stamp
-        blocks.safetensors    the blocks of the host tier and of the memory store
-        log.safetensors       the learning rate of every step, NaN where it was skipped
+    checkpoints/
+        manifests/000000012.json      names everything else (engine/manifest.py); with it the checkpoint is there, without it not
+        step-000001200/
+            trunk.safetensors         parameters and buffers, as torch names them
+            momentum.safetensors      the trunk's momentum, by the same names
+            active.safetensors        the active rows in their slots: w, u, position, stamp; which blocks were resident
+            log-*.safetensors         learning rate and loss of every step, or of those since the last full log
+            blocks-*.safetensors      where each stored block is, or those that changed since the last full map
+        rows/*/                       the blocks (engine/zarr_store.py)
 
-The directory is written under a temporary name, every file is synced to the disk, and one rename makes it real. Nothing is
-unpickled when it is read. What it costs: every visited row is written each time; a store on disk will write what changed.
+What is written where, and when:
+
+    1. between two steps, on the training thread: copies of the blocks of the host tier that the disk does not have in this
+       version, of the active rows, of the trunk. That is all that a step can wait for; O(W), whatever N is
+    2. on the writer's thread, after the blocks that left earlier: these blocks, then the files, then the manifest
+    3. then the oldest checkpoints beyond `keep` go, and the blocks that only they named
+
+A checkpoint may still be on its way when the next is due; that one then waits for it, and the wait is counted. Nothing is unpickled
+when a checkpoint is read.
 """
 
 import hashlib
-import json
-import os
-import shutil
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load as numpy_load
 from safetensors.numpy import save as numpy_save
 from safetensors.torch import load as torch_load
 from safetensors.torch import save as torch_save
 
+from engine import manifest
 from engine.active_rows import ActiveRows
-from engine.store import Block
+from engine.files import Files, remove_any, write_whole
+from engine.manifest import Kept
+from engine.store import Block, MemoryStore, empty_block
+from engine.write_behind import WriteBehind
 
 if TYPE_CHECKING:
     from engine.trunk import Trunk
 
-FORMAT = 1
+
+@dataclass
+class _Chain:
+    """A table that grows: the file with its last full copy, how many rows that has, and how many its deltas had since."""
+
+    full: str | None = None
+    rows: int = 0
+    since: int = 0
+
+    def full_is_due(self, changed: int) -> bool:
+        return self.full is None or self.since + changed > self.rows
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    files    where they lie
+    disk     the store on disk; where rows live in memory it is used by checkpoints alone
+    keep     how many are kept
+    """
+
+    def __init__(self, files: Files, disk: WriteBehind, keep: int) -> None:
+        assert keep >= 1
+        self.files, self.disk, self.keep = files, disk, keep
+        self.newest: Kept | None = None  # committed, or recovered
+        self.waited_seconds = 0.0  # for an earlier checkpoint; whoever reports it sets it back
+        self._kept: list[Kept] = []
+        self._garbage: list[str] = []  # of a damaged checkpoint or a killed run; goes with the next commit
+        self._map = _Chain()
+        self._log = _Chain()
+        self._changed: set[int] = set()  # blocks whose entry is not that of the last full map
+        self._on_way = False
+
+    def restore(self, kept: list[Kept], sweep: bool) -> None:
+        """Go on after the last of `kept` (manifest.recover).
+
+        sweep   remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
+        """
+        store = self.disk.disk
+        versions = [(one.number, one.entries(store)) for one in kept]
+        last = kept[-1] if kept else None
+        self._garbage = store.restore(versions, last.body["next_generation"] if last else 1)
+        self._kept, self.newest = list(kept), last
+        if last:
+            for chain, name in ((self._map, "blocks"), (self._log, "log")):
+                part = last.body[name]
+                chain.full, chain.rows, chain.since = part["full"], part["rows"], part["since"]
+            if delta := last.body["blocks"]["delta"]:
+                self._changed = set(last.arrays(delta)["block"].tolist())
+        named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
+        for directory in self.files.listing(""):
+            if directory == manifest.MANIFESTS or directory.startswith("step-"):
+                paths = {f"{directory}/{name}" for name in self.files.listing(directory)}
+                self._garbage += sorted(paths - named) if paths & named else [directory]
+        if sweep:
+            self._remove_garbage()
+
+    def save(
+        self,
+        rows: ActiveRows,
+        trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
+        losses: Sequence[float],
+        state: dict[str, Any],
+    ) -> None:
+        """Begin a checkpoint of the state after `rows.log.steps` steps; it is there when `finish`, or the next save, returns.
+
+        trunk_state   what Trunk.state() gives    losses   of every step so far    state   what else to keep, as JSON
+        Raises OSError or Damaged where an earlier write failed; what was committed before is whole.
+        """
+        start = time.perf_counter()
+        self.disk.check()
+        if self._on_way:
+            self.disk.drain()
+        self.waited_seconds += time.perf_counter() - start
+        host = rows.host
+        for block, kept_rows in host.take_unsaved():
+            host.store.write_for_checkpoint(block, kept_rows)
+        for block, kept_rows in host.store.unsaved():
+            self.disk.write_for_checkpoint(block, kept_rows)
+        steps = rows.log.steps
+        first = 0 if self._log.full_is_due(steps - self._log.rows) else self._log.rows
+        snapshot = _Snapshot(
+            step=steps,
+            active={**rows.state(), "resident": np.array(host.blocks(), dtype=np.int64)},
+            model=trunk_state[0],
+            momentum=trunk_state[1],
+            first_logged=first,
+            log={"eta": rows.log.etas(first), "loss": np.array(losses[first:steps], dtype=np.float64)},
+            rows={
+                "block": host.block,
+                "dim": host.weight.shape[1],
+                "positions": host.size,
+                "dtype": host.weight.dtype.name,
+            },
+            state=state,
+        )
+        self._on_way = True
+        self.disk.submit(lambda: self._commit(snapshot))
+
+    def finish(self) -> None:
+        """Return when everything is on the disk. Raises what went wrong."""
+        self.disk.drain()
+
+    @property
+    def bytes(self) -> int:
+        """On the disk: rows, and the files of the checkpoints that are kept."""
+        return self.disk.bytes + sum({p: n for kept in self._kept for p, n in kept.body["sizes"].items()}.values())
+
+    def _commit(self, snapshot: "_Snapshot") -> None:
+        store = self.disk.disk
+        store.sync()
+        directory = self._new_directory(snapshot.step)
+        self.files.make_directory(directory)
+        contents = {
+            f"{directory}/trunk.safetensors": torch_save(snapshot.model),
+            f"{directory}/momentum.safetensors": torch_save(snapshot.momentum),
+            f"{directory}/active.safetensors": numpy_save(snapshot.active),
+        }
+        self._changed |= store.take_changed()
+        full_map = self._map.full_is_due(len(self._changed))
+        table = store.entries(None if full_map else self._changed)
+        blocks, content = _table(self._map, full_map, table, f"{directory}/blocks")
+        contents |= content
+        full_log = snapshot.first_logged == 0
+        log, content = _table(self._log, full_log, snapshot.log, f"{directory}/log")
+        contents |= content
+        if full_map:
+            self._changed = set()
+
+        files, sizes = {}, {}
+        for path, content_bytes in contents.items():
+            write_whole(self.files, path, [content_bytes])
+            files[path] = hashlib.sha256(content_bytes).hexdigest()
+            sizes[path] = len(content_bytes)
+        for part in (blocks, log):  # the full table may be an earlier checkpoint's
+            path = part["full"]
+            if path not in files:
+                assert self.newest
+                files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
+        self.files.sync_directory(directory)
+        self.files.sync_directory("")
+        # What a damaged checkpoint left keeps its number.
+        number = max([0, *manifest.numbers(self.files), *(kept.number for kept in self._kept)]) + 1
+        entries = store.entry_count()
+        body = {
+            "format": manifest.FORMAT,
+            "number": number,
+            "step": snapshot.step,
+            "directory": directory,
+            "rows": snapshot.rows,
+            "stored_blocks": entries,
+            "generations": store.generation_table(),
+            "next_generation": store.next_generation,
+            "blocks": blocks,
+            "log": log,
+            "files": files,
+            "sizes": sizes,
+            **snapshot.state,
+        }
+        self.files.make_directory(manifest.MANIFESTS)
+        manifest.publish(self.files, body)
+        store.committed(number)
+        self.newest = Kept(self.files, body)
+        self._kept.append(self.newest)
+        self._drop_old()
+        self._remove_garbage()
+        self._on_way = False
+
+    def _new_directory(self, step: int) -> str:
+        """A name that no checkpoint has, damaged ones included."""
+        there = self.files.listing("")
+        names = [f"step-{step:09d}", *(f"step-{step:09d}-{again}" for again in range(2, len(there) + 3))]
+        return next(name for name in names if name not in there)
+
+    def _drop_old(self) -> None:
+        dropped, self._kept = self._kept[: -self.keep], self._kept[-self.keep :]
+        if not dropped:
+            return
+        # First the manifests, for good: a checkpoint never comes back without its blocks.
+        for kept in dropped:
+            self.files.remove(manifest.path_of(kept.number))
+        self.files.sync_directory(manifest.MANIFESTS)
+        named = {path for kept in self._kept for path in kept.body["files"]}
+        gone = {path for kept in dropped for path in kept.body["files"]} - named
+        for path in sorted(gone):
+            self.files.remove(path)
+        for directory in sorted({path.rpartition("/")[0] for path in gone}):
+            if not self.files.listing(directory):
+                self.files.remove_directory(directory)
+        self.disk.disk.drop_before(self._kept[0].number)
+
+    def _remove_garbage(self) -> None:
+        for path in self._garbage:
+            remove_any(self.files, path)
+        self._garbage.clear()
 
 
 @dataclass
-class Kept:
-    """A checkpoint that was found whole."""
+class _Snapshot:
+    """What the writer's thread needs: copies, or things that are never changed."""
 
-    path: Path
     step: int
-    manifest: dict[str, Any]
+    active: dict[str, np.ndarray]
+    model: dict[str, torch.Tensor]
+    momentum: dict[str, torch.Tensor]
+    first_logged: int
+    log: dict[str, np.ndarray]
+    rows: dict[str, Any]
+    state: dict[str, Any]
 
 
-def save(
-    directory: Path,
-    trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
-    rows: ActiveRows,
-    manifest: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write the state after `rows.log.steps` steps and drop all but the newest `keep`. OSError leaves the older ones whole.
-
-    trunk_state   what Trunk.state() gives    manifest   what else to keep, as JSON
-    """
-    step = rows.log.steps
-    model, momentum = trunk_state
-    files = {
-        "trunk.safetensors": torch_save(model),
-        "momentum.safetensors": torch_save(momentum),
-        "active.safetensors": numpy_save(rows.state()),
-        "blocks.safetensors": numpy_save(_blocks(rows)),
-        "log.safetensors": numpy_save({"eta": rows.log.etas()}),
-    }
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    text = json.dumps({"format": FORMAT, "step": step, "files": hashes, **manifest}, indent=1)
-    final = directory / f"step-{step:09d}"
-    partial = directory / f".step-{step:09d}.part"
-    for left in (partial, final):
-        if left.exists():
-            shutil.rmtree(left)
-    partial.mkdir(parents=True)
-    try:
-        for name, content in {**files, "manifest.json": text.encode()}.items():
-            _write_durably(partial / name, content)
-        _sync_directory(partial)
-        os.rename(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _sync_directory(directory)
-    # A later one that is still there was damaged, or this run would have started from it.
-    later = [path for path in _candidates(directory) if path.name > final.name]
-    for old in (*later, *[path for path in _candidates(directory) if path not in later][keep:]):
-        shutil.rmtree(old)
-    return final
-
-
-def newest(directory: Path) -> tuple[Kept | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
-    complaints = []
-    for path in _candidates(directory):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
-            for name, expected in manifest["files"].items():
-                if hashlib.sha256((path / name).read_bytes()).hexdigest() != expected:
-                    raise ValueError(f"{name} does not match its checksum")
-        except (OSError, ValueError, KeyError) as error:
-            complaints.append(f"checkpoint {path.name} is damaged ({error}); trying the one before")
-            continue
-        return Kept(path, manifest["step"], manifest), complaints
-    return None, complaints
+def _table(
+    chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(what the manifest says of a table, the file to write): a full copy, or what changed since the last."""
+    count = len(next(iter(arrays.values())))
+    name = f"{path}-{'full' if full else 'delta'}.safetensors"
+    if full:
+        chain.full, chain.rows, chain.since = name, count, 0
+    else:
+        chain.since += count
+    said = {"full": chain.full, "delta": None if full else name, "rows": chain.rows, "since": chain.since}
+    return said, {name: numpy_save(arrays)}
 
 
 def load_trunk(kept: Kept, trunk: "Trunk") -> None:
     """Put a fresh trunk where the checkpoint left it."""
-    trunk.load(read_trunk(kept), torch_load((kept.path / "momentum.safetensors").read_bytes()))
-
-
-def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray) -> None:
-    """Put fresh rows where the checkpoint left them. window: the blocks of the window that the last step was in."""
-    rows.log.extend(_read(kept, "log")["eta"])
-    blocks = _read(kept, "blocks")
-    resident = {}
-    for number, is_resident, weight, momentum, last_step in zip(
-        blocks["number"], blocks["resident"], blocks["weight"], blocks["momentum"], blocks["last_step"], strict=True
-    ):
-        block = Block(weight, momentum, last_step)
-        if is_resident:
-            resident[int(number)] = block
-        else:
-            rows.host.store.write_block(int(number), block)
-    rows.host.load(resident, window)
-    rows.load(_read(kept, "active"))
+    trunk.load(read_trunk(kept), torch_load(kept.read("momentum")))
 
 
 def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
     """Parameters and buffers of the network."""
-    return torch_load((kept.path / "trunk.safetensors").read_bytes())
+    return torch_load(kept.read("trunk"))
 
 
-def bytes_on_disk(directory: Path) -> int:
-    """The size of every file of every checkpoint."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray) -> None:
+    """Put fresh rows where the checkpoint left them; their store holds its blocks already, or is in memory and takes them.
+
+    window   the blocks of the window that the last step was in
+    """
+    rows.log.extend(kept.log()["eta"])
+    active = kept.arrays("active")
+    if isinstance(rows.host.store, MemoryStore):
+        for block, content in stored_blocks(kept):
+            rows.host.store.load(block, content)
+    rows.host.load(active.pop("resident").tolist(), window)
+    rows.load(active)
 
 
-def _read(kept: Kept, name: str) -> dict[str, np.ndarray]:
-    return numpy_load((kept.path / f"{name}.safetensors").read_bytes())
-
-
-def _blocks(rows: ActiveRows) -> dict[str, np.ndarray]:
-    """Every block once: what is resident, and what is in the store and not resident."""
-    host = rows.host
-    resident = host.blocks()
-    numbers = resident + [number for number in host.store.blocks() if number not in host]
-    contents = [block for n in numbers if (block := host.resident(n) if n in host else host.store.read_block(n))]
-    assert len(contents) == len(numbers)
-    dim = host.weight.shape[1]
-    return {
-        "number": np.array(numbers, dtype=np.int64),
-        "resident": np.arange(len(numbers)) < len(resident),
-        "weight": np.stack([b.weight for b in contents])
-        if contents
-        else np.zeros((0, host.block, dim), host.weight.dtype),
-        "momentum": np.stack([b.momentum for b in contents])
-        if contents
-        else np.zeros((0, host.block, dim), host.weight.dtype),
-        "last_step": np.stack([b.last_step for b in contents]) if contents else np.zeros((0, host.block), np.int64),
-    }
-
-
-def _candidates(directory: Path) -> list[Path]:
-    """Checkpoints, newest first."""
-    return sorted(directory.glob("step-*"), reverse=True)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def stored_blocks(kept: Kept) -> Iterator[tuple[int, Block]]:
+    """Every block of a checkpoint, ascending."""
+    store = kept.store()
+    for block, entry in sorted(kept.entries(store).items()):
+        out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+        store.read_entry(block, entry, out)
+        yield block, out

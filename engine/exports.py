@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 from engine.snapshots import RowReader
 
 
-def export_rows(path: Path, reader: RowReader, instances: Callable[[np.ndarray], np.ndarray]) -> tuple[int, int]:
-    """Write rows.npy; returns its shape. instances: the schedule's map from positions to instances."""
-    size, dim = reader.rows.host.size, reader.rows.host.weight.shape[1]
+def export_rows(
+    path: Path, reader: RowReader, size: int, instances: Callable[[np.ndarray], np.ndarray]
+) -> tuple[int, int]:
+    """Write rows.npy; returns its shape. size: N. instances: the schedule's map from positions to instances."""
+    dim = reader.rows.host.weight.shape[1]
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(size, dim))
     for ids, weight in reader.caught_up_blocks(instances):
         out[ids] = weight

@@ -1,11 +1,12 @@
 """What a run will hold, by tier and item, before it holds it; printed by --dry-run and compared with what was measured.
 
     device   K rows: weight, momentum, gradient (4D bytes each); the trunk's weights, gradients and momentum
-    host     the pool of blocks: window, blocks behind it that still have active rows; what the loader has ready
-    disk     checkpoints
+    host     the pool of blocks: window, blocks ahead, blocks behind that still have active rows or wait to be folded; blocks that
+             wait to be written; the copy that a checkpoint is written from; what the loader has ready
+    disk     every row that was visited, in as many versions as checkpoints differ in, and the checkpoints' own files
 
-Left out: activations of the trunk and the Python process itself (libraries take a few hundred MB); peak_host_bytes in
-summary.json is the whole process.
+Only the disk, and a store in memory, depend on N. Left out: activations of the trunk, the block map (about 200 bytes a stored block), and
+the Python process itself (libraries take a few hundred MB); peak_host_bytes in summary.json is the whole process.
 """
 
 import numpy as np
@@ -13,10 +14,19 @@ import numpy as np
 _FLOAT_BYTES, _INDEX_BYTES = 4, 8
 
 
-def host_places(*, window: int, stride: int, block: int, size: int, full: bool) -> int:
-    """Blocks that the host tier is planned for: the window, and as many behind as two slides leave with active rows."""
+def host_places(
+    *, window: int, stride: int, batch: int, block: int, size: int, full: bool, read_ahead: int, fold_steps: int
+) -> int:
+    """Blocks that the host tier is planned for: the window, those ahead, and as many behind as two slides leave with active rows.
+
+    read_ahead   slides    fold_steps   steps that a block waits until it is folded, 0 without folding
+    """
     every = -(-size // block)
-    return every if full else min((window + 2 * stride) // block, every)
+    if full:
+        return every
+    # The order moves on by G S / W positions a step.
+    waiting = -(-fold_steps * batch // window) * stride
+    return min(-(-(window + (2 + read_ahead) * stride + waiting) // block), every)
 
 
 def plan(
@@ -26,6 +36,10 @@ def plan(
     size: int,
     block: int,
     places: int,
+    in_memory: bool,
+    waiting_blocks: int,
+    stored_row_bytes: int,
+    changed_rows: int,
     trunk_weights: int,
     views_bytes: int,
     batches_ready: int,
@@ -33,12 +47,25 @@ def plan(
 ) -> dict[str, dict[str, int]]:
     """Bytes by tier and item.
 
-    active          K                     places         blocks of the host tier
-    trunk_weights   numbers in the trunk  views_bytes    one batch of augmented images
-    batches_ready   that workers hold     keep           checkpoints on disk
+    active          K                       places             blocks of the host tier
+    in_memory       rows outside of it stay in host memory     waiting_blocks    that may wait to be written
+    stored_row_bytes   of a row on the disk                    changed_rows      visited between two checkpoints, at most
+    trunk_weights   numbers in the trunk    views_bytes        one batch of augmented images
+    batches_ready   that workers hold       keep               checkpoints on disk
     """
     row_bytes = 2 * dim * _FLOAT_BYTES + _INDEX_BYTES
-    visited_bytes = size * row_bytes
+    active_bytes = active * (2 * dim * _FLOAT_BYTES + 2 * _INDEX_BYTES)
+    trunk_bytes = 2 * trunk_weights * _FLOAT_BYTES
+    host = {
+        "window, blocks ahead and behind": places * block * (row_bytes + _INDEX_BYTES),
+        # The trunk's and the active rows' files are put together in memory: the copy twice.
+        "copy that a checkpoint is written from": places * block * row_bytes + 2 * (active_bytes + trunk_bytes),
+        "batches ready": batches_ready * views_bytes,
+    }
+    if in_memory:
+        host["store of visited rows (memory)"] = size * row_bytes
+    else:
+        host["blocks waiting to be written"] = waiting_blocks * block * row_bytes
     return {
         "device": {
             "active rows": active * dim * _FLOAT_BYTES,
@@ -46,12 +73,12 @@ def plan(
             "gradient of active rows": active * dim * _FLOAT_BYTES,
             "trunk (weights, gradients, momentum)": 3 * trunk_weights * _FLOAT_BYTES,
         },
-        "host": {
-            "window and blocks behind": places * block * (row_bytes + _INDEX_BYTES),
-            "store of visited rows (memory)": visited_bytes,
-            "batches ready": batches_ready * views_bytes,
+        "host": host,
+        "disk": {
+            "visited rows": size * stored_row_bytes,
+            "their older versions, and those since the last checkpoint": keep * min(changed_rows, size) * row_bytes,
+            "active rows and trunk of each checkpoint": (keep + 1) * (active_bytes + trunk_bytes),
         },
-        "disk": {"checkpoints": keep * (visited_bytes + active * row_bytes + 2 * trunk_weights * _FLOAT_BYTES)},
     }
 
 

@@ -8,7 +8,8 @@ import json
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,27 @@ class Totals:
     trunk_seconds: float = 0.0
     peak_host_bytes: int = 0
     peak_device_bytes: int = 0
-    checkpoint_bytes: int = 0  # of all that are kept
-    losses: list[float] = field(default_factory=list)  # of every step, nan where it was skipped
+    losses: array = field(
+        default_factory=lambda: array("d")
+    )  # of every step, nan where it was skipped; kept with the log
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint's manifest keeps of it."""
+        return {name: value for name, value in vars(self).items() if name != "losses"}
 
 
 @dataclass(frozen=True)
 class Rhythm:
-    """When things happen, in steps: `end` is where this run stops, and the others count from step 0."""
+    """When things happen, in steps: `end` is where this run stops, and the others count from step 0.
+
+    read_ahead: how many slides of the window ahead blocks are read.
+    """
 
     end: int
     log_every: int
     checkpoint_every: int
     evaluate_every: int | None
+    read_ahead: int
 
 
 class StopSignal:
@@ -94,23 +104,28 @@ def train(
     rhythm: Rhythm,
     metrics_path: Path,
     backends: dict[str, str],
-    checkpoint: Callable[[], Path],
+    checkpoint: Callable[[], None],
+    last_good: Callable[[], str | None],
+    disk_bytes: Callable[[], int],
+    take_waited_seconds: Callable[[], float],
     evaluate: Callable[[], None],
     progress: Progress,
     stop: StopSignal,
-    last_good: Path | None,
     seed: int,
 ) -> None:
     """Train from step `rows.log.steps` up to `rhythm.end`, or until `stop` asks, or until the loss stays non-finite.
 
-    batches            of the steps from here on, in order
-    window_blocks      window number -> its blocks
-    checkpoint         writes one and returns its path; called every `checkpoint_every` steps, when stopped, and at the end
-    last_good          the checkpoint that this run started from
-    seed               of torch's generator, together with the step
+    batches               of the steps from here on, in order
+    window_blocks         window number -> its blocks
+    checkpoint            begins one; called every `checkpoint_every` steps, when stopped, and at the end
+    last_good             the name of the newest checkpoint that is there
+    disk_bytes            what checkpoints and stored rows occupy
+    take_waited_seconds   for how long the disk was waited for since the last call
+    seed                  of torch's generator, together with the step
     Raises NonFiniteLoss after three skipped steps in a row; no checkpoint is written then.
     """
     stages = Stages()
+    waits = {"steps": 0, "seconds": 0.0}
     last_line = time.perf_counter()
     images_at_line = totals.images
     first_step = rows.log.steps
@@ -123,9 +138,13 @@ def train(
             with stages("data"):
                 batch = next(batches)
             assert batch.step == step, (batch.step, step)
+            window = step // steps_per_window
             if step % steps_per_window == 0:
                 with stages("slide"):
-                    rows.host.slide(window_blocks(step // steps_per_window))
+                    rows.host.slide(window_blocks(window), step)
+            if step % steps_per_window == 0 or step == first_step:
+                ahead = [window_blocks(window + 1 + slides) for slides in range(rhythm.read_ahead)]
+                rows.host.read_ahead(np.concatenate(ahead))
             # Backbones with dropout draw from torch's generator; a resumed run must draw the same.
             torch.manual_seed((seed * 1_000_003 + step) % 2**63)
             lr = learning_rate(step)
@@ -149,22 +168,27 @@ def train(
                 totals.unreadable_images += 1
                 progress.note(f"cannot read {name}; its place in step {step} stays empty")
             totals.step_seconds += time.perf_counter() - start
+            waited = take_waited_seconds()
+            waits["steps"] += waited > 0
+            waits["seconds"] += waited
 
             done = step + 1
             if done % rhythm.log_every == 0 or done == rhythm.end or stop.name:
                 now = time.perf_counter()
                 seconds = stages.take()
                 totals.trunk_seconds += seconds.get("trunk_forward", 0.0) + seconds.get("trunk_backward", 0.0)
-                line = metrics_line(
-                    done, totals, rows, lr, seconds, now - last_line, totals.images - images_at_line, backends, trunk
-                )
+                tiers = measured_bytes(rows, trunk, disk_bytes())
+                images = totals.images - images_at_line
+                line = metrics_line(done, totals, rows, lr, seconds, now - last_line, images, backends, tiers, waits)
+                waits = {"steps": 0, "seconds": 0.0}
                 line["loss"] = mean_of_finite(totals.losses[-rhythm.log_every :])
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
                 progress.update(line)
                 last_line, images_at_line = now, totals.images
             if totals.skips_in_a_row >= _SKIPS_THAT_STOP:
-                good = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
+                kept = last_good()
+                good = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise NonFiniteLoss(
                     f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row, up to step {step}; {good}.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
@@ -172,7 +196,7 @@ def train(
             sound = done != rhythm.end and totals.skips_in_a_row == 0
             due = sound and done % rhythm.checkpoint_every == 0
             if stop.name or due:
-                last_good = checkpoint()
+                checkpoint()
             if stop.name:
                 return
             if sound and rhythm.evaluate_every and done % rhythm.evaluate_every == 0:
@@ -190,10 +214,10 @@ def metrics_line(
     interval_seconds: float,
     images: int,
     backends: dict[str, str],
-    trunk: Trunk,
+    tiers: dict[str, int],
+    waits: dict[str, float],
 ) -> dict[str, Any]:
     """One line of metrics.jsonl, without the loss."""
-    tiers = measured_bytes(rows, trunk, totals.checkpoint_bytes)
     process_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     totals.peak_host_bytes = max(totals.peak_host_bytes, process_peak)
     totals.peak_device_bytes = max(totals.peak_device_bytes, tiers["device"])
@@ -205,7 +229,8 @@ def metrics_line(
         "seconds": seconds,
         "interval_seconds": interval_seconds,
         "bytes": {**tiers, "process_peak": process_peak},
-        "prefetch_waits": {"steps": 0, "seconds": 0.0},
+        "prefetch_waits": waits,
+        "blocks_read": rows.host.blocks_read,
         "backends": backends,
         "active": int(sum(rows.used)),
         "visited": rows.visited,
@@ -215,17 +240,17 @@ def metrics_line(
     }
 
 
-def measured_bytes(rows: ActiveRows, trunk: Trunk, checkpoint_bytes: int) -> dict[str, int]:
+def measured_bytes(rows: ActiveRows, trunk: Trunk, disk_bytes: int) -> dict[str, int]:
     """Bytes by tier. On a GPU the device's are the allocator's peak; on a CPU the rows, their gradient and the trunk, by count."""
     if rows.w_KD.device.type == "cuda":
         device = torch.cuda.max_memory_allocated()
     else:
         weights = sum(parameter.nbytes for parameter in trunk.network.parameters())
         device = rows.bytes + rows.w_KD.nbytes + 3 * weights
-    return {"device": device, "host": rows.host.bytes + rows.host.store.bytes, "disk": checkpoint_bytes}
+    return {"device": device, "host": rows.host.bytes + rows.host.store.host_bytes, "disk": disk_bytes}
 
 
-def mean_of_finite(losses: list[float]) -> float | None:
+def mean_of_finite(losses: Iterable[float]) -> float | None:
     """The mean of the losses that are finite; None where none is."""
     finite = [loss for loss in losses if np.isfinite(loss)]
     return float(np.mean(finite)) if finite else None

@@ -3,9 +3,9 @@
 The training itself is engine/pretrain.py; this is what goes on around it.
 """
 
-import dataclasses
 import json
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from datasets.batch import Batch, ImageSet, Probe
 from engine import checkpoint
 from engine.active_rows import ActiveRows
+from engine.checkpoint import Checkpoints
 from engine.evaluate import Embed, Evaluation, Protocol, evaluate, raw_pixels, record
 from engine.examples import embedding_sample, neighbour_rows
 from engine.exports import export_backbone
@@ -53,7 +54,7 @@ class Settings:
     seed: int
     log_every: int
     checkpoint_every: int
-    keep: int
+    read_ahead: int
     evaluate_every: int | None
     protocol: Protocol
     tensorboard: bool
@@ -73,38 +74,50 @@ def run(
     learning_rate: Callable[[int], float],
     end: int,
     total: int,
-    kept: checkpoint.Kept | None,
+    checkpoints: Checkpoints,
     output: Path,
-    manifest: dict[str, Any],
+    state: dict[str, Any],
     planned: dict[str, dict[str, int]],
     probe: Probe | None,
     sample: ImageSet,
     rows_grad_V: list[bool],
     settings: Settings,
 ) -> int:
-    """Train up to step `end` of `total`; returns the exit code: 0 done or stopped on request, 1 the loss was lost."""
+    """Train up to step `end` of `total`; returns the exit code: 0 done or stopped on request, 1 the loss was lost.
+
+    checkpoints   restored: the run goes on after the newest of them
+    state         what each checkpoint is to keep for launch.py: the config, and what the images were
+    """
     started = time.time()
     totals = Totals()
-    if kept:
+    if kept := checkpoints.newest:
         checkpoint.load_trunk(kept, trunk)
-        checkpoint.load_rows(kept, rows, schedule.window_blocks(max(kept.step - 1, 0) // schedule.steps_per_window))
-        totals = Totals(**kept.manifest["totals"])
+        checkpoint.load_rows(kept, rows, last_window(schedule, kept.step))
+        totals = Totals(**kept.body["totals"], losses=array("d", kept.log()["loss"]))
     else:
         (output / "metrics.jsonl").write_text("")
         (output / "evaluations.jsonl").write_text("")
         if rows.full:
-            rows.host.slide(range(-(-rows.host.size // rows.host.block)))
+            rows.host.slide(range(-(-rows.host.size // rows.host.block)), step=0)
             rows.fill(schedule.instances)
     chance_loss = float(np.log(rows.size))
     backends = {"sampled_softmax": backend(rows.w_KD.device)}
     raw: dict[str, float] = {}
     latest: list[Evaluation] = []
 
-    def save() -> Path:
-        everything = {**manifest, "totals": dataclasses.asdict(totals)}
-        path = checkpoint.save(output / "checkpoints", trunk.state(), rows, everything, settings.keep)
-        totals.checkpoint_bytes = checkpoint.bytes_on_disk(output / "checkpoints")
-        return path
+    def save() -> None:
+        checkpoints.save(rows, trunk.state(), totals.losses, {**state, "totals": totals.kept()})
+
+    def last_good() -> str | None:
+        checkpoints.finish()
+        return checkpoints.newest.name if checkpoints.newest else None
+
+    def take_waited_seconds() -> float:
+        waited = 0.0
+        for waiting in (rows.host, checkpoints.disk, checkpoints):
+            waited += waiting.waited_seconds
+            waiting.waited_seconds = 0.0
+        return waited
 
     def look() -> None:
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
@@ -141,16 +154,21 @@ def run(
                 micro_batches=settings.micro_batches,
                 rows_grad_V=rows_grad_V,
                 rows_clip=settings.rows_clip,
-                rhythm=Rhythm(end, settings.log_every, settings.checkpoint_every, settings.evaluate_every),
+                rhythm=Rhythm(
+                    end, settings.log_every, settings.checkpoint_every, settings.evaluate_every, settings.read_ahead
+                ),
                 metrics_path=output / "metrics.jsonl",
                 backends=backends,
                 checkpoint=save,
+                last_good=last_good,
+                disk_bytes=lambda: checkpoints.bytes,
+                take_waited_seconds=take_waited_seconds,
                 evaluate=look,
                 progress=shown,
                 stop=stop,
-                last_good=kept.path if kept else None,
                 seed=settings.seed,
             )
+            checkpoints.finish()
         except NonFiniteLoss as error:
             status = f"stopped: {error}"
         if stop.name:
@@ -204,6 +222,11 @@ def run(
         print(status)
         return 1
     return 0
+
+
+def last_window(schedule: Schedule, step: int) -> np.ndarray:
+    """The blocks of the window that the last of `step` steps was in."""
+    return schedule.window_blocks(max(step - 1, 0) // schedule.steps_per_window)
 
 
 def embedder(trunk: Trunk, features: str) -> Embed:

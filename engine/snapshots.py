@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from engine.active_rows import EMPTY, ActiveRows, catch_up
+from engine.active_rows import EMPTY, ActiveRows
 from engine.initial_rows import initial_rows
-from engine.store import NEVER_VISITED, Block
+from engine.store import NEVER_VISITED, Block, empty_block, fill
 
 
 class RowReader:
@@ -32,16 +32,20 @@ class RowReader:
     def block(self, number: int) -> Block:
         """The block as the schedule left it: an active row has last_step = the number of steps done."""
         host = self.rows.host
-        rows = host.resident(number) if number in host else host.store.read_block(number)
-        if rows is None:
-            shape = (host.block, host.weight.shape[1])
-            dtype = host.weight.dtype
-            return Block(np.zeros(shape, dtype), np.zeros(shape, dtype), np.full(host.block, NEVER_VISITED))
-        weight, momentum, last_step = rows.weight.copy(), rows.momentum.copy(), rows.last_step.copy()
+        rows = empty_block(host.block, host.weight.shape[1], host.weight.dtype)
+        weight, momentum, last_step = rows.weight, rows.momentum, rows.last_step
+        assert momentum is not None
+        if number in host:
+            fill(rows, host.resident(number))
+        elif host.store.holds(number):
+            host.store.read_block(number, rows)
+        else:
+            weight[:], momentum[:], last_step[:] = 0, 0, NEVER_VISITED
+            return rows
         first, last = np.searchsorted(self._positions, [number * host.block, (number + 1) * host.block])
         slots, offsets = self._slots[first:last], self._positions[first:last] - number * host.block
         weight[offsets], momentum[offsets], last_step[offsets] = self._w[slots], self._u[slots], self.step
-        return Block(weight, momentum, last_step)
+        return rows
 
     def caught_up(self, number: int, instances: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(w, u) of a block's rows as dense SGD has them now, [C or fewer, D]; rows never visited included.
@@ -51,13 +55,14 @@ class RowReader:
         host, start = self.rows.host, self.rows.start
         positions = np.arange(number * host.block, min((number + 1) * host.block, host.size))
         rows = self.block(number)
+        assert rows.momentum is not None
         w, u, last_step = (part[: len(positions)] for part in (rows.weight, rows.momentum, rows.last_step))
         never = last_step == NEVER_VISITED
         if start.feature:
             w[never] = np.nan
         elif never.any():
             w[never] = initial_rows(start.seed, instances(positions[never]), w.shape[1], start.norm)
-        return catch_up(w, u, self.rows.log.products(np.where(never, 0, last_step), self.step))
+        return self.rows.caught_up(w, u, np.where(never, 0, last_step), never, self.step)
 
     def caught_up_blocks(
         self, instances: Callable[[np.ndarray], np.ndarray]
@@ -65,8 +70,9 @@ class RowReader:
         """(instances of the block, caught-up w) for every block of the N positions, in the order of positions."""
         host = self.rows.host
         for number in range(-(-host.size // host.block)):
-            positions = np.arange(number * host.block, min((number + 1) * host.block, host.size))
-            yield instances(positions), self.caught_up(number, instances)[0]
+            ids = instances(np.arange(number * host.block, min((number + 1) * host.block, host.size)))
+            filled = ids >= 0  # the order has gaps where instances were appended
+            yield ids[filled], self.caught_up(number, instances)[0][filled]
 
 
 def digest(backbone: dict[str, torch.Tensor], reader: RowReader) -> str:
@@ -78,6 +84,7 @@ def digest(backbone: dict[str, torch.Tensor], reader: RowReader) -> str:
     for number in reader.blocks():
         rows = reader.block(number)
         if (rows.last_step != NEVER_VISITED).any():
+            assert rows.momentum is not None
             parts = b"".join(part.tobytes() for part in (rows.weight, rows.momentum, rows.last_step))
             total.update(number.to_bytes(8, "little") + hashlib.sha256(parts).digest())
     return total.hexdigest()

@@ -51,23 +51,28 @@ class TransitionLog:
             self._append_product(level)
             level += 1
 
-    def etas(self) -> np.ndarray:
-        """Every step's learning rate, float64 [steps], NaN where it was skipped: what a checkpoint keeps."""
-        return self._eta_T[: self.steps].copy()
+    def etas(self, first: int = 0) -> np.ndarray:
+        """The learning rates from step `first` on, float64 [steps - first], NaN where skipped: what a checkpoint keeps."""
+        return self._eta_T[first : self.steps].copy()
 
     def extend(self, eta_T: np.ndarray) -> None:
         """Log many steps: what a checkpoint kept."""
         for eta in eta_T:
             self.append(None if np.isnan(eta) else float(eta))
 
-    def products(self, starts_M: np.ndarray, end: int) -> np.ndarray:
-        """M(eta_{end-1}) ... M(eta_s) for every s of starts_M (int64 [M], 0 <= s <= end), float64 [M, 2, 2]."""
-        assert end <= self.steps, (end, self.steps)
-        assert ((starts_M >= 0) & (starts_M <= end)).all(), (starts_M.min(initial=0), starts_M.max(initial=0), end)
-        distinct, inverse = np.unique(starts_M, return_inverse=True)
+    def products(self, starts_M: np.ndarray, end: int | np.ndarray) -> np.ndarray:
+        """M(eta_{end-1}) ... M(eta_s) for every s of starts_M (int64 [M], 0 <= s <= end), float64 [M, 2, 2].
+
+        end   one step for all, or int64 [M]: as many steps after each start
+        """
+        ends_M = np.broadcast_to(np.asarray(end, dtype=np.int64), starts_M.shape)
+        assert ((starts_M >= 0) & (starts_M <= ends_M) & (ends_M <= self.steps)).all(), (starts_M, end, self.steps)
+        # Rows of one batch left at few different steps; a start has one end here.
+        distinct, first, inverse = np.unique(starts_M, return_index=True, return_inverse=True)
         product = np.tile(np.eye(2, dtype=EXTENDED), (len(distinct), 1, 1))
-        at = distinct.astype(np.int64)
-        height = max(int(end).bit_length(), 1)
+        at, end = distinct.astype(np.int64), ends_M[first]
+        assert (end[inverse.reshape(-1)] == ends_M).all()
+        height = max(int(end.max(initial=0)).bit_length(), 1)
         # Climb while the segment that starts here is the left end of nothing larger, then come down towards `end`.
         for level in range(height):
             odd = (at >> level) & 1 == 1
@@ -115,3 +120,12 @@ def transition(eta_M: np.ndarray, momentum: np.longdouble, weight_decay: np.long
 def multiply(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     """later @ earlier for stacks of 2x2 matrices (numpy's matmul has no fast path for extended precision)."""
     return (later[:, :, :, None] * earlier[:, None, :, :]).sum(axis=2)
+
+
+def catch_up(w_BD: np.ndarray, u_BD: np.ndarray, product_B22: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[w; u] <- product [w; u] for each row, computed in float64, returned in the rows' dtype."""
+    w, u = w_BD.astype(np.float64), u_BD.astype(np.float64)
+    p = product_B22[:, :, :, None]
+    caught_w = p[:, 0, 0] * w + p[:, 0, 1] * u
+    caught_u = p[:, 1, 0] * w + p[:, 1, 1] * u
+    return caught_w.astype(w_BD.dtype), caught_u.astype(u_BD.dtype)

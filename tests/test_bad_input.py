@@ -184,9 +184,13 @@ def test_unreadable_images_can_be_refused(run, capsys, photos):
 
 def test_changed_images_are_refused_when_a_run_goes_on(run, capsys, photos):
     assert run("steps=3", config=folder_config(photos)) == 0
-    (photos / "cats" / "01.jpg").unlink()
+    with (photos / "cats" / "01.jpg").open("ab") as file:
+        file.write(b"more")
     assert run("steps=5", config=folder_config(photos)) == 2
     assert "the images changed" in capsys.readouterr().err
+    (photos / "cats" / "01.jpg").unlink()
+    assert run("steps=5", config=folder_config(photos)) == 2
+    assert "cats/01.jpg was instance 0 of this run and is gone" in capsys.readouterr().err
 
 
 def test_export_and_knn_without_a_run(run, capsys):

@@ -77,7 +77,7 @@ def test_nothing_imports_launch_but_tests():
         ("deepspeed", "engine/trunk.py"),
         ("faiss", "engine/knn.py"),
         ("torch.distributed", "engine/ranks.py"),
-        ("zarr", None),
+        ("zarr", "engine/zarr_store.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):

@@ -16,6 +16,11 @@ def test_train_and_test_together_are_the_whole_set() -> None:
     assert len({source.fingerprint() for source in sources}) == 3
 
 
+def test_the_training_digits_are_the_first_of_all() -> None:
+    assert Digits("all").fingerprint(1437) == Digits("train").fingerprint() == Digits("train").fingerprint(1437)
+    assert Digits("all").fingerprint(1436) != Digits("train").fingerprint()
+
+
 def test_values_span_the_whole_range_of_a_byte() -> None:
     source = Digits()
     images = np.stack([source.image(i) for i in range(len(source))])

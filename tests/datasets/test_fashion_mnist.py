@@ -54,6 +54,18 @@ def test_limit_keeps_the_first_images_and_is_another_source(tmp_path: Path) -> N
             FashionMnist(tmp_path, "train", limit)
 
 
+def test_a_higher_limit_appends_images(tmp_path: Path) -> None:
+    write(tmp_path, idx(IMAGES), idx(LABELS))
+    sources = {limit: FashionMnist(tmp_path, "train", limit) for limit in (2, 3, 5)}
+    for larger in (3, 5):
+        assert sources[larger].fingerprint(2) == sources[2].fingerprint() == sources[2].fingerprint(2)
+    assert sources[5].fingerprint(5) == sources[5].fingerprint() == FashionMnist(tmp_path, "train").fingerprint()
+    write(tmp_path, idx(IMAGES[::-1]), idx(LABELS))
+    assert FashionMnist(tmp_path, "train").fingerprint(2) != sources[2].fingerprint()
+    sources[2].save_index(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_labels_that_do_not_fit_are_refused_with_both_counts(tmp_path: Path) -> None:
     write(tmp_path, idx(IMAGES), idx(LABELS[:4]))
     with pytest.raises(ValueError, match="5 images but 4 labels"):

@@ -217,6 +217,21 @@ def test_the_fingerprint_follows_the_images_and_not_the_path(toy: Path, tmp_path
     assert len({Glyphs(copy, 32, held).fingerprint() for held in ([], ["Toy"], ["Another"])}) == 3
 
 
+def test_fonts_that_sort_behind_all_others_append_their_glyphs(toy: Path) -> None:
+    small = Glyphs(toy, 32)
+    # A face without a character of its own, in both sources or in one, makes no difference.
+    build_font(toy / "u.ttf", "Empty", {0x20: "blank"})
+    assert len(Glyphs(toy, 32)) == len(small)
+    assert Glyphs(toy, 32).fingerprint() == small.fingerprint() == small.fingerprint(len(small))
+    build_font(toy / "v.ttf", "Later", CHARACTERS)
+    large = Glyphs(toy, 32)
+    assert [large.instance_name(i) for i in range(len(small))] == [small.instance_name(i) for i in range(len(small))]
+    assert large.fingerprint(len(small)) == small.fingerprint()
+    assert large.fingerprint(len(large)) == large.fingerprint() != small.fingerprint()
+    build_font(toy / "a.ttf", "Before", CHARACTERS)
+    assert Glyphs(toy, 32).fingerprint(len(small)) != small.fingerprint()
+
+
 def test_a_bad_directory_of_fonts_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a directory"):
         Glyphs(tmp_path / "nowhere", 32)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -44,8 +46,11 @@ class Pictures:
     def instance_name(self, instance: int) -> str:
         return str(instance)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, count: int | None = None) -> str:
         return ""
+
+    def save_index(self, path: Path) -> None:
+        pass
 
 
 def whole(images: ImageSet) -> torch.Tensor:

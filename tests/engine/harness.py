@@ -9,6 +9,7 @@ import torch
 from datasets.batch import Batch
 from datasets.schedule import Schedule
 from engine.active_rows import ActiveRows, Start
+from engine.folding import Folding
 from engine.host_tier import HostTier
 from engine.initial_rows import initial_rows
 from engine.learning_rate import learning_rate
@@ -83,6 +84,10 @@ class Case:
     skips: frozenset = frozenset()
     reshuffle: bool = True
     dtype: type = np.float64
+    fold: bool = False
+    bfloat16: bool = False
+    readers: int = 0
+    read_ahead: int = 1
 
     @property
     def schedule(self):
@@ -100,8 +105,8 @@ class Case:
         )
 
 
-def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog):
-    """Fresh rows for a case, as launch.py makes them."""
+def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None):
+    """Fresh rows for a case, as launch.py makes them; their store is in memory unless one is given."""
     schedule = case.schedule
     full = case.active >= case.size
     everything_active = full and not case.feature_init
@@ -109,10 +114,21 @@ def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog):
         [schedule.lane_size(lane) for lane in range(case.lanes)] if full else [case.active // case.lanes] * case.lanes
     )
     places = (case.window + 2 * case.stride) // case.block
-    host = HostTier(MemoryStore(), block=case.block, size=case.size, dim=case.dim, dtype=case.dtype, places=places)
+    log = log_class(case.momentum, case.weight_decay, case.nesterov)
+    host = HostTier(
+        MemoryStore() if store is None else store,
+        block=case.block,
+        size=case.size,
+        dim=case.dim,
+        dtype=case.dtype,
+        places=places,
+        readers=case.readers,
+        folding=Folding(log) if case.fold else None,
+        rewrite=case.bfloat16,
+    )
     rows = rows_class(
         host,
-        log_class(case.momentum, case.weight_decay, case.nesterov),
+        log,
         lanes=case.lanes,
         capacities=capacity,
         start=Start(case.seed, 0.3, case.feature_init),
@@ -121,7 +137,7 @@ def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog):
         device=torch.device("cpu"),
     )
     if everything_active:
-        host.slide(range(-(-case.size // case.block)))
+        host.slide(range(-(-case.size // case.block)), step=0)
         rows.fill(schedule.instances)
     return rows
 
@@ -153,8 +169,11 @@ def make_batch(case, step):
 
 def engine_step(case, rows, trunk, step):
     schedule = case.schedule
+    window = schedule.window_of(step)
     if step % schedule.steps_per_window == 0:
-        rows.host.slide(schedule.window_blocks(schedule.window_of(step)))
+        rows.host.slide(schedule.window_blocks(window), step)
+        ahead = [schedule.window_blocks(window + 1 + slides) for slides in range(case.read_ahead)]
+        rows.host.read_ahead(np.concatenate(ahead))
     trunk.step, trunk.skip = step, step in case.skips
     return train_step(
         make_batch(case, step),

@@ -244,7 +244,10 @@ def test_catching_up_a_copy_changes_nothing():
 def test_exported_rows_are_the_oracle_s_in_instance_order(tmp_path):
     case = Case(active=32, passes=1.3)
     rows, oracle, _ = run_both(case)
-    assert export_rows(tmp_path / "rows.npy", RowReader(rows), case.schedule.instances) == (case.size, case.dim)
+    assert export_rows(tmp_path / "rows.npy", RowReader(rows), case.size, case.schedule.instances) == (
+        case.size,
+        case.dim,
+    )
     np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), oracle.rows.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,208 @@
+"""Manifests: what makes a checkpoint one. A numbered JSON file that names, with a checksum each, everything that belongs to it.
+
+    manifests/000000012.json     {"sha256": ..., "body": {"number": 12, "step": 1200, "files": {path: sha256}, "generations": ..., ...}}
+    step-000001200/              trunk, momentum, active rows, the log, the block map: safetensors
+    rows/000004-3fa29c/          generations of blocks (engine/zarr_store.py)
+
+A checkpoint exists from the moment its manifest has its name, and not before; what no manifest names is garbage. The block map and the
+log grow with the run, so a checkpoint writes only what changed since the last full one (`delta`) and names both. A full one is
+due when the deltas since the last have together as many entries: a checkpoint then costs what changed, and now and then the whole,
+in a way that adds the square root of both.
+
+`recover` finds the newest checkpoint that is whole: manifest and files by checksum, resident blocks by checksum, all other blocks by
+name and size (their bytes are checked when they are read; `job=store store.verb=verify` checks all of them).
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as numpy_load
+
+from engine.files import Files, write_whole
+from engine.store import Damaged, empty_block
+from engine.zarr_store import Column, Entry, Generation, ZarrStore
+
+FORMAT = 2
+MANIFESTS = "manifests"
+
+
+@dataclass
+class Kept:
+    """A checkpoint: the body of its manifest, and where its files are."""
+
+    files: Files
+    body: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        return self.body["number"]
+
+    @property
+    def step(self) -> int:
+        return self.body["step"]
+
+    @property
+    def name(self) -> str:
+        """For people; also the directory that holds most of its files."""
+        return self.body["directory"]
+
+    def read(self, name: str) -> bytes:
+        """One of its own files (`trunk`, `momentum`, `active`), or those of `blocks` and `log` by path. Raises Damaged."""
+        path = name if "/" in name else f"{self.name}/{name}.safetensors"
+        try:
+            content = self.files.read(path)
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing") from None
+        if hashlib.sha256(content).hexdigest() != self.body["files"][path]:
+            raise Damaged(f"{path.rpartition('/')[2]} does not match its checksum")
+        return content
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        try:
+            return numpy_load(self.read(name))
+        except SafetensorError as error:
+            raise Damaged(f"{name} is not a safetensors file: {error}") from None
+
+    def log(self) -> dict[str, np.ndarray]:
+        """eta and loss of every step, float64 [steps], NaN where a step was skipped."""
+        parts = [self.arrays(path) for path in (self.body["log"]["full"], self.body["log"]["delta"]) if path]
+        return {name: np.concatenate([part[name] for part in parts]) for name in ("eta", "loss")}
+
+    def generations(self) -> dict[int, Generation]:
+        return {
+            int(number): Generation(kept["name"], tuple(Column(*column) for column in kept["columns"]))
+            for number, kept in self.body["generations"].items()
+        }
+
+    def entries(self, store: ZarrStore) -> dict[int, Entry]:
+        """The block map; the store learns the generations that it speaks of."""
+        store.generations |= {n: g for n, g in self.generations().items() if n not in store.generations}
+        entries: dict[int, Entry] = {}
+        for path in (self.body["blocks"]["full"], self.body["blocks"]["delta"]):
+            if path:
+                arrays = self.arrays(path)
+                # The full map may speak of generations that are gone, for blocks that the delta has anew.
+                known = np.isin(arrays["generation"], list(store.generations))
+                entries |= store.entry_map({name: array[known] for name, array in arrays.items()})
+        if len(entries) != self.body["stored_blocks"]:
+            raise Damaged(f"its map has {len(entries)} blocks instead of {self.body['stored_blocks']}")
+        return entries
+
+    def store(self) -> ZarrStore:
+        """A store of this checkpoint's sizes, for reading its blocks."""
+        rows = self.body["rows"]
+        return ZarrStore(
+            self.files, block=rows["block"], dim=rows["dim"], positions=rows["positions"], dtype=np.dtype(rows["dtype"])
+        )
+
+
+def path_of(number: int) -> str:
+    return f"{MANIFESTS}/{number:09d}.json"
+
+
+def numbers(files: Files) -> list[int]:
+    """Of the manifests that are there, whole or not, newest first."""
+    stems = [name.partition(".")[0] for name in files.listing(MANIFESTS) if name.endswith(".json")]
+    return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
+
+
+def steps(files: Files) -> list[int]:
+    """Of the checkpoints that are there, as far as their manifests can be read, newest first."""
+    found = []
+    for number in numbers(files):
+        with suppress(Damaged, OSError):
+            found.append(read(files, number).step)
+    return found
+
+
+def publish(files: Files, body: dict[str, Any]) -> None:
+    """Make the checkpoint real. Everything that `body` names is durable already."""
+    path = path_of(body["number"])
+    assert path.rpartition("/")[2] not in files.listing(MANIFESTS), f"{path} was written before"
+    text = json.dumps({"sha256": _digest(body), "body": body}, indent=1)
+    write_whole(files, path, [text.encode()])
+    files.sync_directory(MANIFESTS)
+
+
+def read(files: Files, number: int) -> Kept:
+    """The manifest `number`, if it is what was written. Raises Damaged."""
+    try:
+        content = json.loads(files.read(path_of(number)))
+        body = content["body"]
+        if content["sha256"] != _digest(body):
+            raise Damaged("its manifest does not match its checksum")
+        if body["format"] != FORMAT:
+            raise Damaged(f"format {body['format']} instead of {FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"its manifest cannot be read: {error}") from None
+    except FileNotFoundError:
+        raise Damaged("its manifest is missing") from None
+    return Kept(files, body)
+
+
+def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str]]:
+    """Checkpoints, oldest first, the last of them whole; and a line for each newer one that is not.
+
+    step    look at checkpoints of this step alone
+    """
+    kept: list[Kept] = []
+    complaints: list[str] = []
+    for number in numbers(files):
+        name = f"number {number}"
+        try:
+            candidate = read(files, number)
+            name = candidate.name
+            if step is not None and candidate.step != step:
+                continue
+            if kept:
+                candidate.entries(candidate.store())  # what it names must not be taken for garbage
+            else:
+                check(candidate)
+            kept.append(candidate)
+            if step is not None:
+                break
+        except (Damaged, OSError) as error:
+            then = "left out" if kept else "trying the one before"
+            complaints.append(f"checkpoint {name} is damaged ({error}); {then}")
+    return kept[::-1], complaints
+
+
+def check(kept: Kept, every_block: bool = False) -> None:
+    """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded."""
+    problems = problems_of(kept, every_block)
+    if problems:
+        raise Damaged(problems[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""))
+
+
+def problems_of(kept: Kept, every_block: bool) -> list[str]:
+    """A line for each file that is not what was written. every_block: read all blocks, not those alone that a resume reads first."""
+    lines: list[str] = []
+    for path in kept.body["files"]:
+        try:
+            kept.read(path)
+        except (Damaged, OSError) as error:
+            lines.append(str(error))
+    if lines:
+        return lines
+    store = kept.store()
+    entries = kept.entries(store)
+    lines = store.missing(entries)
+    bad = {line.split(" ", 2)[1] for line in lines}  # named already
+    resident = kept.arrays("active")["resident"].tolist()
+    out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+    for block in sorted(entries) if every_block else resident:
+        if block in entries and str(block) not in bad:
+            try:
+                store.read_entry(block, entries[block], out)
+            except (Damaged, OSError) as error:
+                lines.append(str(error))
+    return lines
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

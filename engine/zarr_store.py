@@ -1,0 +1,391 @@
+"""The store on disk: plain zarr v3 groups, written once, read by block; the only module that imports zarr.
+
+    rows/000004-3fa29c/                a generation: a zarr group whose name is never used again
+        zarr.json
+        weight/zarr.json  weight/c.17.0        [positions, D] float32, chunk = block: C rows and 4 bytes of crc32c
+        momentum/...                           the same; not in generations of folded blocks
+        last_step/c.17                         [positions] int64
+
+A block is never overwritten: its next version goes into another generation, and the block map (block -> generation, one
+checksum a column) says which one counts. The map lives in memory and in checkpoints (engine/checkpoint.py); what no checkpoint names
+is garbage. A new generation starts after every commit, and when a block would be written into the same one twice.
+
+The checksum in the map is crc32c(content, column, block, generation). So a chunk that is damaged, cut, zeroed, another
+block's, or of another generation is noticed when it is read, whatever its own trailing checksum says.
+
+zarr writes each group's metadata, and any zarr reader opens a generation. Chunks are written and read here without it: a chunk is its
+array's bytes, so zarr would only add copies and its event loop (tests/bench_store.py has both). bfloat16, which zarr 3.1 does not
+know, is stored as uint16 with the same bits.
+
+What is left out: compression (float noise shrinks by 8 % at four times the time), sharding (a block would be rewritten with its
+neighbours), and partial reads. What the map costs: about 200 bytes of host memory for each stored block.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore as ZarrMemoryStore
+
+from engine.files import Files, remove_tree, write_whole
+from engine.store import Block, Damaged
+
+ROWS = "rows"
+_CRC_BYTES = 4
+
+
+class Column(NamedTuple):
+    """name: as in Block. dtype: float32, float64, bfloat16 or int64. width: numbers a row, 0 for a column without that axis."""
+
+    name: str
+    dtype: str
+    width: int
+
+    @property
+    def stored(self) -> np.dtype:
+        """The type in the file."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    def chunk_bytes(self, rows: int) -> int:
+        """Of a file: `rows` rows and the checksum."""
+        return rows * max(self.width, 1) * self.stored.itemsize + _CRC_BYTES
+
+    def file(self, block: int) -> str:
+        """The chunk's file, below the generation."""
+        return f"{self.name}/c.{block}" + (".0" if self.width else "")
+
+
+@dataclass
+class Generation:
+    """A zarr group. blocks: how many of its blocks are still on the disk."""
+
+    name: str
+    columns: tuple[Column, ...]
+    blocks: int = 0
+
+
+class Entry(NamedTuple):
+    """Where a block is: the generation's number, and a checksum for each of its columns."""
+
+    generation: int
+    checks: tuple[int, ...]
+
+
+class ZarrStore:
+    """Blocks on disk. All calls return when the work is done; engine/write_behind.py does it on a thread.
+
+    files         everything lies below its directory `rows`
+    block, dim    C, D
+    positions     length of the arrays
+    dtype         numpy float32 or float64, of the rows
+    bfloat16      store weight and momentum of departing blocks in bfloat16; `exact` writes are in `dtype` all the same
+    """
+
+    def __init__(
+        self, files: Files, *, block: int, dim: int, positions: int, dtype: np.dtype | type, bfloat16: bool = False
+    ) -> None:
+        self.files, self.block, self.positions = files, block, positions
+        full = np.dtype(dtype).name
+        self._exact_columns = _columns(full, dim)
+        self._columns = _columns("bfloat16", dim) if bfloat16 else self._exact_columns
+        self.generations: dict[int, Generation] = {}
+        self._map: dict[int, Entry] = {}
+        self._lock = threading.Lock()  # of the map, against iteration on another thread
+        self._next_generation = 1
+        self._current: dict[tuple[Column, ...], int] = {}  # generations that may still be written into
+        self._written: dict[int, set[int]] = {}  # blocks of each of those
+        self._uncommitted: set[int] = set()  # blocks whose entry no checkpoint names yet
+        self._changed: set[int] = set()
+        self._replaced: list[tuple[int, Entry]] = []  # committed entries that the next commit replaces
+        self._replaced_by: dict[int, list[tuple[int, Entry]]] = {}  # the same by commit
+        self.bytes = 0
+
+    # What the host tier asks
+
+    def holds(self, block: int) -> bool:
+        return block in self._map
+
+    def read_block(self, block: int, out: Block) -> None:
+        self.read_entry(block, self._map[block], out)
+
+    def read_entry(self, block: int, entry: Entry, out: Block) -> None:
+        """As read_block, of a version that is given; for checking the blocks of any checkpoint."""
+        assert out.momentum is not None
+        generation = self.generations[entry.generation]
+        for column, check in zip(generation.columns, entry.checks, strict=True):
+            self._read_column(generation, column, block, check, getattr(out, column.name))
+        if all(column.name != "momentum" for column in generation.columns):
+            out.momentum[:] = 0
+
+    def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
+        columns = self._exact_columns if exact else self._columns
+        if rows.momentum is None:
+            columns = tuple(column for column in columns if column.name != "momentum")
+        number = self._generation_for(columns, block)
+        generation = self.generations[number]
+        checks = []
+        for column in columns:
+            content = encoded(column, getattr(rows, column.name))
+            crc = google_crc32c.value(content)
+            parts = [content.data, crc.to_bytes(_CRC_BYTES, "little")]
+            write_whole(self.files, f"{ROWS}/{generation.name}/{column.file(block)}", parts)
+            checks.append(bound(crc, generation.name, column.name, block))
+        generation.blocks += 1
+        self.bytes += self._block_bytes(generation)
+        self._written[number].add(block)
+        before = self._map.get(block)
+        with self._lock:
+            self._map[block] = Entry(number, tuple(checks))
+        self._changed.add(block)
+        if before and block in self._uncommitted:
+            self._remove(block, before)
+        elif before:
+            self._replaced.append((block, before))
+        self._uncommitted.add(block)
+
+    def blocks(self) -> list[int]:
+        with self._lock:
+            return sorted(self._map)
+
+    def unsaved(self) -> list[tuple[int, Block]]:
+        return []
+
+    @property
+    def host_bytes(self) -> int:
+        return 0
+
+    # What a checkpoint asks
+
+    @property
+    def next_generation(self) -> int:
+        return self._next_generation
+
+    def sync(self) -> None:
+        """Make the names of all blocks written since the last call durable."""
+        if not self._written:
+            return
+        for number in self._written:
+            generation = self.generations[number]
+            for column in generation.columns:
+                self.files.sync_directory(f"{ROWS}/{generation.name}/{column.name}")
+            self.files.sync_directory(f"{ROWS}/{generation.name}")
+        self.files.sync_directory(ROWS)
+        opened, self._written = self._written, {}
+        self._current.clear()
+        for number in opened:
+            self._remove_if_empty(number)
+
+    def committed(self, number: int) -> None:
+        """Commit `number` names every block as it is now."""
+        self._replaced_by[number] = self._replaced
+        self._replaced = []
+        self._uncommitted.clear()
+
+    def take_changed(self) -> set[int]:
+        """Blocks whose entry is not what it was at the last call."""
+        taken, self._changed = self._changed, set()
+        return taken
+
+    def drop_before(self, number: int) -> None:
+        """Remove the blocks that commit `number`, and all later ones, do not name: no older commit is left."""
+        for commit in sorted(self._replaced_by):
+            if commit <= number:
+                for block, entry in self._replaced_by.pop(commit):
+                    self._remove(block, entry)
+
+    def entry_count(self) -> int:
+        """Blocks in the map."""
+        return len(self._map)
+
+    def generation_table(self) -> dict[str, dict]:
+        """The generations that the map may speak of, for a manifest: number -> name and columns."""
+        return {
+            str(number): {"name": generation.name, "columns": [list(column) for column in generation.columns]}
+            for number, generation in self.generations.items()
+        }
+
+    def entries(self, blocks: Iterable[int] | None = None) -> dict[str, np.ndarray]:
+        """The map, or the part of it for `blocks`, as arrays: block [n], generation [n], checks [n, 3] (0 where a column is missing)."""
+        chosen = self.blocks() if blocks is None else sorted(blocks)
+        checks = np.zeros((len(chosen), len(self._exact_columns)), dtype=np.uint32)
+        numbers = np.empty(len(chosen), dtype=np.int64)
+        names = [column.name for column in self._exact_columns]
+        for row, block in enumerate(chosen):
+            entry = self._map[block]
+            numbers[row] = entry.generation
+            for column, check in zip(self.generations[entry.generation].columns, entry.checks, strict=True):
+                checks[row, names.index(column.name)] = check
+        return {"block": np.array(chosen, dtype=np.int64), "generation": numbers, "checks": checks}
+
+    def entry_map(self, arrays: dict[str, np.ndarray]) -> dict[int, Entry]:
+        """The inverse of `entries`; the generations must be known."""
+        names = [column.name for column in self._exact_columns]
+        kept = {
+            number: [names.index(column.name) for column in generation.columns]
+            for number, generation in self.generations.items()
+        }
+        rows = zip(arrays["block"].tolist(), arrays["generation"].tolist(), arrays["checks"].tolist(), strict=True)
+        return {block: Entry(number, tuple(checks[i] for i in kept[number])) for block, number, checks in rows}
+
+    def restore(self, versions: list[tuple[int, dict[int, Entry]]], next_generation: int) -> list[str]:
+        """Take up what the kept commits name, [(commit, map)] oldest first; returns the paths below `rows` that none of them names.
+
+        The generations that the maps speak of are in `generations` already.
+        """
+        assert not self._map
+        live: dict[int, set[int]] = {}
+        for commit, entries in versions:
+            self._replaced_by[commit] = [(b, e) for b, e in self._map.items() if entries.get(b) != e]
+            self._map = dict(entries)
+            for block, entry in entries.items():
+                live.setdefault(entry.generation, set()).add(block)
+        on_disk = self.files.listing(ROWS)
+        numbers = [int(name.partition("-")[0]) for name in on_disk if name.partition("-")[0].isdigit()]
+        self._next_generation = max([next_generation, *(number + 1 for number in numbers)])
+        self.generations = {number: self.generations[number] for number in live}
+        garbage = [f"{ROWS}/{name}" for name in on_disk.keys() - {g.name for g in self.generations.values()}]
+        for number, generation in self.generations.items():
+            for column in generation.columns:
+                directory = f"{ROWS}/{generation.name}/{column.name}"
+                wanted = {column.file(block).partition("/")[2] for block in live[number]} | {"zarr.json"}
+                garbage += [f"{directory}/{name}" for name in self.files.listing(directory).keys() - wanted]
+            generation.blocks = len(live[number])
+            self.bytes += generation.blocks * self._block_bytes(generation)
+        return garbage
+
+    def live_bytes(self) -> int:
+        """Of the blocks that the map names now; `bytes` counts older versions too."""
+        with self._lock:
+            return sum(self._block_bytes(self.generations[entry.generation]) for entry in self._map.values())
+
+    def missing(self, entries: dict[int, Entry]) -> list[str]:
+        """A line for each file of these blocks that is not there or has another size. Reads directories, no file."""
+        listings: dict[tuple[int, str], dict[str, int]] = {}
+        lines = []
+        for block, entry in entries.items():
+            generation = self.generations[entry.generation]
+            for column in generation.columns:
+                at = (entry.generation, column.name)
+                if at not in listings:
+                    listings[at] = self.files.listing(f"{ROWS}/{generation.name}/{column.name}")
+                size, wanted = listings[at].get(column.file(block).partition("/")[2]), column.chunk_bytes(self.block)
+                if size != wanted:
+                    what = "is missing" if size is None else f"has {size} bytes instead of {wanted}"
+                    lines.append(f"{describe(generation, column, block)} {what}")
+        return lines
+
+    def _generation_for(self, columns: tuple[Column, ...], block: int) -> int:
+        number = self._current.get(columns)
+        if number is not None and block not in self._written[number]:
+            return number
+        number = self._next_generation
+        self._next_generation += 1
+        # The random part: a number may come again after a power cut took the generation that had it.
+        generation = Generation(f"{number:06d}-{os.urandom(3).hex()}", columns)
+        files, root = self.files, f"{ROWS}/{generation.name}"
+        for column in columns:
+            files.make_directory(f"{root}/{column.name}")
+        for path, content in group_metadata(columns, self.block, self.positions).items():
+            write_whole(files, f"{root}/{path}", [content])
+        self.generations[number] = generation
+        self._current[columns] = number
+        self._written[number] = set()
+        return number
+
+    def _read_column(self, generation: Generation, column: Column, block: int, check: int, out: np.ndarray) -> None:
+        direct = out.dtype == column.stored
+        content = out if direct else np.empty(out.shape, column.stored)
+        trailer = bytearray(_CRC_BYTES)
+        path = f"{ROWS}/{generation.name}/{column.file(block)}"
+        what = describe(generation, column, block)
+        try:
+            size = self.files.read_into(path, [content.data.cast("B"), memoryview(trailer)])
+        except FileNotFoundError:
+            raise Damaged(f"{what} is missing") from None
+        if size != column.chunk_bytes(self.block):
+            raise Damaged(f"{what} has {size} bytes instead of {column.chunk_bytes(self.block)}")
+        crc = checksum(content)
+        if bound(crc, generation.name, column.name, block) != check:
+            if crc == int.from_bytes(trailer, "little"):
+                raise Damaged(f"{what} holds another block, or an older version of it")
+            raise Damaged(f"{what} does not match its checksum")
+        if not direct:
+            out[:] = torch.from_numpy(content).view(torch.bfloat16).to(torch.float32).numpy()
+
+    def _remove(self, block: int, entry: Entry) -> None:
+        generation = self.generations[entry.generation]
+        for column in generation.columns:
+            self.files.remove(f"{ROWS}/{generation.name}/{column.file(block)}")
+        generation.blocks -= 1
+        self.bytes -= self._block_bytes(generation)
+        self._remove_if_empty(entry.generation)
+
+    def _remove_if_empty(self, number: int) -> None:
+        if self.generations[number].blocks == 0 and number not in self._written:
+            remove_tree(self.files, f"{ROWS}/{self.generations.pop(number).name}")
+
+    def _block_bytes(self, generation: Generation) -> int:
+        return sum(column.chunk_bytes(self.block) for column in generation.columns)
+
+
+def _columns(float_dtype: str, dim: int) -> tuple[Column, ...]:
+    return (Column("weight", float_dtype, dim), Column("momentum", float_dtype, dim), Column("last_step", "int64", 0))
+
+
+def describe(generation: Generation, column: Column, block: int) -> str:
+    return f"block {block} ({column.name}) of generation {generation.name}"
+
+
+def encoded(column: Column, rows: np.ndarray) -> np.ndarray:
+    """The chunk's bytes, read-only uint8, without a copy where none is needed."""
+    if column.dtype == "bfloat16":
+        rows = torch.from_numpy(rows).to(torch.bfloat16).view(torch.uint16).numpy()
+    assert rows.dtype == column.stored, (rows.dtype, column)
+    return _as_bytes(rows)
+
+
+def checksum(content: np.ndarray) -> int:
+    """crc32c of the array's bytes."""
+    return google_crc32c.value(_as_bytes(content))
+
+
+def bound(crc: int, generation: str, column: str, block: int) -> int:
+    """The checksum of content, generation, column and block, from the content's alone."""
+    return google_crc32c.extend(crc, f"{generation}/{column}/{block}".encode())
+
+
+def _as_bytes(content: np.ndarray) -> np.ndarray:
+    view = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+    view.flags.writeable = False
+    return view
+
+
+def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> dict[str, bytes]:
+    """The zarr.json files of a generation, by path, as zarr itself writes them."""
+    store = ZarrMemoryStore()
+    group = zarr.create_group(store, attributes={"order": "schedule positions", "block_rows": block})
+    for column in columns:
+        tail = (column.width,) if column.width else ()
+        group.create_array(
+            column.name,
+            shape=(positions, *tail),
+            chunks=(block, *tail),
+            dtype=column.stored,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=float("nan") if column.stored.kind == "f" else 0,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            attributes={"dtype": column.dtype},
+        )
+    return {
+        path: json.dumps(json.loads(buffer.to_bytes()), indent=1).encode() for path, buffer in store._store_dict.items()
+    }
