@@ -183,9 +183,9 @@ class Checkpoints:
                 assert self.newest
                 files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
         self.files.sync_directory(directory)
+        self.files.make_directory(manifest.MANIFESTS)
         self.files.sync_directory("")
-        # What a damaged checkpoint left keeps its number.
-        number = max([0, *manifest.numbers(self.files), *(kept.number for kept in self._kept)]) + 1
+        number = max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)])
         entries = store.entry_count()
         body = {
             "format": manifest.FORMAT,
@@ -202,7 +202,6 @@ class Checkpoints:
             "sizes": sizes,
             **snapshot.state,
         }
-        self.files.make_directory(manifest.MANIFESTS)
         manifest.publish(self.files, body)
         store.committed(number)
         self.newest = Kept(self.files, body)
@@ -223,18 +222,25 @@ class Checkpoints:
             return
         # First the manifests, for good: a checkpoint never comes back without its blocks.
         for kept in dropped:
-            self.files.remove(manifest.path_of(kept.number))
+            remove_any(self.files, manifest.path_of(kept.number))
         self.files.sync_directory(manifest.MANIFESTS)
         named = {path for kept in self._kept for path in kept.body["files"]}
         gone = {path for kept in dropped for path in kept.body["files"]} - named
         for path in sorted(gone):
-            self.files.remove(path)
+            remove_any(self.files, path)
         for directory in sorted({path.rpartition("/")[0] for path in gone}):
             if not self.files.listing(directory):
-                self.files.remove_directory(directory)
+                remove_any(self.files, directory)
         self.disk.disk.drop_before(self._kept[0].number)
 
     def _remove_garbage(self) -> None:
+        if not self._garbage:
+            return
+        # Manifests first here too; and what the last process did to them is for good before anything is built on it.
+        first = [path for path in self._garbage if path.startswith(manifest.MANIFESTS)]
+        for path in first:
+            remove_any(self.files, path)
+        self.files.sync_directory(manifest.MANIFESTS if manifest.MANIFESTS in self.files.listing("") else "")
         for path in self._garbage:
             remove_any(self.files, path)
         self._garbage.clear()

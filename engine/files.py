@@ -67,11 +67,13 @@ class DiskFiles:
         os.rename(self.root / old, self.root / new)
 
     def sync_directory(self, path: str) -> None:
-        handle = os.open(self.root / path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        # The root's own name is in the directory above.
+        for directory in [self.root / path] if path else [self.root, self.root.parent]:
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def make_directory(self, path: str) -> None:
         (self.root / path).mkdir(parents=True, exist_ok=True)
@@ -121,12 +123,13 @@ def remove_tree(files: Files, path: str) -> None:
 
 
 def remove_any(files: Files, path: str) -> None:
-    """A file, or a directory with everything below it."""
-    above, _, name = path.rpartition("/")
-    if files.listing(above)[name] < 0:
-        remove_tree(files, path)
-    else:
+    """A file, or a directory with everything below it; nothing to do where there is neither."""
+    try:
         files.remove(path)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        remove_tree(files, path)
 
 
 def _write_all(handle: int, parts: Sequence[Buffer]) -> None:

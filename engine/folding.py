@@ -10,7 +10,7 @@ t is then  M(s+T .. t) [1; kappa] v.  Skipped steps are identities in P like eve
 
 T is computed from m and lambda: the momentum that v cannot tell is about m^T |u|, and has to be under half a unit in the last place
 of float32 of the momentum that matters, max(|u|, lambda |w| / (1 - m), 1e-12 |w|), for rows with |u| up to 1,000 |w|. For m = 0.9 and
-lambda = 1e-4 that is 289 steps, for 0.99 it is 3,031. A row for which it is not enough is not folded: the error is computed.
+lambda = 1e-4 that is 290 steps, for 0.99 it is 2,804. A row for which it is not enough is not folded: the error is computed.
 
 Whether a row is folded must not depend on when its block went to the disk, or a checkpoint would change a run. So a row that was away
 for at least T steps is folded when it comes back, if its block was not: same numbers, same bits. Hence it is an option of the run
@@ -34,7 +34,7 @@ def steps_to_fold(momentum: float, weight_decay: float) -> int:
     """T; see above.
 
     >>> steps_to_fold(0.9, 1e-4), steps_to_fold(0.0, 1e-4)
-    (289, 1)
+    (290, 1)
     """
     if momentum == 0:
         return 1

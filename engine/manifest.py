@@ -30,6 +30,9 @@ from engine.zarr_store import Column, Entry, Generation, ZarrStore
 FORMAT = 2
 MANIFESTS = "manifests"
 
+# (block, its generation's name, checksums) -> what is wrong with it, or None
+Known = dict[tuple[int, str, tuple[int, ...]], str | None]
+
 
 @dataclass
 class Kept:
@@ -111,6 +114,12 @@ def numbers(files: Files) -> list[int]:
     return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
 
 
+def next_number(files: Files) -> int:
+    """One that nothing there has: no manifest, and none that is half-written or set aside."""
+    stems = [name.partition(".")[0] for name in files.listing(MANIFESTS)]
+    return max([0, *(int(stem) for stem in stems if stem.isdigit())]) + 1
+
+
 def steps(files: Files) -> list[int]:
     """Of the checkpoints that are there, as far as their manifests can be read, newest first."""
     found = []
@@ -131,8 +140,13 @@ def publish(files: Files, body: dict[str, Any]) -> None:
 
 def read(files: Files, number: int) -> Kept:
     """The manifest `number`, if it is what was written. Raises Damaged."""
+    return read_at(files, path_of(number))
+
+
+def read_at(files: Files, path: str) -> Kept:
+    """The same of a manifest wherever it is."""
     try:
-        content = json.loads(files.read(path_of(number)))
+        content = json.loads(files.read(path))
         body = content["body"]
         if content["sha256"] != _digest(body):
             raise Damaged("its manifest does not match its checksum")
@@ -179,28 +193,42 @@ def check(kept: Kept, every_block: bool = False) -> None:
         raise Damaged(problems[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""))
 
 
-def problems_of(kept: Kept, every_block: bool) -> list[str]:
-    """A line for each file that is not what was written. every_block: read all blocks, not those alone that a resume reads first."""
+def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> list[str]:
+    """A line for each file that is not what was written.
+
+    every_block   read all blocks, not those alone that a resume reads first; and go on after a damaged file
+    known         what came of blocks that were read before, for other checkpoints; what comes of these is added
+    """
     lines: list[str] = []
     for path in kept.body["files"]:
         try:
             kept.read(path)
         except (Damaged, OSError) as error:
             lines.append(str(error))
-    if lines:
+    if lines and not every_block:
         return lines
     store = kept.store()
-    entries = kept.entries(store)
-    lines = store.missing(entries)
-    bad = {line.split(" ", 2)[1] for line in lines}  # named already
-    resident = kept.arrays("active")["resident"].tolist()
+    try:
+        entries = kept.entries(store)
+    except (Damaged, OSError) as error:
+        return lines or [str(error)]
+    missing = store.missing(entries)
+    lines += missing
+    bad = {line.split(" ", 2)[1] for line in missing}  # named already
     out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
-    for block in sorted(entries) if every_block else resident:
-        if block in entries and str(block) not in bad:
+    known = {} if known is None else known
+    for block in sorted(entries) if every_block else kept.arrays("active")["resident"].tolist():
+        if block not in entries or str(block) in bad:
+            continue
+        version = block, store.generations[entries[block].generation].name, entries[block].checks
+        if version not in known:
             try:
                 store.read_entry(block, entries[block], out)
+                known[version] = None
             except (Damaged, OSError) as error:
-                lines.append(str(error))
+                known[version] = str(error)
+        if complaint := known[version]:
+            lines.append(complaint)
     return lines
 
 

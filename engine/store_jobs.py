@@ -1,1 +1,425 @@
-"""Looking after the rows on the disk: what job=store does, one function a verb. Each prints, and returns the exit code."""
+"""Looking after the rows on the disk: what job=store does, one function a verb. Each prints, and returns the exit code.
+
+    verify    reads every byte that a checkpoint names, a block that several share once
+    scrub     removes what no checkpoint names: what a killed run left, or what somebody put there
+    repair    goes back to the newest checkpoint that is whole, to the last block
+    inspect   what is on the disk, and a picture of when each block was last active
+    export    every row, caught up, in instance order
+
+Damage is never mended by guessing: a checkpoint that lacks a block is of no use, and the one before is. So `repair` only renames:
+the manifests of newer checkpoints become *.damaged, which nothing reads. Their files stay until the run goes on, whose start
+removes what no manifest names; until then the renaming can be undone by hand. Only the zarr.json files of a generation
+follow from what the manifest says of it, and are written anew.
+
+What is left out: a picture finer than 16,000 cells, and zarr written straight from the rows: neighbours in the order of positions lie
+anywhere in the order of instances, so every row would rewrite its chunk. Rows go into a memory-mapped file first and from there
+into zarr, which for a while takes their bytes twice, on the disk.
+"""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+from engine import exports, manifest
+from engine.active_rows import EMPTY, ActiveRows
+from engine.charts import COLOURS
+from engine.files import TEMPORARY, Files, remove_tree
+from engine.folding import departure
+from engine.manifest import Kept, Known
+from engine.progress import bytes_text
+from engine.snapshots import RowReader
+from engine.store import NEVER_VISITED, Damaged
+from engine.zarr_store import ROWS, create_export
+
+SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
+_REMEDY = "store.verb=repair goes back to the newest that is whole"
+_LISTED_GENERATIONS = 20
+_LARGEST_CELLS = 16_000  # of the picture: some 7 pixels each
+_EXPORT_CHUNK_BYTES = 16 * 2**20
+
+
+def verify(files: Files, step: int | None) -> int:
+    """Check all checkpoints, or that of a step; 0: all are whole. ValueError where there is none."""
+    return 1 if _verified(files, step)[1] else 0
+
+
+def scrub(files: Files) -> int:
+    """Remove what no checkpoint names; nothing at all, and 1, where one is damaged."""
+    kept, damaged = _verified(files, None)
+    if damaged:
+        print("nothing was removed")
+        return 1
+    garbage = _unnamed(files, kept)
+    total = _remove(files, garbage)
+    print(f"removed {total:,} bytes in all" if garbage else "there was nothing to remove")
+    for path in _set_aside(files):
+        print(f"{path} stays, with what it names; the next start of the run removes both")
+    return 0
+
+
+def repair(files: Files) -> int:
+    """Go back to the newest checkpoint that is whole; 1 where none is, and then nothing is changed."""
+    known: Known = {}
+    damaged: list[tuple[int, str, list[str]]] = []
+    for number in _numbers(files):
+        name, kept, lines = _examined(files, number, known)
+        if kept and not lines:
+            break
+        damaged.append((number, name, lines))
+    else:
+        shown = next((lines for _, _, lines in damaged if len(lines) > 1), damaged[0][2])
+        for _, name, lines in damaged:
+            for line in lines if lines is shown else lines[:1]:
+                print(f"checkpoint {name}: {line}")
+        print(
+            "no checkpoint is whole, and nothing was changed; put the files back from a copy, or start over with --fresh"
+        )
+        return 1
+    # The newest first: wherever this is cut short, the checkpoints that are left are the older ones.
+    for number, name, lines in damaged:
+        path = manifest.path_of(number)
+        aside = path.removesuffix(".json") + SET_ASIDE
+        files.rename(path, aside)
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        print(f"checkpoint {name} is set aside as {aside}: {lines[0]}{more}")
+    if damaged:
+        files.sync_directory(manifest.MANIFESTS)
+    mended = _write_metadata(kept)
+    for number in manifest.numbers(files)[1:]:
+        with suppress(Damaged):  # an older one that is damaged stays as it is, and goes in its turn
+            mended |= _write_metadata(manifest.read(files, number))
+    if damaged:
+        print(
+            f"the next start goes on after step {kept.step} from {kept.name}, and then removes what was set aside; "
+            f"until then nothing is lost, and renaming *{SET_ASIDE} to *.json undoes this"
+        )
+    elif not mended:
+        print(f"nothing is to be repaired: the newest checkpoint, {kept.name}, is whole")
+    return 0
+
+
+def inspect(kept: Kept, picture: Path) -> int:
+    """Print what a checkpoint has on the disk, and draw `picture`, a PNG. Raises Damaged."""
+    store, rows = kept.store(), kept.body["rows"]
+    entries = kept.entries(store)
+    blocks = -(-rows["positions"] // rows["block"])
+    print(f"checkpoint {kept.name}: number {kept.number}, after {kept.step:,} steps")
+    print(
+        f"positions: {rows['positions']:,}, in {blocks:,} blocks of {rows['block']:,}; rows of {rows['dim']:,} {rows['dtype']}"
+    )
+    print(f"stored: {_count(len(entries), 'block')} ({len(entries) / blocks:.1%}); the others were never visited")
+
+    table = []
+    counts = np.unique([entry.generation for entry in entries.values()], return_counts=True)
+    for number, count in zip(*(part.tolist() for part in counts), strict=True):
+        columns = store.generations[number].columns
+        said = ", ".join(f"{column.name} {column.dtype}" for column in columns)
+        table.append(
+            (store.generations[number].name, said, count, count * sum(c.chunk_bytes(rows["block"]) for c in columns))
+        )
+    table.sort(key=lambda line: -line[3])
+    print(f"rows on the disk: {bytes_text(sum(line[3] for line in table))} in {_count(len(table), 'generation')}")
+    for name, said, count, count_bytes in table[:_LISTED_GENERATIONS]:
+        print(f"  {name}  {_count(count, 'block'):>16}  {bytes_text(count_bytes):>10}  {said}")
+    if rest := table[_LISTED_GENERATIONS:]:
+        print(
+            f"  and {len(rest):,} smaller ones  {sum(r[2] for r in rest):,} blocks  {bytes_text(sum(r[3] for r in rest))}"
+        )
+    sizes = {path.rpartition("/")[2].partition(".")[0]: size for path, size in kept.body["sizes"].items()}
+    said = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(sizes.items()))
+    print(f"its own files: {bytes_text(sum(sizes.values()))} ({said})")
+
+    ages = _ages(kept, blocks)
+    print("steps since a block last had an active row:")
+    for label, count in _ages_by_decade(ages):
+        print(f"  {label:>24}  {count / blocks:6.1%}  {_count(count, 'block')}")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    _draw(ages, rows["block"], kept.step, picture)
+    print(f"a picture of that is in {picture}")
+    return 0
+
+
+def export(
+    directory: Path,
+    rows: ActiveRows,
+    size: int,
+    instances: Callable[[np.ndarray], np.ndarray],
+    step: int,
+    format: str,
+) -> int:
+    """Write rows-<step>.npy or .zarr, and rows-<step>.json beside it, into `directory`.
+
+    rows        of the checkpoint of `step`     size   N     instances   the schedule's map from positions to instances
+    format      "npy" or "zarr": float32 [N, D] caught up, as exports.export_rows has it
+    A file has its final name only when it is whole; one that had it before is replaced.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    npy, path = directory / f"rows-{step}.npy", directory / f"rows-{step}.{format}"
+    part = npy.with_name(npy.name + TEMPORARY)
+    shape = exports.export_rows(part, RowReader(rows), size, instances)
+    if format == "zarr":
+        part = _as_zarr(part, path.with_name(path.name + TEMPORARY))
+        if path.exists():
+            shutil.rmtree(path)
+    part.rename(path)
+    about = directory / f"rows-{step}.json"
+    exports.write_manifest(about.with_name(about.name + TEMPORARY), {"step": step, "shape": shape})
+    about.with_name(about.name + TEMPORARY).rename(about)
+    print(
+        f"exported the rows of step {step} to {path}: {shape[0]:,} x {shape[1]:,} float32, row i belongs to instance i"
+    )
+    return 0
+
+
+def _verified(files: Files, step: int | None) -> tuple[list[Kept], int]:
+    """(checkpoints that are whole, newest first; how many are damaged), printed."""
+    whole: list[Kept] = []
+    damaged, looked_at, newest_is_whole = 0, 0, False
+    known: Known = {}
+    for number in _numbers(files):
+        name, kept, lines = _examined(files, number, known, step)
+        if step is not None and (kept is None or kept.step != step):
+            continue
+        if kept:
+            lines += _metadata_problems(kept).values()
+        if lines and number not in manifest.numbers(files):
+            continue  # a run that goes on meanwhile has removed it
+        looked_at += 1
+        newest_is_whole |= looked_at == 1 and not lines
+        for line in lines:
+            print(f"checkpoint {name}: {line}")
+        if kept and not lines:
+            whole.append(kept)
+            print(f"checkpoint {name}: {_said(kept)}: whole")
+        damaged += bool(lines)
+    if step is not None and not looked_at:
+        there = ", ".join(str(one) for one in sorted(manifest.steps(files))) or "none"
+        raise ValueError(f"there is no checkpoint of step {step} (there are: {there}); set store.step to one of these")
+    if damaged:
+        then = "the newest is whole, and the others go in their turn" if newest_is_whole else _REMEDY
+        are = "is" if damaged == 1 else "are"
+        print(f"{damaged} of {_count(looked_at, 'checkpoint')} {are} damaged; {then}")
+    return whole, damaged
+
+
+def _numbers(files: Files) -> list[int]:
+    found = manifest.numbers(files)
+    if not found:
+        raise ValueError("there is no checkpoint in this output directory; train with job=pretrain")
+    return found
+
+
+def _examined(files: Files, number: int, known: Known, step: int | None = None) -> tuple[str, Kept | None, list[str]]:
+    """(name for people; the checkpoint, None where its manifest cannot be read; what is wrong with its files and blocks).
+
+    step   look no further into those of other steps
+    """
+    try:
+        kept = manifest.read(files, number)
+    except (Damaged, OSError) as error:
+        return f"number {number}", None, [str(error)]
+    looked_at = step is None or kept.step == step
+    return kept.name, kept, manifest.problems_of(kept, every_block=True, known=known) if looked_at else []
+
+
+def _metadata_problems(kept: Kept) -> dict[int, str]:
+    """Of the generations that have blocks of this checkpoint, by number: those that zarr would not open, and why."""
+    store = kept.store()
+    try:
+        entries = kept.entries(store)
+    except (Damaged, OSError):  # named already
+        return {}
+    found = ((number, store.metadata_problem(number)) for number in sorted({e.generation for e in entries.values()}))
+    return {number: line for number, line in found if line}
+
+
+def _write_metadata(kept: Kept) -> bool:
+    """Write the zarr.json files anew that need it; whether any did."""
+    problems = _metadata_problems(kept)
+    store = kept.store()
+    store.generations = kept.generations()
+    for number, line in problems.items():
+        store.write_metadata(number)
+        print(f"{line}; its zarr.json files were written anew")
+    return bool(problems)
+
+
+def _said(kept: Kept) -> str:
+    store = kept.store()
+    entries = kept.entries(store)
+    row_bytes = sum(
+        column.chunk_bytes(store.block)
+        for entry in entries.values()
+        for column in store.generations[entry.generation].columns
+    )
+    total = bytes_text(row_bytes + sum(kept.body["sizes"].values()))
+    return f"{_count(len(entries), 'block')}, {_count(len(kept.body['files']), 'file')}, {total}"
+
+
+def _set_aside(files: Files) -> list[str]:
+    """Paths of the manifests that repair has set aside."""
+    return [
+        f"{manifest.MANIFESTS}/{name}" for name in sorted(files.listing(manifest.MANIFESTS)) if name.endswith(SET_ASIDE)
+    ]
+
+
+def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
+    """Paths of what no checkpoint names.
+
+    kept   all of them, whole. What was set aside stays too, with its files and generations, as far as its manifest can be read
+    """
+    store = kept[0].store()
+    garbage = store.restore([(one.number, one.entries(store)) for one in reversed(kept)], next_generation=1)
+    for generation in store.generations.values():
+        wanted = {"zarr.json", *(column.name for column in generation.columns)}
+        root = f"{ROWS}/{generation.name}"
+        garbage += [f"{root}/{name}" for name in files.listing(root).keys() - wanted]
+    named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
+    for aside in _set_aside(files):
+        named.add(aside)
+        with suppress(Damaged, OSError):
+            then = manifest.read_at(files, aside)
+            named |= then.body["files"].keys()
+            roots = [f"{ROWS}/{generation.name}" for generation in then.generations().values()]
+            garbage = [one for one in garbage if not any(one == root or one.startswith(f"{root}/") for root in roots)]
+    for directory, size in files.listing("").items():
+        if size < 0 and (directory == manifest.MANIFESTS or directory.startswith("step-")):
+            paths = {f"{directory}/{name}" for name in files.listing(directory)}
+            garbage += sorted(paths - named) if paths & named else [directory]
+    return garbage
+
+
+def _remove(files: Files, garbage: list[str]) -> int:
+    """Remove these paths and say so, a line for a directory or for the files in one; returns the bytes."""
+    inside: dict[str, list[str]] = {}
+    for path in garbage:
+        above, _, name = path.rpartition("/")
+        inside.setdefault(above, []).append(name)
+    total = 0
+    for above, names in sorted(inside.items()):
+        sizes = files.listing(above)  # once: it may have very many names
+        root = f"{above}/" if above else ""
+        for name in sorted(name for name in names if sizes[name] < 0):
+            count_bytes = _bytes_below(files, root + name)
+            remove_tree(files, root + name)
+            print(f"removed {root}{name}: {count_bytes:,} bytes")
+            total += count_bytes
+        alone = sorted(name for name in names if sizes[name] >= 0)
+        for name in alone:
+            files.remove(root + name)
+        if alone:
+            count_bytes = sum(sizes[name] for name in alone)
+            shown = root + alone[0] if len(alone) == 1 else f"{len(alone):,} files of {above}"
+            print(f"removed {shown}: {count_bytes:,} bytes")
+            total += count_bytes
+    return total
+
+
+def _bytes_below(files: Files, path: str) -> int:
+    sizes = files.listing(path)
+    return sum(size if size >= 0 else _bytes_below(files, f"{path}/{name}") for name, size in sizes.items())
+
+
+def _ages(kept: Kept, blocks: int) -> np.ndarray:
+    """Steps since each block last had an active row, int64 [blocks]; 0: it has one; -1: it was never visited.
+
+    Of the stored blocks `last_step` alone is read: the steps that were done when a row left the device.
+    """
+    store = kept.store()
+    latest = np.full(blocks, NEVER_VISITED, dtype=np.int64)
+    for block, entry in kept.entries(store).items():
+        latest[block] = departure(store.read_last_step(block, entry)).max()
+    active = kept.arrays("active")
+    visited = active["position"][active["stamp"] != EMPTY]  # full PIC has rows in slots that no step has visited
+    latest[visited // store.block] = kept.step
+    return np.where(latest == NEVER_VISITED, NEVER_VISITED, kept.step - latest)
+
+
+def _ages_by_decade(ages: np.ndarray) -> list[tuple[str, int]]:
+    """(label, blocks): active now, 1 to 9 steps, 10 to 99, ..., never visited."""
+    lines = [("active now", int((ages == 0).sum()))]
+    first = 1
+    while (ages >= first).any():
+        lines.append((f"{first:,} to {10 * first - 1:,}", int(((ages >= first) & (ages < 10 * first)).sum())))
+        first *= 10
+    return [*lines, ("never visited", int((ages == NEVER_VISITED).sum()))]
+
+
+def _draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
+    """The blocks as cells in the order of positions, from the top left, coloured by age."""
+    per_cell = -(-len(ages) // _LARGEST_CELLS)
+    cells = -(-len(ages) // per_cell)
+    columns = int(np.ceil(np.sqrt(cells * 1.6)))
+    # The most recent age in each cell; never visited is the oldest of all, places behind the last cell are none.
+    oldest, never = max(int(ages.max()), 1), np.iinfo(np.int64).max
+    padded = np.full(cells * per_cell, never)
+    padded[: len(ages)] = np.where(ages == NEVER_VISITED, never, ages)
+    youngest = padded.reshape(cells, per_cell).min(axis=1)
+    grid = np.full(-(-cells // columns) * columns, np.nan)
+    grid[:cells] = np.where(youngest == never, -1.0, youngest)
+    grid_RC = grid.reshape(-1, columns)
+    lines = len(grid_RC)
+
+    figure = Figure(figsize=(10, 6.6), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.1, 0.17, 0.74, 0.75))
+    colours = matplotlib.colormaps["viridis_r"].with_extremes(under=COLOURS["line"], bad="white")
+    drawn = axes.pcolormesh(
+        np.ma.masked_invalid(grid_RC),
+        cmap=colours,
+        vmin=0,
+        vmax=oldest,
+        edgecolors="white",
+        linewidth=0.8 if cells <= 1000 else 0,
+    )
+    axes.invert_yaxis()
+    axes.set_aspect("equal", anchor="NW")
+    # A line is named by its first block.
+    numbers = [int(line) for line in MaxNLocator(nbins=8, integer=True).tick_values(0, lines - 1) if 0 <= line < lines]
+    axes.yaxis.set_major_locator(FixedLocator([number + 0.5 for number in numbers]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{int(at) * columns * per_cell:,}"))
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelcolor=COLOURS["muted"])
+    axes.spines[:].set_visible(False)
+    axes.set_ylabel("first block of the line", color=COLOURS["muted"])
+    axes.set_title(f"When each block was last active, after step {step:,} of the run", loc="left", color=COLOURS["ink"])
+    bar = figure.colorbar(drawn, cax=figure.add_axes((0.86, 0.17, 0.018, 0.75)))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda age, _: f"{int(age):,}"))
+    bar.ax.invert_yaxis()
+    bar.outline.set_visible(False)
+    bar.set_label("steps since a row of it was active; 0: now")
+    what = f"one block of {block:,} positions"
+    if per_cell > 1:
+        what = f"{per_cell:,} blocks of {block:,} positions, coloured by the one that was active last"
+    caption = (
+        f"One cell is {what}.\n"
+        f"Cells follow the order of positions, line by line from the top left, {columns:,} a line.\n"
+        f"Light grey: never visited, {(ages == NEVER_VISITED).mean():.1%} of {_count(len(ages), 'block')}."
+    )
+    figure.text(0.1, 0.03, caption, color=COLOURS["muted"], linespacing=1.5)
+    figure.savefig(picture, format="png")
+
+
+def _as_zarr(source: Path, path: Path) -> Path:
+    """Copy an .npy into a zarr array, a chunk at a time, and remove it; returns `path`."""
+    if path.exists():
+        shutil.rmtree(path)  # of an export that was killed
+    rows_ND = np.load(source, mmap_mode="r")
+    step = max(1, _EXPORT_CHUNK_BYTES // (4 * rows_ND.shape[1]))
+    out = create_export(path, rows_ND.shape, step)
+    for first in range(0, len(rows_ND), step):
+        out[first : first + step] = rows_ND[first : first + step]
+    source.unlink()
+    return path
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

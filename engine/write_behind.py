@@ -5,10 +5,10 @@ Until a block is there, it is read from memory. What waits is bounded: who hands
 the wait is counted. After an error nothing more is written, least of all a commit; the error is raised to whoever comes next.
 """
 
-import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from engine.store import Block, fill
 from engine.zarr_store import ZarrStore
@@ -29,12 +29,8 @@ class WriteBehind:
         self._pending_bytes = 0
         self._condition = threading.Condition()
         self._error: BaseException | None = None
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._unfinished = 0
-        self._thread: threading.Thread | None = None
-        if threaded:
-            self._thread = threading.Thread(target=self._work, name="write-behind", daemon=True)
-            self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write-behind") if threaded else None
 
     def holds(self, block: int) -> bool:
         return block in self._pending or self.disk.holds(block)
@@ -47,7 +43,8 @@ class WriteBehind:
             fill(out, rows)
 
     def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
-        self._write(block, rows.copy(), exact, waits=True)
+        # What is read before it is on the disk must be what is read after.
+        self._write(block, self.disk.as_stored(rows, exact), exact, waits=True)
 
     def write_for_checkpoint(self, block: int, rows: Block) -> None:
         """In full precision and without waiting for room; `rows` are the store's from here on."""
@@ -61,7 +58,7 @@ class WriteBehind:
             return
         with self._condition:
             self._unfinished += 1
-        self._tasks.put(task)
+        self._thread.submit(self._do, task)
 
     def check(self) -> None:
         """Raise what went wrong on the thread, if anything did."""
@@ -75,12 +72,9 @@ class WriteBehind:
         self.check()
 
     def close(self) -> None:
-        """Stop the thread after the task it is in; what waits is not written. Never raises."""
-        if self._thread is not None and self._thread.is_alive():
-            with self._condition:
-                self._error = self._error or RuntimeError("the store is closed")
-            self._tasks.put(None)
-            self._thread.join()
+        """Stop after the task that is being done; what waits is not written. Never raises."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
 
     def blocks(self) -> list[int]:
         with self._condition:
@@ -124,14 +118,12 @@ class WriteBehind:
 
         self.submit(write)
 
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            if self._error is None:
-                try:
-                    task()
-                except BaseException as error:
-                    self._error = error
-            with self._condition:
-                self._unfinished -= 1
-                self._condition.notify_all()
-            del task  # it holds the rows
+    def _do(self, task: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                task()
+            except BaseException as error:
+                self._error = error
+        with self._condition:
+            self._unfinished -= 1
+            self._condition.notify_all()

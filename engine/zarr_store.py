@@ -26,16 +26,18 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import torch
 import zarr
+from zarr.buffer.cpu import Buffer as ZarrBuffer
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore as ZarrMemoryStore
 
-from engine.files import Files, remove_tree, write_whole
+from engine.files import TEMPORARY, Files, remove_any, write_whole
 from engine.store import Block, Damaged
 
 ROWS = "rows"
@@ -124,6 +126,22 @@ class ZarrStore:
             self._read_column(generation, column, block, check, getattr(out, column.name))
         if all(column.name != "momentum" for column in generation.columns):
             out.momentum[:] = 0
+
+    def read_last_step(self, block: int, entry: Entry) -> np.ndarray:
+        """The column of a version that is given, int64 [C]; the others are not read. Raises Damaged."""
+        generation, out = self.generations[entry.generation], np.empty(self.block, np.int64)
+        place = [column.name for column in generation.columns].index("last_step")
+        self._read_column(generation, generation.columns[place], block, entry.checks[place], out)
+        return out
+
+    def as_stored(self, rows: Block, exact: bool) -> Block:
+        """A copy of the block as it will be read back."""
+        copy = rows.copy()
+        if not exact and self._columns is not self._exact_columns:
+            for array in (copy.weight, copy.momentum):
+                if array is not None:
+                    array[:] = torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
+        return copy
 
     def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
         columns = self._exact_columns if exact else self._columns
@@ -282,6 +300,36 @@ class ZarrStore:
                     lines.append(f"{describe(generation, column, block)} {what}")
         return lines
 
+    def metadata_problem(self, number: int) -> str | None:
+        """A line where zarr would not open the generation, or would look for other chunks in it than are there."""
+        generation = self.generations[number]
+        where = f"generation {generation.name}"
+        wanted = group_metadata(generation.columns, self.block, self.positions)
+        found = {}
+        for path in wanted:
+            try:
+                found[path] = self.files.read(f"{ROWS}/{generation.name}/{path}")
+            except FileNotFoundError:
+                return f"{where} has no {path}"
+            except OSError as error:
+                return f"{where}: {error}"
+        try:
+            same = _layouts(found, generation.columns) == _layouts(wanted, generation.columns)
+        except Exception as error:  # whatever zarr makes of such a file
+            return f"{where} is no zarr group: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return None if same else f"{where} has metadata that is not its own"
+
+    def write_metadata(self, number: int) -> None:
+        """The zarr.json files of a generation anew; they follow from its columns."""
+        generation = self.generations[number]
+        root = f"{ROWS}/{generation.name}"
+        for path, content in group_metadata(generation.columns, self.block, self.positions).items():
+            directory, _, name = f"{root}/{path}".rpartition("/")
+            if name + TEMPORARY in self.files.listing(directory):
+                self.files.remove(f"{directory}/{name}{TEMPORARY}")
+            write_whole(self.files, f"{root}/{path}", [content])
+            self.files.sync_directory(directory)
+
     def _generation_for(self, columns: tuple[Column, ...], block: int) -> int:
         number = self._current.get(columns)
         if number is not None and block not in self._written[number]:
@@ -313,24 +361,25 @@ class ZarrStore:
         if size != column.chunk_bytes(self.block):
             raise Damaged(f"{what} has {size} bytes instead of {column.chunk_bytes(self.block)}")
         crc = checksum(content)
-        if bound(crc, generation.name, column.name, block) != check:
-            if crc == int.from_bytes(trailer, "little"):
-                raise Damaged(f"{what} holds another block, or an older version of it")
+        if crc != int.from_bytes(trailer, "little"):
             raise Damaged(f"{what} does not match its checksum")
+        if bound(crc, generation.name, column.name, block) != check:
+            raise Damaged(f"{what} holds another block, or an older version of it")
         if not direct:
             out[:] = torch.from_numpy(content).view(torch.bfloat16).to(torch.float32).numpy()
 
     def _remove(self, block: int, entry: Entry) -> None:
         generation = self.generations[entry.generation]
         for column in generation.columns:
-            self.files.remove(f"{ROWS}/{generation.name}/{column.file(block)}")
+            remove_any(self.files, f"{ROWS}/{generation.name}/{column.file(block)}")  # where it is not missing
         generation.blocks -= 1
         self.bytes -= self._block_bytes(generation)
         self._remove_if_empty(entry.generation)
 
     def _remove_if_empty(self, number: int) -> None:
-        if self.generations[number].blocks == 0 and number not in self._written:
-            remove_tree(self.files, f"{ROWS}/{self.generations.pop(number).name}")
+        if self.generations[number].blocks == 0 and number not in self._current.values():
+            self._written.pop(number, None)
+            remove_any(self.files, f"{ROWS}/{self.generations.pop(number).name}")
 
     def _block_bytes(self, generation: Generation) -> int:
         return sum(column.chunk_bytes(self.block) for column in generation.columns)
@@ -389,3 +438,31 @@ def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> d
     return {
         path: json.dumps(json.loads(buffer.to_bytes()), indent=1).encode() for path, buffer in store._store_dict.items()
     }
+
+
+def _layouts(files: dict[str, bytes], columns: tuple[Column, ...]) -> list[tuple]:
+    """What decides which chunk holds a row and how it is read, of a group and its arrays; from their zarr.json files, by path."""
+    store = ZarrMemoryStore({path: ZarrBuffer.from_bytes(content) for path, content in files.items()})
+    group = zarr.open_group(store, mode="r")
+    arrays: list[Any] = [group[column.name] for column in columns]
+    # Not the length: it grows with the run.
+    layouts = [
+        (a.shape[1:], a.chunks, a.dtype, a.metadata.codecs, a.metadata.chunk_key_encoding, dict(a.attrs))
+        for a in arrays
+    ]
+    return [(dict(group.attrs),), *layouts]
+
+
+def create_export(path: Path, shape: tuple[int, int], chunk_rows: int) -> zarr.Array:
+    """A flat zarr v3 array at `path`, float32 [N, D] in chunks of whole rows, for writing."""
+    return zarr.create_array(
+        path,
+        shape=shape,
+        chunks=(min(chunk_rows, shape[0]), shape[1]),
+        dtype="float32",
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        filters=None,
+        fill_value=float("nan"),
+        attributes={"order": "row i belongs to instance i"},
+    )

@@ -1,10 +1,12 @@
 """The run's contract, end to end on digits: outputs, resuming to the bit, evaluation, exports, signals."""
 
+import errno
 import json
 import math
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models.vgg import VGG, make_layers
 
@@ -358,3 +361,126 @@ def test_the_same_line_runs_under_a_launcher(run, launcher):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert run.summary()["steps"] == 3
+
+
+@pytest.fixture
+def growing(tmp_path):
+    """(a folder of 24 photos, its config, a function that adds more)."""
+    from tests.test_bad_input import folder_config
+
+    root = tmp_path / "photos"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+
+    def add(names):
+        for name in names:
+            pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"{name}.png")
+
+    add(f"m{number:02}" for number in range(24))
+    return root, {**folder_config(root), "epochs": 12}, add
+
+
+def test_images_that_are_added_are_trained_from_the_next_pass_on(run, growing, capsys):
+    root, config, add = growing
+    assert run("steps=4", config=config) == 0
+    assert run("job=export", config=config) == 0
+    before = np.load(run.output / "exports" / "rows.npy")
+    add(["a0", "m10b", "z0", "z1", "z2"])  # before, between and after those that are there
+    assert run("steps=4", config=config) == 0  # what it was asked for is done
+    assert run("job=export", config=config) == 0
+    assert (np.load(run.output / "exports" / "rows.npy") == before).all()
+    capsys.readouterr()
+    assert run("steps=40", "epochs=30", config=config) == 2  # the learning rate's length is no growth
+    assert run("steps=12", config=config) == 0
+    assert "5 images were added; they are visited from the next pass on" in capsys.readouterr().out
+    assert run.summary()["instances"] == 29
+    assert run.summary()["visited"] == 29
+    assert run.summary()["digest"]
+    rows = {}
+    for line in (run.output / "images.index").read_bytes().split(b"\0")[:29]:
+        rows[line.decode()] = len(rows)
+    assert list(rows)[:24] == [f"m{number:02}.png" for number in range(24)]
+    assert list(rows)[24:] == ["a0.png", "m10b.png", "z0.png", "z1.png", "z2.png"]
+    assert run("job=export", config=config) == 0
+    assert np.load(run.output / "exports" / "rows.npy").shape[0] == 29
+    add(["b7"])
+    assert run("steps=30", config=config) == 0
+    assert run.summary()["instances"] == run.summary()["visited"] == 30
+    (root / "b7.png").unlink()
+    assert run("steps=32", config=config) == 2
+    assert "b7.png was instance 29 of this run and is gone" in capsys.readouterr().err
+
+
+def test_a_run_that_grew_resumes_to_the_same_bits(run, growing, interrupt_at):
+    _, config, add = growing
+    assert run("steps=4", config=config) == 0
+    add(["a0", "z1"])
+    shutil.copytree(run.output, run.directory / "copy")
+    assert run("steps=14", config=config) == 0
+    whole = run.summary()["digest"]
+    shutil.rmtree(run.output)
+    shutil.copytree(run.directory / "copy", run.output)
+    interrupt_at |= {5, 9}
+    for _ in range(3):
+        assert run("steps=14", config=config) == 0
+    assert run.summary()["status"] == "finished"
+    assert run.summary()["digest"] == whole
+
+
+def test_a_run_with_all_rows_active_refuses_to_grow(run, growing, capsys):
+    _, config, add = growing
+    words = ("classifier.active=null", "schedule.window=16")
+    assert run("steps=4", *words, config=config) == 0
+    add(["z"])
+    assert run("steps=6", *words, config=config) == 2
+    assert "keeps all rows active" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("store.kind=memory",), ("store.dtype=bfloat16",), ("store.fold=true",)], ids=str)
+def test_every_kind_of_store_resumes_to_the_same_bits(run, interrupt_at, words):
+    words = (*words, "optimizer.momentum=0.5", "optimizer.rows_weight_decay=0.001")
+    assert run(*words) == 0
+    whole = run.summary()["digest"]
+    interrupt_at |= {17, 55, 90}
+    assert run(*words, flags=("--fresh",)) == 0
+    for _ in range(3):
+        assert run(*words) == 0
+    assert run.summary()["digest"] == whole
+
+
+def test_memory_and_disk_end_with_the_same_bits(finished, run):
+    assert run("store.kind=memory") == 0
+    assert run.summary()["digest"] == finished.summary()["digest"]
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_goes_on(finished, run, monkeypatch, capsys):
+    from engine.files import DiskFiles
+
+    real = DiskFiles.create
+
+    def full(self, path, parts):
+        if "step-000000060" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        real(self, path, parts)
+
+    monkeypatch.setattr(DiskFiles, "create", full)
+    assert run() == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "checkpoints that were written before are whole" in error
+    monkeypatch.setattr(DiskFiles, "create", real)
+    assert run() == 0
+    assert "going on after step 30" in capsys.readouterr().out
+    assert run.summary()["digest"] == finished.summary()["digest"]
+
+
+def test_two_jobs_in_one_output_directory_are_refused(run, capsys):
+    from engine.lock import Lock
+
+    assert run("steps=3") == 0
+    held = Lock(run.output)
+    assert run("steps=5") == 2
+    assert "is in use by" in capsys.readouterr().err
+    held.release()
+    assert run("steps=5") == 0

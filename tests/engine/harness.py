@@ -105,8 +105,11 @@ class Case:
         )
 
 
-def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None):
-    """Fresh rows for a case, as launch.py makes them; their store is in memory unless one is given."""
+def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None, resumes=False):
+    """Fresh rows for a case, as launch.py makes them; their store is in memory unless one is given.
+
+    resumes: they will be loaded from a checkpoint.
+    """
     schedule = case.schedule
     full = case.active >= case.size
     everything_active = full and not case.feature_init
@@ -136,7 +139,7 @@ def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None
         norm_floor=case.norm_floor,
         device=torch.device("cpu"),
     )
-    if everything_active:
+    if everything_active and not resumes:
         host.slide(range(-(-case.size // case.block)), step=0)
         rows.fill(schedule.instances)
     return rows

@@ -1,0 +1,99 @@
+"""Runs of a harness case with a store on disk and checkpoints: what the tests of checkpoints, folding and power cuts share."""
+
+import numpy as np
+import torch
+
+from engine import manifest
+from engine.checkpoint import Checkpoints, load_rows, read_trunk
+from engine.files import DiskFiles
+from engine.snapshots import RowReader, digest
+from engine.store import MemoryStore
+from engine.write_behind import WriteBehind
+from engine.zarr_store import ZarrStore
+from tests.engine.harness import GivenFeatures, engine_step, make_engine
+
+
+class UnsyncedFiles(DiskFiles):
+    """The real files without waiting for the disk: durability is what test_power_cuts.py is for."""
+
+    def create(self, path, parts):
+        with open(self.root / path, "xb") as file:
+            for part in parts:
+                file.write(part)
+
+    def sync_directory(self, path):
+        assert (self.root / path).is_dir()
+
+
+def trunk_state(step):
+    """A trunk that is a function of the step, so that a wrong one is noticed."""
+    return {"backbone.weight": torch.full((2, 3), float(step))}, {"backbone.weight": torch.full((2, 3), -float(step))}
+
+
+def trunk_of(case):
+    dtype = torch.float64 if case.dtype is np.float64 else torch.float32
+    return GivenFeatures(dtype, case.views, case.dim, case.seed)
+
+
+class DiskRun:
+    """A run that goes on from whatever is in `root`.
+
+    in_memory   rows live in a MemoryStore, and the disk sees them in checkpoints only
+    """
+
+    def __init__(self, case, root, *, keep=2, threaded=True, in_memory=False, limit_bytes=10**6, files=None):
+        self.case, self.files = case, files or UnsyncedFiles(root)
+        kept, self.complaints = manifest.recover(self.files)
+        disk = ZarrStore(
+            self.files,
+            block=case.block,
+            dim=case.dim,
+            positions=case.size,
+            dtype=case.dtype,
+            bfloat16=case.bfloat16,
+        )
+        self.disk = WriteBehind(disk, limit_bytes, threaded)
+        self.checkpoints = Checkpoints(self.files, self.disk, keep)
+        self.checkpoints.restore(kept, sweep=not self.complaints)
+        self.rows = make_engine(case, store=MemoryStore() if in_memory else self.disk, resumes=bool(kept))
+        self.trunk = trunk_of(case)
+        if kept:
+            last = kept[-1]
+            window = case.schedule.window_blocks(case.schedule.window_of(max(last.step - 1, 0)))
+            load_rows(last, self.rows, window)
+            assert read_trunk(last)["backbone.weight"][0, 0] == last.step
+
+    @property
+    def step(self):
+        return self.rows.log.steps
+
+    def train(self, until, save_every=None):
+        for step in range(self.step, until):
+            engine_step(self.case, self.rows, self.trunk, step)
+            self.trunk.dz.clear()
+            if save_every and (step + 1) % save_every == 0:
+                self.save()
+        return self
+
+    def save(self):
+        self.checkpoints.save(self.rows, trunk_state(self.step), [float(s) for s in range(self.step)], {"config": {}})
+
+    def finish(self):
+        """To the end of what was handed over; the run can go on."""
+        self.checkpoints.finish()
+        return self
+
+    def close(self):
+        self.rows.host.close()
+        self.disk.close()
+
+    def digest(self):
+        return digest(trunk_state(self.step)[0], RowReader(self.rows))
+
+
+def memory_digest(case):
+    """Of the run that never saw a disk or a checkpoint."""
+    rows, trunk = make_engine(case), trunk_of(case)
+    for step in range(case.steps):
+        engine_step(case, rows, trunk, step)
+    return digest(trunk_state(case.steps)[0], RowReader(rows))
