@@ -27,6 +27,7 @@ class WriteBehind:
         self.waited_seconds = 0.0
         self._pending: dict[int, Block] = {}  # the newest version of what is not on the disk yet
         self._pending_bytes = 0
+        self._departing_bytes = 0  # of those, what the limit is for
         self._condition = threading.Condition()
         self._error: BaseException | None = None
         self._unfinished = 0
@@ -96,18 +97,16 @@ class WriteBehind:
         if self._thread is None:
             self.disk.write_block(block, rows, exact)
             return
+        departing_bytes = rows.bytes if waits else 0
         with self._condition:
-            if waits and self._pending_bytes + rows.bytes > self.limit_bytes and self._pending_bytes:
+            if not self._has_room(departing_bytes):
                 start = time.perf_counter()
-                self._condition.wait_for(
-                    lambda: (
-                        self._pending_bytes + rows.bytes <= self.limit_bytes or not self._pending_bytes or self._error
-                    )
-                )
+                self._condition.wait_for(lambda: self._has_room(departing_bytes) or self._error)
                 self.waited_seconds += time.perf_counter() - start
                 self.check()
             self._pending[block] = rows
             self._pending_bytes += rows.bytes
+            self._departing_bytes += departing_bytes
 
         def write() -> None:
             self.disk.write_block(block, rows, exact)
@@ -115,8 +114,13 @@ class WriteBehind:
                 if self._pending.get(block) is rows:  # else a newer version waits
                     del self._pending[block]
                 self._pending_bytes -= rows.bytes
+                self._departing_bytes -= departing_bytes
 
         self.submit(write)
+
+    def _has_room(self, more_bytes: int) -> bool:
+        """One block always has."""
+        return not more_bytes or not self._departing_bytes or self._departing_bytes + more_bytes <= self.limit_bytes
 
     def _do(self, task: Callable[[], None]) -> None:
         if self._error is None:

@@ -76,6 +76,9 @@ def refused(run, capsys, *words, config=None, expect):
         ("classifier.init=feature schedule.micro_batches=2", "micro_batches to 1"),
         ("backbone.layers=[]", "no convolution"),
         ('backbone.layers=["M",8,"M","M","M","M"]', "the backbone cannot take images of side 16"),
+        ("store.dtype=bfloat16 store.kind=memory", "set store.kind to zarr or store.dtype to float32"),
+        ("store.read_ahead=0", "store.read_ahead is 0"),
+        ("store.verb=mend", "store.verb"),
         ("output=", "output"),
         ("no_equals_sign", "write section.key=value"),
     ],
@@ -196,5 +199,7 @@ def test_changed_images_are_refused_when_a_run_goes_on(run, capsys, photos):
 def test_export_and_knn_without_a_run(run, capsys):
     refused(run, capsys, "job=export", expect="no whole checkpoint")
     refused(run, capsys, "job=knn", expect="there is no backbone")
+    for verb in ("inspect", "export", "repair", "scrub", "verify"):
+        refused(run, capsys, "job=store", f"store.verb={verb}", expect="checkpoint")
     assert run("job=export", flags=("--dry-run",)) == 2
     assert "are for job=pretrain" in capsys.readouterr().err

@@ -129,7 +129,7 @@ class DiskMachine(StoreMachine):
                 out = read(MemoryStoreOf(disk, entry), block)
                 assert_same(out, model[block])
         root = Path(self.directory.name) / "rows"
-        files = [path for path in root.rglob("c.*")] if root.exists() else []
+        files = list(root.rglob("c.*")) if root.exists() else []
         # What the last commits name, and nothing else, once everything since is committed.
         named = {(b, e) for _, arrays, _, _ in self.versions for b, e in disk.entry_map(arrays).items()}
         columns = sum(len(disk.generations[entry.generation].columns) for _, entry in named)
@@ -251,8 +251,9 @@ def test_writing_is_handed_over_and_bounded(tmp_path):
     assert store.host_bytes == 3 * size
     assert not disk.blocks()
     assert_same(read(store, 1), made_block(1))  # from memory
-    store.write_for_checkpoint(8, made_block(8))  # a checkpoint's copy does not wait for room
+    store.write_for_checkpoint(8, made_block(8))  # a checkpoint's copy neither waits for room nor takes it
     assert store.waited_seconds == 0
+    assert store.host_bytes == 4 * size
     threading.Timer(0.2, gate.set).start()
     start = time.perf_counter()
     store.write_block(3, made_block(3))
@@ -296,11 +297,15 @@ def test_after_an_error_nothing_is_written_and_everyone_hears_of_it(tmp_path):
     committed = []
     store.write_block(0, made_block(0))
     store.write_for_checkpoint(1, made_block(1))
-    with pytest.raises(OSError, match="No space left"):
+
+    def write_on():
         for block in range(2, 6):
             store.write_block(block, made_block(block))
         store.submit(lambda: committed.append(1))
         store.drain()
+
+    with pytest.raises(OSError, match="No space left"):
+        write_on()
     for call in (lambda: store.submit(lambda: committed.append(1)), store.drain, store.check):
         with pytest.raises(OSError, match="No space left"):
             call()
