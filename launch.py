@@ -94,6 +94,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
 def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitStack) -> int:
     import torch
 
+    from datasets.catalog import view_sides
     from engine import manifest, memory_plan
     from engine.checkpoint import Checkpoints
     from engine.files import DiskFiles
@@ -117,7 +118,8 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     total = total_steps(config, schedule)
     check_shrink(config, schedule, total)
     network = network_of(config)
-    check_sides(network, view_sides(config) | {config.data.image_size})
+    sides = view_sides(config.data.augment.model_dump(), config.data.image_size)
+    check_sides(network, {*sides, config.data.image_size})
     active = active_rows_of(config, schedule)
     tiers = memory_plan.plan(
         active=active,
@@ -130,14 +132,14 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
         stored_row_bytes=stored_row_bytes(config),
         changed_rows=config.checkpoint.every_steps * schedule.batch + schedule.window,
         trunk_weights=sum(parameter.numel() for parameter in network.parameters()),
-        views_bytes=sum(view_bytes(config, source)) * schedule.batch,
+        views_bytes=sum(4 * source.channels * side * side for side in sides) * schedule.batch,
         batches_ready=1 + 2 * config.data.workers,
         keep=config.checkpoint.keep,
     )
     print_said(config, source, schedule, active, total)
     if options.dry_run:
         print(config.model_dump_json(indent=2))
-        print_plan(tiers)
+        print(memory_plan.text(tiers))
         return 0
 
     end = min(config.steps or total, total)
@@ -374,7 +376,7 @@ def open_data(
 
     data, wanted = config.data, config.schedule
     if last:
-        refuse_other_run(config, last)
+        schema.refuse_other_run(config, last.body["config"])
     index = Path(config.output) / "images.index"
     source = open_source(
         data.source,
@@ -601,34 +603,6 @@ def make_rows(
     )
 
 
-def view_sides(config: schema.Config) -> set[int]:
-    """The sides that augmented images have, pixels."""
-    augment = config.data.augment
-    return {config.data.image_size} if augment.kind == "grey" else {crop.size for crop in augment.crops}
-
-
-def view_bytes(config: schema.Config, source: "Source") -> list[int]:
-    """Bytes of each view of one image."""
-    augment = config.data.augment
-    if augment.kind == "grey":
-        sides = [config.data.image_size] * augment.views
-    else:
-        sides = [crop.size for crop in augment.crops for _ in range(crop.count)]
-    return [4 * source.channels * side * side for side in sides]
-
-
-def refuse_other_run(config: schema.Config, last: "Kept") -> None:
-    """ValueError where a checkpoint belongs to another config."""
-    now, then = schema.flat(json.loads(config.model_dump_json())), schema.flat(last.body["config"])
-    for key in sorted(now.keys() | then.keys()):
-        free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in schema.MAY_DIFFER)
-        if not free and now.get(key) != then.get(key):
-            raise ValueError(
-                f"{config.output} holds a run with {key} = {json.dumps(then.get(key))}, now it is {json.dumps(now.get(key))}; "
-                "set it back, choose another output, or start over with --fresh"
-            )
-
-
 def print_said(config: schema.Config, source: "Source", schedule: "Schedule", active: int, total: int) -> None:
     """What was decided on the user's behalf."""
     print(
@@ -639,13 +613,6 @@ def print_said(config: schema.Config, source: "Source", schedule: "Schedule", ac
         print(
             f"classifier.active {config.classifier.active:,} is above the number of images: all {schedule.size:,} rows are active"
         )
-
-
-def print_plan(tiers: dict[str, dict[str, int]]) -> None:
-    for tier, items in tiers.items():
-        print(f"{tier:7}{sum(items.values()) / 2**20:12,.1f} MiB")
-        for item, count in items.items():
-            print(f"       {count / 2**20:12,.1f} MiB  {item}")
 
 
 if __name__ == "__main__":

@@ -309,6 +309,18 @@ def load(path: str, overrides: list[str]) -> Config:
         raise ValueError(_explain(error)) from None
 
 
+def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
+    """ValueError where a run with the config `kept` cannot go on with `config`."""
+    now, then = flat(json.loads(config.model_dump_json())), flat(kept)
+    for key in sorted(now.keys() | then.keys()):
+        free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in MAY_DIFFER)
+        if not free and now.get(key) != then.get(key):
+            raise ValueError(
+                f"{config.output} holds a run with {key} = {json.dumps(then.get(key))}, now it is {json.dumps(now.get(key))}; "
+                "set it back, choose another output, or start over with --fresh"
+            )
+
+
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"data": {"root": 1}} -> {"data.root": 1}."""
     result: dict[str, Any] = {}

@@ -82,6 +82,15 @@ def plan(
     }
 
 
+def text(tiers: dict[str, dict[str, int]]) -> str:
+    """A plan for people."""
+    lines = []
+    for tier, items in tiers.items():
+        lines.append(f"{tier:7}{sum(items.values()) / 2**20:12,.1f} MiB")
+        lines += [f"       {count / 2**20:12,.1f} MiB  {item}" for item, count in items.items()]
+    return "\n".join(lines)
+
+
 def predicted_shrink(*, gap_steps: float, eta: float, weight_decay: float, momentum: float) -> float:
     """By how much weight decay shortens a row that is away for `gap_steps`: exp(-gap * eta * lambda / (1 - m))."""
     return float(np.exp(-gap_steps * eta * weight_decay / (1 - momentum)))
