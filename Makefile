@@ -30,8 +30,13 @@ check: install
 	$(BIN)/mypy launch.py configs datasets engine kernels
 	$(BIN)/python -m pytest -q tests/test_rooms.py
 
+# Two other stores come along for comparison; nothing else needs them.
 bench: install
+	$(BIN)/pip install --quiet --constraint constraints.txt ".[bench]"
 	$(BIN)/python -m kernels.sampled_softmax.bench
+	$(BIN)/python -m tests.bench_store
+	$(BIN)/python -m tests.bench_disk
+	$(BIN)/python -m tests.bench_scale
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -353,18 +353,22 @@ class ZarrStore:
         content = out if direct else np.empty(out.shape, column.stored)
         trailer = bytearray(_CRC_BYTES)
         path = f"{ROWS}/{generation.name}/{column.file(block)}"
-        what = describe(generation, column, block)
+        wanted = column.chunk_bytes(self.block)
         try:
             size = self.files.read_into(path, [content.data.cast("B"), memoryview(trailer)])
         except FileNotFoundError:
-            raise Damaged(f"{what} is missing") from None
-        if size != column.chunk_bytes(self.block):
-            raise Damaged(f"{what} has {size} bytes instead of {column.chunk_bytes(self.block)}")
+            raise Damaged(f"{describe(generation, column, block)} is missing") from None
         crc = checksum(content)
-        if crc != int.from_bytes(trailer, "little"):
-            raise Damaged(f"{what} does not match its checksum")
-        if bound(crc, generation.name, column.name, block) != check:
-            raise Damaged(f"{what} holds another block, or an older version of it")
+        if size != wanted:
+            problem = f"has {size} bytes instead of {wanted}"
+        elif crc != int.from_bytes(trailer, "little"):
+            problem = "does not match its checksum"
+        elif bound(crc, generation.name, column.name, block) != check:
+            problem = "holds another block, or an older version of it"
+        else:
+            problem = ""
+        if problem:
+            raise Damaged(f"{describe(generation, column, block)} {problem}")
         if not direct:
             out[:] = torch.from_numpy(content).view(torch.bfloat16).to(torch.float32).numpy()
 

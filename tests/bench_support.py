@@ -1,0 +1,82 @@
+"""What the benches share: a directory that goes away, the machine in a line, spreads, and a page cache that is really empty."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import mmap
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """A new directory below `directory`, removed at the end."""
+    path = Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def machine() -> str:
+    """Versions, processor and kernel, in a line."""
+    names = ("numpy", "torch", "zarr", "lmdb", "tensorstore")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names if importlib.util.find_spec(name)]
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
+    kernel = f"Linux {platform.release()}"
+    return ", ".join([f"Python {platform.python_version()}", *versions, f"{os.cpu_count()} CPUs ({model})", kernel])
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """median (min - max)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+
+def files_below(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def drop_from_cache(paths: Iterable[Path]) -> None:
+    """Make the files durable and take them out of the page cache."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def share_in_cache(paths: Iterable[Path]) -> float:
+    """The share of the files' pages that is in the page cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    there = pages = 0
+    for path in paths:
+        if not path.stat().st_size:
+            continue
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+            count = -(-len(mapped) // mmap.PAGESIZE)
+            state = (ctypes.c_ubyte * count)()
+            first = ctypes.c_char.from_buffer(mapped)
+            failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), state)
+            del first  # a map that is pointed into cannot be closed
+            assert not failed, os.strerror(ctypes.get_errno())
+            there += sum(byte & 1 for byte in bytes(state))
+            pages += count
+    return there / max(pages, 1)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
