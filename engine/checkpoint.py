@@ -112,11 +112,11 @@ class Checkpoints:
         trunk_state   what Trunk.state() gives    losses   of every step so far    state   what else to keep, as JSON
         Raises OSError or Damaged where an earlier write failed; what was committed before is whole.
         """
-        start = time.perf_counter()
         self.disk.check()
         if self._on_way:
+            start = time.perf_counter()
             self.disk.drain()
-        self.waited_seconds += time.perf_counter() - start
+            self.waited_seconds += time.perf_counter() - start
         host = rows.host
         for block, kept_rows in host.take_unsaved():
             host.store.write_for_checkpoint(block, kept_rows)
