@@ -6,6 +6,8 @@
     memory    the largest resident set (VmHWM) of a process that took --memory-steps steps, slides of the window and writes of departing
               blocks included. By default with an eighth of the active rows, which takes an eighth of the time: a window is W visits,
               each against all active rows. The pool of the host tier, which is most of the memory, is that of the full size
+    snapshot  in the memory's processes, after their last step: for how long a checkpoint stops the training, beside a plain copy of
+              the same bytes; and what it wrote until it was there
     step      two live processes take turns of --turn steps, one works while the other waits; the first turn of each is not counted.
               A step is all of it: which positions, the slide, reading ahead, admission, softmax, update. The ratio is that of the
               medians of all steps; beside it the quartiles of the ratios of two neighbouring turns. The same in CPU time, which says
@@ -39,6 +41,7 @@ import torch
 from datasets.batch import Batch
 from datasets.schedule import Schedule
 from engine.active_rows import ActiveRows, Start
+from engine.checkpoint import Checkpoints
 from engine.files import DiskFiles
 from engine.host_tier import HostTier
 from engine.memory_plan import host_places
@@ -156,6 +159,23 @@ class Engine:
             stages=Stages(),
         )
 
+    def snapshot(self) -> dict[str, float]:
+        """Take a checkpoint: seconds that training stops, seconds of copying as many bytes, seconds and bytes until it is there."""
+        checkpoints = Checkpoints(self.files, self.disk, keep=1)
+        self.disk.drain()
+        before, resident = self.disk.bytes, [self.rows.host.resident(block) for block in self.rows.host.blocks()]
+        start = time.perf_counter()
+        checkpoints.save(self.rows, ({"weight": torch.zeros(1)}, {}), [0.0] * self.rows.log.steps, {})
+        stopped = time.perf_counter()
+        checkpoints.finish()
+        done = time.perf_counter()
+        copies = [block.copy() for block in resident], self.rows.w_KD.clone(), self.rows.u_KD.clone()
+        copied = time.perf_counter() - done
+        del copies
+        assert checkpoints.newest
+        written = self.disk.bytes - before + sum(checkpoints.newest.body["sizes"].values())
+        return {"stopped": stopped - start, "copy": copied, "there": done - start, "bytes": written}
+
     def close(self) -> None:
         self.rows.host.close()
         self.disk.close()
@@ -175,7 +195,8 @@ def work(sizes: Sizes, directory: Path, threads: int, started: float) -> None:
     torch.set_num_threads(threads)
     engine = Engine(sizes, directory)
     for line in sys.stdin:
-        print(json.dumps(take_steps(engine, int(line), started)), flush=True)
+        told = engine.snapshot() if line.strip() == "snapshot" else take_steps(engine, int(line), started)
+        print(json.dumps(told), flush=True)
     engine.close()
 
 
@@ -213,9 +234,10 @@ class Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
 
-    def steps(self, count: int) -> dict[str, Any]:
+    def ask(self, word: str | int) -> dict[str, Any]:
+        """A number of steps, or "snapshot"."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -235,7 +257,7 @@ def start_seconds(
         for repeat in range(repeats):
             for number, sizes in enumerate(all_sizes):
                 worker = worker_class(sizes, place / f"{number}-{repeat}", threads)
-                seconds[number].append(worker.steps(1)["since_start"])
+                seconds[number].append(worker.ask(1)["since_start"])
                 worker.close()
     return seconds
 
@@ -243,22 +265,23 @@ def start_seconds(
 def take_turns(
     all_sizes: list[Sizes], directory: Path, threads: int, steps: int, turn: int, worker_class: type = Worker
 ) -> list[list[dict[str, Any]]]:
-    """For each of the sizes what its process told after each turn."""
+    """For each of the sizes what its process told after each turn, and last of a snapshot."""
     told: list[list[dict[str, Any]]] = [[] for _ in all_sizes]
     with scratch(directory) as place:
         workers = [worker_class(sizes, place / str(number), threads) for number, sizes in enumerate(all_sizes)]
         for round_number, first in enumerate(range(0, steps, turn)):
             order = range(len(workers)) if round_number % 2 else reversed(range(len(workers)))
             for number in order:
-                told[number].append(workers[number].steps(min(turn, steps - first)))
-        for worker in workers:
+                told[number].append(workers[number].ask(min(turn, steps - first)))
+        for number, worker in enumerate(workers):
+            told[number].append(worker.ask("snapshot"))
             worker.close()
     return told
 
 
 def ratio_of_steps(told: list[list[dict[str, Any]]], name: str) -> tuple[list[str], float, str]:
     """(for both sizes median and quartiles in ms, ratio of the medians, quartiles of the ratios of neighbouring turns)."""
-    turns = [[turn[name] for turn in one[1:]] for one in told]
+    turns = [[turn[name] for turn in one[1:-1]] for one in told]
     flat = [[second * 1e3 for turn in one for second in turn] for one in turns]
     pairs = [statistics.median(b) / statistics.median(a) for a, b in zip(*turns, strict=True)]
     low, _, high = statistics.quantiles(pairs, n=4)
@@ -314,11 +337,19 @@ def main(argv: Sequence[str] | None = None, worker_class: type = Worker) -> None
         (sliding, arguments.memory_active, arguments.memory_steps),
         (turns, arguments.active, arguments.steps),
     ):
-        last = [one[-1] for one in told]
+        last = [one[-2] for one in told]
         ratio = last[1]["peak"] / last[0]["peak"]
         memory = " | ".join(f"{one['peak'] / 2**20:.0f} ({one['written']} blocks written)" for one in last)
         what = f"peak memory, MiB: {active:,} active, {steps} steps, {(steps - 1) // per_window} slides"
         print(f"| {what} | {memory} | {ratio:.3f} | {RATIO_BAR} | {_holds(1 / RATIO_BAR <= ratio <= RATIO_BAR)} |")
+    snapshots = [one[-1] for one in turns]
+    for what, name, unit in (
+        ("snapshot: training stops, ms", "stopped", 1e-3),
+        ("a copy of window and active rows, ms", "copy", 1e-3),
+        ("snapshot: there after, ms", "there", 1e-3),
+        ("snapshot: written, MiB", "bytes", 2**20),
+    ):
+        print(f"| {what} | {' | '.join(f'{one[name] / unit:.0f}' for one in snapshots)} | | | |")
     both, ratio, shown = ratio_of_steps(turns, "seconds")
     holds = _holds(1 / RATIO_BAR <= ratio <= RATIO_BAR)
     print(f"| step, ms (quartiles) | {' | '.join(both)} | {shown} | {RATIO_BAR} | {holds} |")

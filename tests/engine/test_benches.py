@@ -79,8 +79,10 @@ class InThisProcess(bench_scale.Worker):
     def __init__(self, sizes: bench_scale.Sizes, directory: Path, threads: int) -> None:
         self.engine, self.started = bench_scale.Engine(sizes, directory), time.monotonic()
 
-    def steps(self, count: int) -> dict:
-        return bench_scale.take_steps(self.engine, count, self.started)
+    def ask(self, word: str | int) -> dict:
+        if word == "snapshot":
+            return self.engine.snapshot()
+        return bench_scale.take_steps(self.engine, int(word), self.started)
 
     def close(self) -> None:
         self.engine.close()
@@ -103,7 +105,7 @@ def test_the_scale_bench_compares_start_memory_and_step_of_two_sizes(
 def test_a_worker_of_the_scale_bench_counts_from_before_its_process_was_made(tmp_path: Path) -> None:
     sizes = bench_scale.Sizes(size=10**9, active=64, window=256, stride=64, batch=16, block=16, lanes=4, dim=8)
     worker = bench_scale.Worker(sizes, tmp_path / "rows", 1)
-    told = worker.steps(2)
+    told = worker.ask(2)
     worker.close()
     assert worker.process.returncode == 0
     assert len(told["seconds"]) == 2
