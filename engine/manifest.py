@@ -183,6 +183,10 @@ def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str
         except (Damaged, OSError) as error:
             then = "left out" if kept else "trying the one before"
             complaints.append(f"checkpoint {name} is damaged ({error}); {then}")
+    if not kept:  # so that they are not taken for what a killed run left
+        for name in sorted(files.listing("")):
+            if name.startswith("step-") and "manifest.json" in files.listing(name):
+                complaints.append(f"checkpoint {name} has format 1, which this version cannot read")
     return kept[::-1], complaints
 
 

@@ -324,6 +324,14 @@ def test_a_damaged_newer_checkpoint_is_left_alone_until_the_next_commit(tmp_path
     assert again.train(CASE.steps).digest() == memory_digest(CASE)
 
 
+def test_checkpoints_of_the_first_format_are_named_and_not_swept(tmp_path):
+    (tmp_path / "step-000000030").mkdir()
+    (tmp_path / "step-000000030" / "manifest.json").write_text('{"format": 1}')
+    run = DiskRun(CASE, tmp_path)
+    assert run.complaints == ["checkpoint step-000000030 has format 1, which this version cannot read"]
+    assert (tmp_path / "step-000000030" / "manifest.json").exists()
+
+
 def test_every_stored_block_of_a_checkpoint_can_be_read(tmp_path):
     run = DiskRun(CASE, tmp_path).train(CASE.steps)
     run.save()
