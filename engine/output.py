@@ -24,7 +24,12 @@ def require_writable(output: Path) -> None:
 def prepare_output(output: Path, fresh: bool) -> Path:
     """Make the output directory and, with `fresh`, rid it of an earlier run."""
     require_writable(output)
+    made = [path for path in (output.absolute(), *output.absolute().parents) if not path.exists()]
     output.mkdir(parents=True, exist_ok=True)
+    for path in made:  # a checkpoint is not safe in a directory whose name a power cut can take
+        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
     for name in OUTPUTS if fresh else ():
         path = output / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -76,6 +76,7 @@ class WriteBehind:
         """Stop after the task that is being done; what waits is not written. Never raises."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
+            self._unfinished = 0
 
     def blocks(self) -> list[int]:
         with self._condition:
