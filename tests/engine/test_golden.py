@@ -16,7 +16,17 @@ from tests.engine.harness import Case
 
 HERE = Path(__file__).parent / "golden"
 GOLDEN_CASE = Case(
-    size=26, active=8, window=12, stride=12, batch=4, block=3, lanes=2, dim=2, passes=3.0, reshuffle=False, dtype=np.float32
+    size=26,
+    active=8,
+    window=12,
+    stride=12,
+    batch=4,
+    block=3,
+    lanes=2,
+    dim=2,
+    passes=3.0,
+    reshuffle=False,
+    dtype=np.float32,
 )
 
 
