@@ -76,7 +76,9 @@ def test_dropping_files_takes_them_out_of_the_page_cache(tmp_path: Path) -> None
 class InThisProcess(bench_scale.Worker):
     """A worker without a process."""
 
-    def __init__(self, sizes: bench_scale.Sizes, directory: Path, threads: int) -> None:
+    def __init__(
+        self, sizes: bench_scale.Sizes, directory: Path, threads: int, environment: dict | None = None
+    ) -> None:
         self.engine, self.started = bench_scale.Engine(sizes, directory), time.monotonic()
 
     def ask(self, word: str | int) -> dict:
