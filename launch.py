@@ -11,7 +11,8 @@ import importlib.util
 import json
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has gone
         return 1
     except OSError as error:
-        print(f"error: {error}; checkpoints that were written before are whole", file=sys.stderr)
+        whole = "; checkpoints that were written before are whole" if config.job == "pretrain" else ""
+        print(f"error: {error}{whole}", file=sys.stderr)
         return 1
     except Exception as error:
         if (
@@ -175,7 +177,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     probe = open_probe(config, source, augmentation)
     trunk = make_trunk(config, network, schedule, device)
     at_end.callback(trunk.close)
-    prepare_output(output, options.fresh)
+    prepare_output(output, options.fresh and locked)  # what came since the lock was not there is another job's
     if not locked:
         lock(output, at_end)
         if manifest.numbers(files):
@@ -228,6 +230,20 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     )
 
 
+@contextmanager
+def while_it_is_there(kept: "Kept") -> Iterator[None]:
+    """Tell a checkpoint that a running job replaced from a damaged one."""
+    from engine import manifest
+    from engine.store import Damaged
+
+    try:
+        yield
+    except Damaged:
+        if kept.number in manifest.numbers(kept.files):
+            raise
+        raise ValueError(f"the run that goes on meanwhile has replaced checkpoint {kept.name}; try again") from None
+
+
 def lock(output: Path, at_end: ExitStack) -> None:
     """Keep other jobs out of the output directory until this one ends."""
     from engine.lock import Lock
@@ -278,14 +294,21 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
 
 def export(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the backbone, the embeddings and the rows of a run's newest checkpoint, in instance order."""
+    kept, complaints = chosen_checkpoint(config, None)
+    source, _, schedule = open_data(config, kept, grows=False)
+    with while_it_is_there(kept):
+        return export_checkpoint(config, kept, complaints, source, schedule)
+
+
+def export_checkpoint(
+    config: schema.Config, kept: "Kept", complaints: list[str], source: "Source", schedule: "Schedule"
+) -> int:
     from datasets.catalog import every_image
     from engine import checkpoint, exports
     from engine.network import backbone_of, embed
     from engine.output import prepare_output
     from engine.snapshots import RowReader
 
-    kept, complaints = chosen_checkpoint(config, None)
-    source, _, schedule = open_data(config, kept, grows=False)
     network = network_of(config)
     model = checkpoint.read_trunk(kept)
     network.load_state_dict(model)
@@ -298,8 +321,8 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
         "embeddings": exports.export_embeddings(
             directory / "embeddings.npy",
             lambda images: embed(network, images, "backbone"),
-            every_image(source, config.data.image_size),
-            len(source),
+            every_image(source, config.data.image_size, schedule.size),
+            schedule.size,
         ),
     }
     exports.write_manifest(directory / "manifest.json", {"step": kept.step, "source": source.name, "shapes": shapes})
@@ -317,6 +340,8 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
     if wanted.verb == "verify":
         return store_jobs.verify(files, wanted.step)
     if wanted.verb in ("scrub", "repair"):
+        if wanted.step is not None:
+            raise ValueError(f"store.verb={wanted.verb} is for all checkpoints; leave store.step out")
         if not files.listing(""):
             raise ValueError(f"there are no checkpoints in {files.root}; train with job=pretrain")
         with ExitStack() as at_end:
@@ -324,11 +349,12 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
             return store_jobs.scrub(files) if wanted.verb == "scrub" else store_jobs.repair(files)
     kept, complaints = chosen_checkpoint(config, wanted.step)
     print("\n".join(complaints), end="\n" if complaints else "")
-    if wanted.verb == "inspect":
-        return store_jobs.inspect(kept, output / "store.png")
-    _, _, schedule = open_data(config, kept, grows=False)
-    rows = rows_of(config, kept, schedule)
-    return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)
+    with while_it_is_there(kept):
+        if wanted.verb == "inspect":
+            return store_jobs.inspect(kept, output / "store.png")
+        _, _, schedule = open_data(config, kept, grows=False)
+        rows = rows_of(config, kept, schedule)
+        return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)
 
 
 def chosen_checkpoint(config: schema.Config, step: int | None) -> "tuple[Kept, list[str]]":
@@ -377,6 +403,8 @@ def open_data(
     data, wanted = config.data, config.schedule
     if last:
         schema.refuse_other_run(config, last.body["config"])
+    history = last.body["segments"] if last else None
+    size = sum(segment[0] for segment in history) if history else None
     index = Path(config.output) / "images.index"
     source = open_source(
         data.source,
@@ -386,21 +414,21 @@ def open_data(
         held_out=data.held_out,
         labels=data.labels,
         known=index if last and index.exists() else None,
+        known_count=size,
     )
     augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
     if len(source) < wanted.batch:
         raise ValueError(
             f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
         )
-    history = last.body["segments"] if last else [[len(source), 0]]
-    size = sum(segment[0] for segment in history)
+    history, size = history or [[len(source), 0]], size or len(source)
     if last and (len(source) < size or source.fingerprint(size) != last.body["source"]):
         raise ValueError(
             f"the images changed since {config.output} was started; restore them, or start over with --fresh. "
             "New images may be added, old ones must stay as they were"
         )
     stripe = wanted.block * wanted.lanes
-    window = wanted.window or -(-size // stripe) * stripe
+    window = wanted.window or -(-history[0][0] // stripe) * stripe  # a window does not grow with the images
     schedule = Schedule.from_history(
         history,
         seed=config.seed,

@@ -29,6 +29,7 @@ def open_source(
     held_out: tuple[str, ...],
     labels: str | None,
     known: Path | None = None,
+    known_count: int | None = None,
 ) -> Source:
     """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here.
 
@@ -48,7 +49,7 @@ def open_source(
         return FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "train", limit)
     if root is None:
         raise ValueError("data.root is null; set it to your folder of images")
-    return ImageFolder(Path(root), labels if labels in (None, "folders") else Path(labels), known)  # type: ignore[arg-type]
+    return ImageFolder(Path(root), labels if labels in (None, "folders") else Path(labels), known, known_count)  # type: ignore[arg-type]
 
 
 def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAugment | PhotoAugment:
@@ -104,8 +105,10 @@ def sample_images(source: Source, image_size: int, count: int) -> ImageSet:
     return ImageSet(source.name, len(instances), load, names=lambda i: source.instance_name(int(instances[i])))
 
 
-def every_image(source: Source, image_size: int, batch: int = 256) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(instances, images float32 [B, C, S, S]) over the whole source; one that cannot be decoded is all NaN."""
-    for start in range(0, len(source), batch):
-        instances = np.arange(start, min(start + batch, len(source)))
+def every_image(
+    source: Source, image_size: int, count: int, batch: int = 256
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(instances, images float32 [B, C, S, S]) of the first `count` instances; one that cannot be decoded is all NaN."""
+    for start in range(0, count, batch):
+        instances = np.arange(start, min(start + batch, count))
         yield instances, load_images(source, instances, image_size)

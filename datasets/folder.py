@@ -59,7 +59,7 @@ class ImageFolder:
 
     labels: None; "folders": the first component of the path; or a csv file of lines `path,label` under that header,
     with paths relative to the root. `label_names[i]` is the name behind label i (names in sorted order).
-    known: a file that `save_index` wrote at an earlier start; its images keep their numbers.
+    known: a file that `save_index` wrote at an earlier start; its first known_count images (None: all) keep their numbers.
     ValueError where the root is missing or holds no image, where an image that `known` lists is gone, where an image has
     not exactly one label, or where the csv file names an image that is not there.
     """
@@ -67,14 +67,20 @@ class ImageFolder:
     name = "folder"
     channels = 3
 
-    def __init__(self, root: Path, labels: Literal["folders"] | Path | None = None, known: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        labels: Literal["folders"] | Path | None = None,
+        known: Path | None = None,
+        known_count: int | None = None,
+    ) -> None:
         if not root.exists():
             raise ValueError(f"data.root: {root} does not exist; set it to your folder of images")
         if not root.is_dir():
             raise ValueError(f"data.root: {root} is a file; set it to the folder that holds your images")
         self.root = root
         walk = _walk(os.fsencode(root), b"", ())
-        paths, sizes = _in_byte_order(walk) if known is None else _behind_known(known, walk)
+        paths, sizes = _in_byte_order(walk) if known is None else _behind_known(known, known_count, walk)
         if not paths:
             raise ValueError(f"data.root: no image under {root}; looked for {' '.join(SUFFIXES)}")
         self._path_bytes = np.frombuffer(paths, np.uint8)
@@ -189,12 +195,19 @@ def _in_byte_order(walk: Iterator[tuple[bytes, int]]) -> tuple[bytearray, array]
     return paths, sizes
 
 
-def _behind_known(known: Path, walk: Iterator[tuple[bytes, int]]) -> tuple[bytearray, array]:
+def _behind_known(known: Path, count: int | None, walk: Iterator[tuple[bytes, int]]) -> tuple[bytearray, array]:
     """The same, the paths of an index first and in its order; ValueError where one of them is gone."""
     paths = bytearray(known.read_bytes())
     if not paths.endswith(b"\0"):
         raise ValueError(f"{known} is not a whole list of images; restore it, or start over with --fresh")
     offsets = _offsets(paths)
+    if count is not None:  # what a start listed that was killed before it trained on them counts as new
+        if count >= len(offsets):
+            raise ValueError(
+                f"{known} lists {len(offsets) - 1} of {count} images; restore it, or start over with --fresh"
+            )
+        offsets = offsets[: count + 1]
+        del paths[int(offsets[-1]) :]
     sizes = array("q", [_GONE]) * (len(offsets) - 1)
     listed = _sorted_paths(paths, offsets)
     expected, instance = next(listed, (None, -1))

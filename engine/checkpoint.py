@@ -304,4 +304,4 @@ def stored_blocks(kept: Kept) -> Iterator[tuple[int, Block]]:
     for block, entry in sorted(kept.entries(store).items()):
         out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
         store.read_entry(block, entry, out)
-        yield block, out
+        yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out

@@ -1,4 +1,4 @@
-"""The one road by which a checkpoint's bytes reach the disk and come back: eight operations, and what each of them promises.
+"""The one road by which a checkpoint's bytes reach the disk and come back: nine operations, and what those promise that others build on.
 
     create          a new file with these bytes; the bytes are durable when it returns, the name is not
     rename          give a file its final name, at once or not at all

@@ -9,7 +9,8 @@ and momentum here are out of date until it retires.
     window      `slide` takes it in; a step waits there only if the read is not done, and that is counted
     behind      a block whose last row has retired goes back to the store; with folding, T steps later
 
-A block that is behind and ahead at once stays. The pool is planned for all of them; it grows if a ragged window leaves more behind.
+A block that is behind and ahead at once stays, unless it leaves rounded or folded: then it goes and comes like any other, so that
+how far is read ahead changes no bit. The pool is planned for all of them; it grows if a ragged window leaves more behind.
 """
 
 import time
@@ -92,9 +93,7 @@ class HostTier:
             return
         self._ahead = {int(block) for block in blocks}
         for block in sorted(self._ahead - self._place.keys() - self._reads.keys()):
-            if self.store.holds(block):
-                place = self._take_place()
-                self._reads[block] = place, self._readers.submit(self.store.read_block, block, self._at(place))
+            self._begin_to_read(block)
 
     def indices(self, positions_B: np.ndarray) -> np.ndarray:
         """Positions of resident blocks -> indices into weight, momentum, last_step and slot, int64 [B]."""
@@ -146,6 +145,7 @@ class HostTier:
             self._arrive(block)
             # It may have changed before the checkpoint. Rounding or folding it twice is the same as once.
             self._changed[self._place[block]] = self.store.holds(block)
+        self.waited_seconds = 0.0  # a start is no wait
 
     def close(self) -> None:
         """End the threads that read; reads that have begun are finished."""
@@ -177,6 +177,11 @@ class HostTier:
         self._active_rows[place] = 0
         self._changed[place] = self._unsaved[place] = False
 
+    def _begin_to_read(self, block: int) -> None:
+        if self._readers is not None and self.store.holds(block):
+            place = self._take_place()
+            self._reads[block] = place, self._readers.submit(self.store.read_block, block, self._at(place))
+
     def _waiting(self, read, counted: bool) -> None:  # type: ignore[no-untyped-def]
         start = time.perf_counter()
         read()
@@ -187,7 +192,7 @@ class HostTier:
         """Send back those of `blocks` that are behind the window, not ahead of it, and have no active row left."""
         for block in blocks:
             place = self._place[block]
-            if block in self._window or block in self._ahead or self._active_rows[place]:
+            if block in self._window or self._active_rows[place] or (block in self._ahead and not self._rewrite):
                 continue
             rows = self.resident(block)
             # A block that nobody visited is still what the generator makes of it.
@@ -199,6 +204,8 @@ class HostTier:
                 self.store.write_block(block, rows)
             del self._place[block]
             self._free.append(place)
+            if block in self._ahead:
+                self._begin_to_read(block)
 
     def _is_old(self, rows: Block, step: int) -> bool:
         """Whether every row of an idle block can be folded."""

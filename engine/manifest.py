@@ -61,6 +61,8 @@ class Kept:
             content = self.files.read(path)
         except FileNotFoundError:
             raise Damaged(f"{path} is missing") from None
+        except IsADirectoryError:
+            raise Damaged(f"{path} is a directory") from None
         if hashlib.sha256(content).hexdigest() != self.body["files"][path]:
             raise Damaged(f"{path.rpartition('/')[2]} does not match its checksum")
         return content
@@ -156,6 +158,8 @@ def read_at(files: Files, path: str) -> Kept:
         raise Damaged(f"its manifest cannot be read: {error}") from None
     except FileNotFoundError:
         raise Damaged("its manifest is missing") from None
+    except IsADirectoryError:
+        raise Damaged("its manifest is a directory") from None
     return Kept(files, body)
 
 
@@ -180,7 +184,9 @@ def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str
             kept.append(candidate)
             if step is not None:
                 break
-        except (Damaged, OSError) as error:
+        except Damaged as error:  # an OSError may pass, and what is whole must not be taken for garbage
+            if number not in numbers(files):
+                continue  # a run that goes on meanwhile has replaced it
             then = "left out" if kept else "trying the one before"
             complaints.append(f"checkpoint {name} is damaged ({error}); {then}")
     if not kept:  # so that they are not taken for what a killed run left
@@ -190,9 +196,9 @@ def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str
     return kept[::-1], complaints
 
 
-def check(kept: Kept, every_block: bool = False) -> None:
-    """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded."""
-    problems = problems_of(kept, every_block)
+def check(kept: Kept) -> None:
+    """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded; OSError where it cannot be read."""
+    problems = problems_of(kept, every_block=False)
     if problems:
         raise Damaged(problems[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""))
 
@@ -200,21 +206,22 @@ def check(kept: Kept, every_block: bool = False) -> None:
 def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> list[str]:
     """A line for each file that is not what was written.
 
-    every_block   read all blocks, not those alone that a resume reads first; and go on after a damaged file
+    every_block   read all blocks, not those alone that a resume reads first; go on after a damaged file, and name what cannot be read
     known         what came of blocks that were read before, for other checkpoints; what comes of these is added
     """
+    named = (Damaged, OSError) if every_block else Damaged
     lines: list[str] = []
     for path in kept.body["files"]:
         try:
             kept.read(path)
-        except (Damaged, OSError) as error:
+        except named as error:
             lines.append(str(error))
     if lines and not every_block:
         return lines
     store = kept.store()
     try:
         entries = kept.entries(store)
-    except (Damaged, OSError) as error:
+    except named as error:
         return lines or [str(error)]
     missing = store.missing(entries)
     lines += missing
@@ -229,7 +236,7 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> li
             try:
                 store.read_entry(block, entries[block], out)
                 known[version] = None
-            except (Damaged, OSError) as error:
+            except named as error:
                 known[version] = str(error)
         if complaint := known[version]:
             lines.append(complaint)

@@ -279,11 +279,6 @@ class ZarrStore:
             self.bytes += generation.blocks * self._block_bytes(generation)
         return garbage
 
-    def live_bytes(self) -> int:
-        """Of the blocks that the map names now; `bytes` counts older versions too."""
-        with self._lock:
-            return sum(self._block_bytes(self.generations[entry.generation]) for entry in self._map.values())
-
     def missing(self, entries: dict[int, Entry]) -> list[str]:
         """A line for each file of these blocks that is not there or has another size. Reads directories, no file."""
         listings: dict[tuple[int, str], dict[str, int]] = {}

@@ -199,6 +199,7 @@ def test_changed_images_are_refused_when_a_run_goes_on(run, capsys, photos):
 def test_export_and_knn_without_a_run(run, capsys):
     refused(run, capsys, "job=export", expect="no whole checkpoint")
     refused(run, capsys, "job=knn", expect="there is no backbone")
+    refused(run, capsys, "job=store", "store.verb=repair", "store.step=3", expect="leave store.step out")
     for verb in ("inspect", "export", "repair", "scrub", "verify"):
         refused(run, capsys, "job=store", f"store.verb={verb}", expect="checkpoint")
     assert run("job=export", flags=("--dry-run",)) == 2

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torchvision.models.vgg import VGG, make_layers
 
 from engine import pretrain
+from engine.files import DiskFiles
+from engine.store import Damaged
 from tests.conftest import REPOSITORY, TINY
 
 TOTAL = 6 * 1472 // 64  # 1437 digits fill 23 stripes of 64
@@ -412,6 +414,61 @@ def test_images_that_are_added_are_trained_from_the_next_pass_on(run, growing, c
     assert "b7.png was instance 29 of this run and is gone" in capsys.readouterr().err
 
 
+def test_a_start_that_was_killed_before_its_first_step_fixes_no_new_image(run, growing, monkeypatch, capsys):
+    from engine import session
+
+    root, config, add = growing
+    assert run("steps=4", config=config) == 0
+    add(["a0", "b1"])
+
+    def killed(**_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "run", killed)
+        assert run("steps=8", config=config) == 130
+    (root / "a0.png").unlink()
+    capsys.readouterr()
+    assert run("steps=8", config=config) == 0
+    assert "1 images were added" in capsys.readouterr().out
+    assert run.summary()["instances"] == 25
+
+
+def test_an_export_between_two_starts_leaves_new_images_out(run, growing):
+    _, config, add = growing
+    assert run("steps=4", config=config) == 0
+    add(["a0", "z1"])
+    assert run("job=export", config=config) == 0
+    for name in ("rows", "embeddings"):
+        assert len(np.load(run.output / "exports" / f"{name}.npy")) == 24
+
+
+def test_a_window_over_all_images_keeps_its_length_when_they_grow(run, growing):
+    _, config, add = growing
+    config["schedule"] |= {"window": None, "stride": 8, "reshuffle": False}
+    assert run("steps=4", config=config) == 0
+    add([f"z{number}" for number in range(10)])
+    assert run("steps=12", config=config) == 0
+    assert run("steps=20", config=config) == 0  # resumes after it grew
+    assert run.summary()["instances"] == 34
+
+
+def test_a_checkpoint_that_a_running_job_replaced_is_not_called_damaged(run, monkeypatch, capsys):
+    from engine import manifest, snapshots
+
+    assert run("steps=20", "checkpoint.every_steps=10") == 0
+    files = run.output / "checkpoints"
+
+    def replaced(*_):
+        (files / manifest.path_of(manifest.numbers(manifest_files)[0])).unlink()
+        raise Damaged("block 3 (weight) of generation 000001-aaaaaa is missing")
+
+    manifest_files = DiskFiles(files)
+    monkeypatch.setattr(snapshots.RowReader, "block", replaced)
+    assert run("job=export", "checkpoint.every_steps=10") == 2
+    assert "has replaced checkpoint step-000000020; try again" in capsys.readouterr().err
+
+
 def test_a_run_that_grew_resumes_to_the_same_bits(run, growing, interrupt_at):
     _, config, add = growing
     assert run("steps=4", config=config) == 0
@@ -455,8 +512,6 @@ def test_memory_and_disk_end_with_the_same_bits(finished, run):
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_goes_on(finished, run, monkeypatch, capsys):
-    from engine.files import DiskFiles
-
     real = DiskFiles.create
 
     def full(self, path, parts):

@@ -87,6 +87,11 @@ class DiskRun:
         self.rows.host.close()
         self.disk.close()
 
+    def live_bytes(self):
+        """Of the versions of blocks that count now, on the disk."""
+        store = self.disk.disk
+        return sum(store._block_bytes(store.generations[entry.generation]) for entry in store._map.values())
+
     def digest(self):
         return digest(trunk_state(self.step)[0], RowReader(self.rows))
 

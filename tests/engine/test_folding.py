@@ -158,9 +158,11 @@ def test_a_row_that_the_schedule_brings_back_too_early_is_never_folded(tmp_path)
     skips=st.frozensets(st.integers(0, 100), max_size=8),
     in_memory=st.booleans(),
     bfloat16=st.booleans(),
+    readers=st.sampled_from([0, 2]),
+    read_ahead=st.integers(1, 3),
 )
-def test_checkpoints_and_resumes_change_no_bit_of_a_run_that_folds_or_rounds(
-    tmp_path_factory, save_every, stops, skips, in_memory, bfloat16
+def test_checkpoints_resumes_and_reading_ahead_change_no_bit_of_a_run_that_folds_or_rounds(
+    tmp_path_factory, save_every, stops, skips, in_memory, bfloat16, readers, read_ahead
 ):
     bfloat16 = bfloat16 and not in_memory
     case = Case(**{**vars(FOLDS), "skips": skips, "dtype": np.float32, "bfloat16": bfloat16})
@@ -168,7 +170,7 @@ def test_checkpoints_and_resumes_change_no_bit_of_a_run_that_folds_or_rounds(
     never.finish()
     root = tmp_path_factory.mktemp("often")
     for stop in [*sorted(stops), case.steps]:
-        run = DiskRun(case, root, in_memory=in_memory)
+        run = DiskRun(Case(**{**vars(case), "readers": readers, "read_ahead": read_ahead}), root, in_memory=in_memory)
         run.train(min(stop, case.steps), save_every).finish()
         run.close()
     assert run.digest() == never.digest()
@@ -180,7 +182,7 @@ def test_folding_halves_the_bytes_of_the_rows_on_the_disk(tmp_path):
     plain = DiskRun(Case(**{**vars(case), "fold": False}), tmp_path / "plain").train(case.steps)
     folded.finish()
     plain.finish()
-    row_bytes = [run.disk.disk.live_bytes() / len(run.disk.blocks()) / case.block for run in (folded, plain)]
+    row_bytes = [run.live_bytes() / len(run.disk.blocks()) / case.block for run in (folded, plain)]
     assert row_bytes[1] == pytest.approx(16 * case.dim + 8 + 12 / case.block)
     assert row_bytes[0] == pytest.approx(8 * case.dim + 8 + 8 / case.block)
 
