@@ -63,6 +63,9 @@ class DiskFiles:
         try:
             _write_all(handle, parts)
             os.fsync(handle)
+        except OSError as error:
+            error.filename = self._prefix + path  # the system does not say which file it was
+            raise
         finally:
             os.close(handle)
 
@@ -96,6 +99,9 @@ class DiskFiles:
             if done < wanted:  # the file is short, or the system gave less than it has
                 _read_rest(handle, parts, done)
             return os.fstat(handle).st_size
+        except OSError as error:
+            error.filename = self._prefix + path
+            raise
         finally:
             os.close(handle)
 

@@ -79,7 +79,7 @@ def test_a_folded_row_comes_back_where_the_two_vectors_would_have(
     assert error_u[told].max(initial=0) <= 4 * 2.0**-24
     # Folded when it left, or when it comes back: the same bits.
     late_w, late_u = folding.catch_up(w, u, start, np.zeros(3, bool), end)
-    assert late_w.tobytes() == got_w.tobytes()
+    assert late_w[told].tobytes() == got_w[told].tobytes()
     assert late_u[told].tobytes() == got_u[told].tobytes()
 
 
@@ -111,7 +111,13 @@ def test_a_block_is_folded_whole_or_keeps_its_momentum():
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"weight_decay": 0.0}, {"nesterov": True}, {"momentum": 0.0}, {"skips": frozenset({5, 6, 40, 41, 99})}],
+    [
+        {},
+        {"weight_decay": 0.0, "momentum": 0.25},
+        {"nesterov": True},
+        {"momentum": 0.0},
+        {"skips": frozenset({5, 6, 40, 41, 99})},
+    ],
     ids=str,
 )
 def test_rows_equal_dense_sgd_as_far_as_float32_can_tell(tmp_path, change):
