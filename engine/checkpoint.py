@@ -93,10 +93,7 @@ class Checkpoints:
             if delta := last.body["blocks"]["delta"]:
                 self._changed = set(last.arrays(delta)["block"].tolist())
         named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
-        for directory, size in self.files.listing("").items():
-            if size < 0 and (directory == manifest.MANIFESTS or directory.startswith("step-")):
-                paths = {f"{directory}/{name}" for name in self.files.listing(directory)}
-                self._garbage += sorted(paths - named) if paths & named else [directory]
+        self._garbage += manifest.unnamed(self.files, named)
         if sweep:
             self._remove_garbage()
 

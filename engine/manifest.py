@@ -131,6 +131,16 @@ def steps(files: Files) -> list[int]:
     return found
 
 
+def unnamed(files: Files, named: set[str]) -> list[str]:
+    """What lies among the manifests and in step directories and is not in `named`; a directory where nothing in it is."""
+    found = []
+    for directory, size in files.listing("").items():
+        if size < 0 and (directory == MANIFESTS or directory.startswith("step-")):
+            paths = {f"{directory}/{name}" for name in files.listing(directory)}
+            found += sorted(paths - named) if paths & named else [directory]
+    return found
+
+
 def publish(files: Files, body: dict[str, Any]) -> None:
     """Make the checkpoint real. Everything that `body` names is durable already."""
     path = path_of(body["number"])

@@ -289,11 +289,7 @@ def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
             named |= then.body["files"].keys()
             roots = [f"{ROWS}/{generation.name}" for generation in then.generations().values()]
             garbage = [one for one in garbage if not any(one == root or one.startswith(f"{root}/") for root in roots)]
-    for directory, size in files.listing("").items():
-        if size < 0 and (directory == manifest.MANIFESTS or directory.startswith("step-")):
-            paths = {f"{directory}/{name}" for name in files.listing(directory)}
-            garbage += sorted(paths - named) if paths & named else [directory]
-    return garbage
+    return garbage + manifest.unnamed(files, named)
 
 
 def _remove(files: Files, garbage: list[str]) -> int:
