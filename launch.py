@@ -100,6 +100,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     from engine import manifest, memory_plan
     from engine.checkpoint import Checkpoints
     from engine.files import DiskFiles
+    from engine.implementations import implementations, names, said
     from engine.learning_rate import learning_rate
     from engine.network import check_sides
     from engine.output import is_finished, prepare_output, require_writable, write_json
@@ -189,7 +190,9 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     at_end.callback(disk.close)
     checkpoints = Checkpoints(files, disk, config.checkpoint.keep)
     checkpoints.restore(kept, sweep=not complaints)
-    rows = make_rows(config, schedule, device, disk)
+    chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
+    print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
+    rows = make_rows(config, schedule, device, disk, names(chosen))
     at_end.callback(rows.host.close)
     return session.run(
         trunk=trunk,
@@ -205,6 +208,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
             "config": json.loads(config.model_dump_json()),
             "source": source.fingerprint(),
             "segments": schedule.history,
+            "kernels": names(chosen),
         },
         planned=tiers,
         probe=probe,
@@ -380,11 +384,15 @@ def rows_of(config: schema.Config, kept: "Kept", schedule: "Schedule") -> "Activ
     import torch
 
     from engine import checkpoint
+    from engine.implementations import implementations, names
     from engine.session import last_window
 
     disk = make_disk(config, schedule, kept.files, threaded=False)
     disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body["next_generation"])
-    rows = make_rows(config, schedule, torch.device("cpu"), disk, reads_only=True)
+    cpu = torch.device("cpu")
+    # Looking at a checkpoint is not worth compiling for.
+    kernels = names(implementations(cpu, torch.float32, config.classifier.dim, "aten"))
+    rows = make_rows(config, schedule, cpu, disk, kernels, reads_only=True)
     checkpoint.load_rows(kept, rows, last_window(schedule, kept.step))
     return rows
 
@@ -593,9 +601,17 @@ def make_disk(config: schema.Config, schedule: "Schedule", files: "Files", threa
 
 
 def make_rows(
-    config: schema.Config, schedule: "Schedule", device: "torch.device", disk: "WriteBehind", reads_only: bool = False
+    config: schema.Config,
+    schedule: "Schedule",
+    device: "torch.device",
+    disk: "WriteBehind",
+    kernels: dict[str, str],
+    reads_only: bool = False,
 ) -> "ActiveRows":
-    """Rows without content. reads_only: for looking at a checkpoint, without a thread that reads ahead."""
+    """Rows without content. reads_only: for looking at a checkpoint, without a thread that reads ahead.
+
+    kernels   the implementation of each op; engine.implementations.names
+    """
     import numpy as np
 
     from engine.active_rows import ActiveRows, Start
@@ -628,6 +644,7 @@ def make_rows(
         full=is_full(config, schedule) and classifier.init == "random",
         norm_floor=classifier.norm_floor,
         device=device,
+        kernels=kernels,
     )
 
 

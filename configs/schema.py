@@ -127,6 +127,8 @@ class Classifier(Section):
     init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
     init_norm: AboveZero = 0.11  # length of a row when it starts
     norm_floor: NonNegative = 0.0  # (w, u) is rescaled to this length when an admitted row is shorter; 0: never
+    # what computes the softmax, the step of rows and their catch-up; auto: compiled for this machine, or ATen where that cannot be
+    kernels: Literal["auto", "compiled", "aten"] = "auto"
 
 
 class Optimizer(Section):
@@ -280,7 +282,7 @@ DEEPSPEED_KEYS = (
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = (
-    *("job", "steps", "log_every", "evaluate.", "data.workers", "data.limit", "output"),
+    *("job", "steps", "log_every", "evaluate.", "data.workers", "data.limit", "output", "classifier.kernels"),
     *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
 )
 

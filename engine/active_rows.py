@@ -5,10 +5,11 @@
     1. rows of the batch that are active already are refreshed (their visit is now the latest of their lane)
     2. the others take free slots, or the slots of the lane's least recently visited rows, which retire to the host tier with
        last_step = step
-    3. each newcomer is caught up: the steps it missed, last_step .. step - 1, are applied at once (engine/transitions.py)
+    3. each newcomer is caught up: the steps it missed, last_step .. step - 1, are applied at once (engine/transitions.py), on its
+       way from the host tier's arrays into its slot (kernels/catch_up)
 
-`update` is one step of torch.optim.SGD for all K rows. A row in a slot is therefore always where dense SGD would have put it at the
-start of the step, and a row outside is there after its catch-up.
+`update` is one step of torch.optim.SGD for all K rows (kernels/row_update). A row in a slot is therefore always where dense SGD
+would have put it at the start of the step, and a row outside is there after its catch-up.
 
 Catching up in one go or in two differs in the last bit, so it happens at admission only; engine/snapshots.py reads a copy for
 exports and leaves everything as it is.
@@ -24,6 +25,8 @@ from engine.initial_rows import initial_rows
 from engine.recency import VisitQueue
 from engine.store import NEVER_VISITED
 from engine.transitions import TransitionLog, catch_up
+from kernels.catch_up import catch_up_
+from kernels.row_update import row_update_
 
 EMPTY = -1
 
@@ -47,6 +50,7 @@ class ActiveRows:
     start         how a row starts
     full          every row is active from step 0 on (K >= N, and rows that start at random)
     norm_floor    an admitted row shorter than this is rescaled to it, with its momentum; 0: never
+    kernels       the backend of each op that is used here, row_update and catch_up, as kernels.compiled.choose names it
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class ActiveRows:
         full: bool,
         norm_floor: float,
         device: torch.device,
+        kernels: dict[str, str],
     ) -> None:
+        self.kernels = kernels
         self.host, self.log, self.lanes, self.start, self.norm_floor = host, log, lanes, start, norm_floor
         self.full = full
         dtype = torch.float64 if host.weight.dtype == np.float64 else torch.float32
@@ -148,15 +154,17 @@ class ActiveRows:
         return torch.from_numpy(self.position_K != EMPTY).to(self.w_KD.device)
 
     def update(self, eta: float, drows_KD: torch.Tensor) -> None:
-        """One SGD step of all rows: torch.optim.SGD(lr=eta, momentum, weight_decay, nesterov), dampening 0.
-
-        Equals, for each row: g = drows + lambda w;  u = m u + g;  w = w - eta (g + m u if nesterov else u).
-        """
-        m, weight_decay = float(self.log.momentum), float(self.log.weight_decay)
-        gradient_KD = drows_KD.add(self.w_KD, alpha=weight_decay)
-        self.u_KD.mul_(m).add_(gradient_KD)
-        direction_KD = gradient_KD.add_(self.u_KD, alpha=m) if self.log.nesterov else self.u_KD
-        self.w_KD.add_(direction_KD, alpha=-eta)
+        """One SGD step of all rows: torch.optim.SGD(lr=eta, momentum, weight_decay, nesterov), dampening 0."""
+        row_update_(
+            self.w_KD,
+            self.u_KD,
+            drows_KD,
+            eta=eta,
+            momentum=float(self.log.momentum),
+            weight_decay=float(self.log.weight_decay),
+            nesterov=self.log.nesterov,
+            backend=self.kernels["row_update"],
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """A copy of what a resume needs, to the bit: slots as they are, since their order is the order of sums."""
@@ -195,35 +203,64 @@ class ActiveRows:
         return self.w_KD.nbytes + self.u_KD.nbytes
 
     def _retire(self, slots: np.ndarray, step: int) -> None:
-        index = torch.from_numpy(slots).to(self.w_KD.device)
-        w, u = self.w_KD[index].cpu().numpy(), self.u_KD[index].cpu().numpy()
-        self.host.retire(self.position_K[slots], w, u, step)
+        self.host.retire(self.position_K[slots], *self._get(slots), step)
 
     def _place(
         self, slots: np.ndarray, positions: np.ndarray, ids: np.ndarray, first_view: torch.Tensor | None, step: int
     ) -> None:
-        """Put caught-up rows into slots."""
+        """Put caught-up rows into slots.
+
+        On a GPU the host tier's arrays are read when the stream comes to it. They change at the next admission or slide, and
+        before that the step has waited for its loss.
+        """
         indices = self.host.indices(positions)
         last_step = self.host.last_step[indices]
         never = last_step == NEVER_VISITED
         self.visited += int(never.sum())
         self.readmitted += int((~never).sum())
-        w, u = self.host.weight[indices], self.host.momentum[indices]
+        dim, dtype = self.host.weight.shape[1], self.host.weight.dtype
+        newborn = np.empty((0, dim), dtype=dtype)
         if never.any() and self.start.feature:
             assert first_view is not None
-            w[never] = first_view[torch.from_numpy(never)].cpu().numpy() * self.start.norm
+            newborn = first_view[torch.from_numpy(never)].cpu().numpy() * self.start.norm
             last_step = np.where(never, step, last_step)  # the row exists from this visit on
         elif never.any():
-            w[never] = initial_rows(self.start.seed, ids[never], w.shape[1], self.start.norm)
+            newborn = initial_rows(self.start.seed, ids[never], dim, self.start.norm)
             last_step = np.where(never, 0, last_step)
-        w, u = self.caught_up(w, u, last_step, never, step)
+        newborn = newborn.astype(dtype, copy=False)
+        if self.host.folding:
+            w, u = self.host.weight[indices], self.host.momentum[indices]
+            w[never] = newborn
+            self._put(slots, *self.caught_up(w, u, last_step, never, step))
+        else:
+            products = self.log.products(last_step, step)
+            back = ~never
+            self._catch_up(slots[back], self.host.weight, self.host.momentum, indices[back], products[back])
+            rest = np.zeros_like(newborn)
+            self._catch_up(slots[never], newborn, rest, np.arange(len(newborn)), products[never])
         if self.norm_floor:
-            w, u = raise_to_floor(w, u, self.norm_floor)
-        index = torch.from_numpy(slots).to(self.w_KD.device)
-        self.w_KD[index] = torch.from_numpy(w).to(self.w_KD)
-        self.u_KD[index] = torch.from_numpy(u).to(self.u_KD)
+            self._put(slots, *raise_to_floor(*self._get(slots), self.norm_floor))
         self.position_K[slots] = positions
         self.host.activate(indices, slots)
+
+    def _catch_up(
+        self, slots_M: np.ndarray, w_PD: np.ndarray, u_PD: np.ndarray, indices_M: np.ndarray, product_M22: np.ndarray
+    ) -> None:
+        """Rows of host arrays, through what they missed, into slots."""
+        if len(slots_M):
+            slots, w, u, indices, products = (
+                torch.from_numpy(part) for part in (slots_M, w_PD, u_PD, indices_M, product_M22)
+            )
+            catch_up_(self.w_KD, self.u_KD, slots, w, u, indices, products, backend=self.kernels["catch_up"])
+
+    def _get(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = torch.from_numpy(slots).to(self.w_KD.device)
+        return self.w_KD[index].cpu().numpy(), self.u_KD[index].cpu().numpy()
+
+    def _put(self, slots: np.ndarray, w_BD: np.ndarray, u_BD: np.ndarray) -> None:
+        index = torch.from_numpy(slots).to(self.w_KD.device)
+        self.w_KD[index] = torch.from_numpy(w_BD).to(self.w_KD)
+        self.u_KD[index] = torch.from_numpy(u_BD).to(self.u_KD)
 
     def _make_queues(self) -> list[VisitQueue]:
         bounds = zip(self.first_slots[:-1], self.first_slots[1:], strict=True)

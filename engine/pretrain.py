@@ -20,6 +20,7 @@ import torch
 from datasets.batch import Batch
 from engine.active_rows import ActiveRows
 from engine.progress import Progress
+from engine.row_gradients import RowGradient
 from engine.stages import Stages
 from engine.step import train_step
 from engine.trunk import Trunk
@@ -100,7 +101,7 @@ def train(
     temperature: float,
     micro_batches: int,
     rows_grad_V: list[bool],
-    rows_clip: float,
+    row_gradient: RowGradient,
     rhythm: Rhythm,
     metrics_path: Path,
     backends: dict[str, str],
@@ -157,7 +158,7 @@ def train(
                 temperature=temperature,
                 micro_batches=micro_batches,
                 rows_grad_V=rows_grad_V,
-                rows_clip=rows_clip,
+                row_gradient=row_gradient,
                 stages=stages,
             )
             totals.images += result.filled

@@ -26,9 +26,9 @@ from engine.network import Network, backbone_of, embed
 from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
 from engine.progress import Progress, progress
 from engine.report import write_report
+from engine.row_gradients import row_gradient
 from engine.snapshots import RowReader, digest
 from engine.trunk import Trunk
-from kernels.sampled_softmax import backend
 
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
 
@@ -101,7 +101,11 @@ def run(
             rows.host.slide(range(-(-rows.host.size // rows.host.block)), step=0)
             rows.fill(schedule.instances)
     chance_loss = float(np.log(rows.size))
-    backends = {"sampled_softmax": backend(rows.w_KD.device)}
+    gradient = row_gradient(rows, micro_batches=settings.micro_batches, clip=settings.rows_clip)
+    print(f"the gradient of rows is {gradient.name}: {gradient.why}")
+    backends = dict(rows.kernels)
+    if gradient.name == "fused":  # the softmax's own code makes the rows' step
+        backends["row_update"] = f"{backends['sampled_softmax']} (fused)"
     raw: dict[str, float] = {}
     latest: list[Evaluation] = []
 
@@ -153,7 +157,7 @@ def run(
                 temperature=settings.temperature,
                 micro_batches=settings.micro_batches,
                 rows_grad_V=rows_grad_V,
-                rows_clip=settings.rows_clip,
+                row_gradient=gradient,
                 rhythm=Rhythm(
                     end, settings.log_every, settings.checkpoint_every, settings.evaluate_every, settings.read_ahead
                 ),

@@ -1,7 +1,8 @@
 """One optimizer step, in data order: features, admit, softmax, update.
 
 Nothing here knows where batches come from or where rows go when they retire. The trunk is anything with forward, backward,
-update and discard (engine/trunk.py; the tests give features by hand), the rows are engine/active_rows.py.
+update and discard (engine/trunk.py; the tests give features by hand), the rows are engine/active_rows.py, and how the softmax's
+gradient becomes their next step is engine/row_gradients.py.
 
 A step whose loss, or whose gradient at z or at a row, is not finite changes no weight of the trunk or of the rows; the schedule,
 recency and the learning rate go on, and the log keeps an identity in its place.
@@ -15,8 +16,9 @@ import torch
 
 from datasets.batch import Batch
 from engine.active_rows import ActiveRows
+from engine.row_gradients import RowGradient, SoftmaxInputs
 from engine.stages import Stages
-from kernels.sampled_softmax import softmax_backward, softmax_forward
+from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
 
 
 class Features(Protocol):
@@ -55,14 +57,13 @@ def train_step(
     temperature: float,
     micro_batches: int,
     rows_grad_V: list[bool],
-    rows_clip: float,
+    row_gradient: RowGradient,
     stages: Stages,
 ) -> StepResult:
     """Train on one batch of G places and V views; see the module's docstring."""
     views = len(batch.views)
     count = int(batch.filled_G.sum())
     slots_G: np.ndarray | None = None
-    drows_KD: torch.Tensor | None = None
     loss_sum = 0.0
 
     # Every micro-batch takes its share of every lane, so that the empty places of a ragged end are spread over all of them.
@@ -87,16 +88,22 @@ def train_step(
             targets_X = torch.from_numpy(np.tile(slots_G[kept], views)).to(device)
             weight_X = torch.from_numpy(np.tile(batch.filled_G[kept], views) / max(count * views, 1)).to(rows.w_KD)
             rows_need_grad_X = torch.tensor(rows_grad_V).repeat_interleave(len(kept)).to(device)
-            max_X, sumexp_X, positive_X = softmax_forward(
-                z_XD_detached, rows.w_KD, targets_X, temperature=temperature, row_mask_K=mask_K, offset_K=None
+            forward = softmax_forward_negatives(
+                z_XD_detached,
+                rows.w_KD,
+                targets_X,
+                temperature=temperature,
+                row_mask_K=mask_K,
+                backend=rows.kernels["sampled_softmax"],
             )
-            lse_X = max_X + sumexp_X.log()
-            loss = float(torch.where(targets_X >= 0, (lse_X - positive_X) * weight_X, 0.0).sum())
+            lse_X = combine([(forward.max_B, forward.sumexp_B)])
+            loss = float(torch.where(targets_X >= 0, (lse_X - forward.positive_B) * weight_X, 0.0).sum())
             # A feature that is not finite may belong to a row that could not start at it, and then has no loss of its own.
             loss_sum += loss if torch.isfinite(z_XD_detached).all() else float("nan")
             if not np.isfinite(loss_sum):
                 break
-            dz_XD, part_KD = softmax_backward(
+            dz_XD = features_gradient(
+                forward,
                 z_XD_detached,
                 rows.w_KD,
                 targets_X,
@@ -104,11 +111,11 @@ def train_step(
                 weight_X,
                 temperature=temperature,
                 row_mask_K=mask_K,
-                offset_K=None,
-                rows_need_grad_B=rows_need_grad_X,
             )
-            drows_KD = part_KD if drows_KD is None else drows_KD.add_(part_KD)
-            if not (torch.isfinite(dz_XD).all() and torch.isfinite(drows_KD).all()):
+            inputs = SoftmaxInputs(
+                z_XD_detached, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, temperature
+            )
+            if not (torch.isfinite(dz_XD).all() and row_gradient.add(inputs)):
                 loss_sum = float("nan")
                 break
 
@@ -123,8 +130,9 @@ def train_step(
             trunk.discard()
             applied = False
         if applied:
-            assert drows_KD is not None
-            rows.update(rows_lr, clipped(drows_KD, rows_clip))
+            row_gradient.apply(rows_lr)
+        else:
+            row_gradient.discard()
         rows.log.append(rows_lr if applied else None)
     return StepResult(loss_sum if count else float("nan"), applied, finite, count)
 
@@ -136,10 +144,3 @@ def kept_places(filled_G: np.ndarray, places: np.ndarray) -> np.ndarray:
     """
     filled = places[filled_G[places]]
     return filled if len(filled) >= 2 else places
-
-
-def clipped(drows_KD: torch.Tensor, largest: float) -> torch.Tensor:
-    """The gradient of all active rows, scaled to a norm of at most `largest`; 0: as it is."""
-    if not largest:
-        return drows_KD
-    return drows_KD * (largest / drows_KD.norm().clamp(min=largest))

@@ -46,7 +46,9 @@ from engine.active_rows import ActiveRows, Start
 from engine.checkpoint import Checkpoints
 from engine.files import DiskFiles
 from engine.host_tier import HostTier
+from engine.implementations import implementations, names
 from engine.memory_plan import host_places
+from engine.row_gradients import row_gradient
 from engine.stages import Stages
 from engine.step import StepResult, train_step
 from engine.transitions import TransitionLog
@@ -96,7 +98,7 @@ class RandomFeatures:
 class Engine:
     """Schedule, store, rows and a trunk without a network; `step` does what engine/pretrain.py does for each step."""
 
-    def __init__(self, sizes: Sizes, directory: Path, read_ahead: int = 1) -> None:
+    def __init__(self, sizes: Sizes, directory: Path, read_ahead: int = 1, kernels: str = "auto") -> None:
         self.sizes, self.read_ahead = sizes, read_ahead
         self.schedule = Schedule(SEED, sizes.size, sizes.window, sizes.stride, sizes.batch, sizes.block, sizes.lanes)
         end = self.schedule.positions_end
@@ -130,6 +132,7 @@ class Engine:
             full=False,
             norm_floor=0.0,
             device=torch.device("cpu"),
+            kernels=names(implementations(torch.device("cpu"), torch.float32, sizes.dim, kernels)),
         )
         self.trunk = RandomFeatures(sizes.dim)
         self.images = torch.zeros(sizes.batch, 1, 1, 1)
@@ -157,7 +160,7 @@ class Engine:
             temperature=0.2,
             micro_batches=1,
             rows_grad_V=[True],
-            rows_clip=0.0,
+            row_gradient=row_gradient(self.rows, micro_batches=1, clip=0.0),
             stages=Stages(),
         )
 

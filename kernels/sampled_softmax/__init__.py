@@ -7,32 +7,63 @@ their gradients belong to the op, because rows become short over a long training
 
 `sampled_softmax` is the whole, for one process. Ranks that hold a part of the rows each use its halves:
 
-    softmax_forward   (max, sumexp, positive) over the rows held here; ranks combine the first two and sum the third
-    softmax_backward  the gradients of sum_b weight_b loss_b, given the combined log-sum-exp: those of rows are whole,
-                      those of features are to be summed over ranks
+    softmax_forward            (max, sumexp, positive) over the rows held here; ranks combine the first two and sum the third
+    softmax_backward           the gradients of sum_b weight_b loss_b, given the combined log-sum-exp: those of rows are whole,
+                               those of features are to be summed over ranks
 
-Costs: four matrix products of 2 B K D operations instead of three, for logits are computed twice. `aten.py` says how.
+Training wants the features' gradient first and the rows' last, and pays for each product once (two here, two there):
+
+    softmax_forward_negatives  the forward half, and what the features' gradient needs of the rows
+    features_gradient          the features' gradient from that: no work over K
+    softmax_rows_gradient      the rows' gradient; or
+    softmax_rows_update_       one step of SGD for every row, in place: the rows' gradient [K, D] is never written
+
+Costs: four matrix products of 2 B K D operations instead of three, for logits are computed twice. Who computes: `backend`.
 Left out: gradients of temperature, offsets and gradients; targets that are probabilities; half-precision rows.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernels.sampled_softmax import aten
+from kernels.compiled import Choice, choose
+from kernels.sampled_softmax import ops
 
-__all__ = ["backend", "combine", "sampled_softmax", "softmax_backward", "softmax_forward"]
+__all__ = [
+    "Forward",
+    "backend",
+    "combine",
+    "features_gradient",
+    "sampled_softmax",
+    "softmax_backward",
+    "softmax_forward",
+    "softmax_forward_negatives",
+    "softmax_rows_gradient",
+    "softmax_rows_update_",
+]
+
+PRODUCTS = ("float32", "tf32", "bfloat16", "float16")
+_CUDA_FEATURES = (64, 128, 256)
 
 
-def backend(device: torch.device) -> str:
-    """The name of the implementation that serves tensors on `device`: "aten". ValueError where there is none."""
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"sampled_softmax runs on cpu and cuda, not on {device.type}: move the tensors")
-    return "aten"
+def backend(
+    device: torch.device, *, dtype: torch.dtype = torch.float32, features: int = 128, wanted: str = "auto"
+) -> Choice:
+    """The implementation that serves rows of `features` numbers of `dtype` on `device`, and why.
+
+    "cpu" (cpu.cpp: any D, float32 and float64), "cuda" (cuda.cu: float32 rows, D of 64, 128 or 256) or "aten" (aten.py:
+    anything, anywhere). wanted: "auto" takes the compiled one where there is one, "compiled" or "aten" insist.
+    Raises ValueError where what is wanted cannot be had, and for other devices.
+    """
+    if device.type == "cuda" and wanted != "aten" and (dtype != torch.float32 or features not in _CUDA_FEATURES):
+        reason = f"the CUDA kernels are for float32 rows of 64, 128 or 256 numbers, not for {features} of {dtype}"
+        if wanted == "compiled":
+            raise ValueError(f"compiled kernels were asked for: {reason}")
+        return Choice("aten", reason)
+    return choose("sampled_softmax", device, wanted)
 
 
 def sampled_softmax(
@@ -44,6 +75,8 @@ def sampled_softmax(
     row_mask_K: Tensor | None = None,
     offset_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
+    backend: str | None = None,
+    products: str = "float32",
 ) -> Tensor:
     """Cross entropy of each feature against its own row, differentiable (once) in features and rows.
 
@@ -58,6 +91,9 @@ def sampled_softmax(
                       The loss of a sample whose own row is left out is inf (NaN where every row is)
     offset_K          floating, added to the logits (a logQ correction, say); finite, gets no gradient
     rows_need_grad_B  bool, False = this sample's loss sends no gradient into rows; its own feature's is unaffected
+    backend           "aten", "cpu" or "cuda"; None: what the function `backend` chooses
+    products          what the numbers of the matrix products are rounded to; sums are float32. Only "cuda" knows others
+                      than "float32" (the rows' own dtype): "tf32", "bfloat16", "float16"
 
     Returns loss_B in the rows' dtype. Same inputs give the same bits. Finite inputs never give NaN; a row shorter than
     about 1e-37 in float32 can have a gradient that is too large for its dtype (inf).
@@ -66,10 +102,38 @@ def sampled_softmax(
     """
     # Converted out here, so that autograd takes the gradient back to the caller's dtype.
     features_BD = _in_rows_dtype(features_BD, rows_KD)
-    loss_B: Tensor = _SampledSoftmax.apply(
-        features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, rows_need_grad_B
+    _check(
+        features_BD,
+        rows_KD,
+        targets_B,
+        temperature,
+        row_mask_K=row_mask_K,
+        offset_K=offset_K,
+        rows_need_grad_B=rows_need_grad_B,
+    )
+    chosen = _named(backend, rows_KD, products)
+    loss_B: Tensor
+    loss_B, *_ = ops.sampled_softmax(
+        features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, rows_need_grad_B, chosen, products
     )
     return loss_B
+
+
+class Forward(NamedTuple):
+    """What the forward half knows of B samples, in float64 whatever the rows' dtype.
+
+    max_B         the largest logit; -inf where no row takes part (K = 0, or all masked)
+    sumexp_B      sum over rows of exp(logit - max_B); 0 where no row takes part
+    positive_B    the logit of the sample's own row; 0 where the target is -1: it lives elsewhere or nowhere
+    negatives_BD  sum over rows, without the sample's own, of exp(logit - max_B) row / |row|
+    shortest      the length of the shortest row that takes part and is not all zeros; inf where there is none
+    """
+
+    max_B: Tensor
+    sumexp_B: Tensor
+    positive_B: Tensor
+    negatives_BD: Tensor
+    shortest: Tensor
 
 
 @torch.no_grad()
@@ -81,33 +145,85 @@ def softmax_forward(
     temperature: float,
     row_mask_K: Tensor | None = None,
     offset_K: Tensor | None = None,
+    backend: str | None = None,
+    products: str = "float32",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward half over the rows held here: (max_B, sumexp_B, positive_B), float64 whatever the rows' dtype.
-
-    max_B       the largest logit; -inf where no row takes part (K = 0, or all masked)
-    sumexp_B    sum over rows of exp(logit - max_B); 0 where no row takes part
-    positive_B  the logit of the sample's own row; 0 where the target is -1: it lives elsewhere or nowhere
+    """The forward half over the rows held here: (max_B, sumexp_B, positive_B) of `Forward`.
 
     Arguments and errors as for `sampled_softmax`. Takes no part in autograd.
     """
     features_BD = _in_rows_dtype(features_BD, rows_KD)
     _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K, offset_K=offset_K)
-    max_B, sumexp_B, positive_B = _IMPLEMENTATIONS[backend(rows_KD.device)].forward(
+    max_B, sumexp_B, positive_B, *_ = ops.softmax_forward(
         features_BD,
         rows_KD,
         targets_B,
-        temperature=temperature,
-        row_mask_K=row_mask_K,
-        offset_K=offset_K,
+        temperature,
+        row_mask_K,
+        offset_K,
+        False,
+        _named(backend, rows_KD, products),
+        products,
     )
-    if rows_KD.device.type != "cpu":
-        out_of_range_B = (targets_B < -1) | (targets_B >= rows_KD.shape[0])
-        positive_B = positive_B.masked_fill(out_of_range_B, math.nan)
     return max_B, sumexp_B, positive_B
 
 
 @torch.no_grad()
-def softmax_backward(
+def softmax_forward_negatives(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    *,
+    temperature: float,
+    row_mask_K: Tensor | None = None,
+    offset_K: Tensor | None = None,
+    backend: str | None = None,
+    products: str = "float32",
+) -> Forward:
+    """The forward half with all that `features_gradient` needs: a second product, and B x D numbers, which ranks sum.
+
+    Arguments and errors as for `sampled_softmax`. Takes no part in autograd.
+    """
+    features_BD = _in_rows_dtype(features_BD, rows_KD)
+    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K, offset_K=offset_K)
+    chosen = _named(backend, rows_KD, products)
+    return Forward(
+        *ops.softmax_forward(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, True, chosen, products)
+    )
+
+
+@torch.no_grad()
+def features_gradient(
+    forward: Forward,
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    *,
+    temperature: float,
+    row_mask_K: Tensor | None = None,
+) -> Tensor:
+    """d(sum_b weight_b (lse_b - positive_b)) / d(features), as far as the rows held here make it; [B, D] in the rows' dtype.
+
+    lse_B     floating, the log-sum-exp over the rows of all ranks. Keep it float64, as `combine` gives it: rounding it
+              to float32 adds an error to 1 - p that is many times the gradient of a well-classified sample
+    weight_B  floating, d(objective)/d(loss_b); 0 for an empty place, whose lse_b may then be anything
+
+    With p the softmax and f the feature: (1/temperature) weight (sum_{k != own} p_k u_k - (1 - p_own) u_own), projected
+    onto the plane that f is normal to and divided by |f|. Computed in float64.
+    """
+    features_BD = _in_rows_dtype(features_BD, rows_KD)
+    lse_B = torch.where(weight_B == 0, math.inf, lse_B.double())
+    rest_BD = forward.negatives_BD * torch.exp(forward.max_B - lse_B)[:, None]
+    own_B = torch.expm1(forward.positive_B - lse_B)
+    return ops.gradient_of_features(
+        features_BD, rows_KD, targets_B, rest_BD, own_B, weight_B.double() / temperature, row_mask_K
+    )
+
+
+@torch.no_grad()
+def softmax_rows_gradient(
     features_BD: Tensor,
     rows_KD: Tensor,
     targets_B: Tensor,
@@ -118,16 +234,12 @@ def softmax_backward(
     row_mask_K: Tensor | None = None,
     offset_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The backward half: gradients of sum_b weight_b (lse_b - positive_b), as far as the rows held here make them.
+    backend: str | None = None,
+    products: str = "float32",
+) -> Tensor:
+    """d(sum_b weight_b (lse_b - positive_b)) / d(rows), complete for the rows held here; [K, D] in the rows' dtype.
 
-    lse_B     floating, the log-sum-exp over the rows of all ranks. Keep it float64, as `combine` gives it: rounding it
-              to float32 adds an error to 1 - p that is many times the gradient of a well-classified sample
-    weight_B  floating, d(objective)/d(loss_b); 0 for an empty place, whose lse_b may then be anything
-
-    The other arguments as in the forward half. Returns (dfeatures_BD, drows_KD) in the rows' dtype: drows is complete,
-    dfeatures is to be summed over ranks. The positive's part comes from the rank that has the target. Takes no part in
-    autograd.
+    lse_B and weight_B as for `features_gradient`, the others as for `sampled_softmax`. Takes no part in autograd.
     """
     features_BD = _in_rows_dtype(features_BD, rows_KD)
     _check(
@@ -141,7 +253,108 @@ def softmax_backward(
         offset_K=offset_K,
         rows_need_grad_B=rows_need_grad_B,
     )
-    gradients: tuple[Tensor, Tensor] = _IMPLEMENTATIONS[backend(rows_KD.device)].backward(
+    chosen = _named(backend, rows_KD, products)
+    drows_KD: Tensor = ops.softmax_rows_gradient(
+        features_BD,
+        rows_KD,
+        targets_B,
+        lse_B,
+        weight_B,
+        temperature,
+        row_mask_K,
+        offset_K,
+        rows_need_grad_B,
+        chosen,
+        products,
+    )
+    return drows_KD
+
+
+@torch.no_grad()
+def softmax_rows_update_(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    momentum_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    *,
+    temperature: float,
+    eta: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    row_mask_K: Tensor | None = None,
+    offset_K: Tensor | None = None,
+    rows_need_grad_B: Tensor | None = None,
+    backend: str | None = None,
+    products: str = "float32",
+) -> None:
+    """torch.optim.SGD's step (no dampening) for all K rows, in place, with `softmax_rows_gradient`'s gradient, never written.
+
+    Rows that the mask leaves out have gradient 0, so they decay and move by their momentum. rows_KD and momentum_KD (as the
+    rows, both contiguous) change; nothing is checked for being finite: who calls has looked at the loss, at the features'
+    gradient and at `Forward.shortest` (the gradient of row k is at most sum_b |weight_b| / (temperature |row_k|)).
+    The other arguments and errors as for `softmax_rows_gradient`.
+    """
+    features_BD = _in_rows_dtype(features_BD, rows_KD)
+    _check(
+        features_BD,
+        rows_KD,
+        targets_B,
+        temperature,
+        lse_B=lse_B,
+        weight_B=weight_B,
+        row_mask_K=row_mask_K,
+        offset_K=offset_K,
+        rows_need_grad_B=rows_need_grad_B,
+    )
+    _expect("momentum_KD", momentum_KD, rows_KD.shape, rows_KD.device, (rows_KD.dtype,))
+    for name, tensor in (("rows_KD", rows_KD), ("momentum_KD", momentum_KD)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}: it changes in place and has to be contiguous")
+    ops.softmax_rows_update_(
+        features_BD,
+        rows_KD,
+        momentum_KD,
+        targets_B,
+        lse_B,
+        weight_B,
+        temperature,
+        row_mask_K,
+        offset_K,
+        rows_need_grad_B,
+        eta,
+        momentum,
+        weight_decay,
+        nesterov,
+        _named(backend, rows_KD, products),
+        products,
+    )
+
+
+def softmax_backward(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    *,
+    temperature: float,
+    row_mask_K: Tensor | None = None,
+    offset_K: Tensor | None = None,
+    rows_need_grad_B: Tensor | None = None,
+    backend: str | None = None,
+    products: str = "float32",
+) -> tuple[Tensor, Tensor]:
+    """The backward half: gradients of sum_b weight_b (lse_b - positive_b), as far as the rows held here make them.
+
+    Returns (dfeatures_BD, drows_KD) in the rows' dtype: drows is complete, dfeatures is to be summed over ranks. The
+    positive's part comes from the rank that has the target. Four products, since it starts from nothing but the log-sum-exp;
+    with `softmax_forward_negatives` in the place of `softmax_forward` two of them are already done.
+    lse_B and weight_B as for `features_gradient`, the others as for `sampled_softmax`. Takes no part in autograd.
+    """
+    drows_KD = softmax_rows_gradient(
         features_BD,
         rows_KD,
         targets_B,
@@ -151,8 +364,23 @@ def softmax_backward(
         row_mask_K=row_mask_K,
         offset_K=offset_K,
         rows_need_grad_B=rows_need_grad_B,
+        backend=backend,
+        products=products,
     )
-    return gradients
+    forward = softmax_forward_negatives(
+        features_BD,
+        rows_KD,
+        targets_B,
+        temperature=temperature,
+        row_mask_K=row_mask_K,
+        offset_K=offset_K,
+        backend=backend,
+        products=products,
+    )
+    dfeatures_BD = features_gradient(
+        forward, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature=temperature, row_mask_K=row_mask_K
+    )
+    return dfeatures_BD, drows_KD
 
 
 def combine(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -164,48 +392,18 @@ def combine(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return shift_B + (sumexp_RB * torch.exp(max_RB - shift_B)).sum(0).log()
 
 
-class _SampledSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features_BD: Tensor,
-        rows_KD: Tensor,
-        targets_B: Tensor,
-        temperature: float,
-        row_mask_K: Tensor | None,
-        offset_K: Tensor | None,
-        rows_need_grad_B: Tensor | None,
-    ) -> Tensor:
-        if rows_need_grad_B is not None:
-            _expect("rows_need_grad_B", rows_need_grad_B, features_BD.shape[:1], rows_KD.device, (torch.bool,))
-        max_B, sumexp_B, positive_B = softmax_forward(
-            features_BD, rows_KD, targets_B, temperature=temperature, row_mask_K=row_mask_K, offset_K=offset_K
+def _named(name: str | None, rows_KD: Tensor, products: str) -> str:
+    """The implementation that was asked for, checked against what it can do."""
+    chosen = name or backend(rows_KD.device, dtype=rows_KD.dtype, features=rows_KD.shape[1]).name
+    if chosen not in ("aten", "cpu", "cuda") or chosen not in ("aten", rows_KD.device.type):
+        raise ValueError(f"backend is {chosen!r}, rows_KD on {rows_KD.device}: choose aten or {rows_KD.device.type}")
+    if products not in PRODUCTS or (products != "float32" and chosen != "cuda"):
+        raise ValueError(
+            f"products is {products!r}; {chosen} knows {'/'.join(PRODUCTS) if chosen == 'cuda' else 'float32'}"
         )
-        lse_B = combine([(max_B, sumexp_B)])
-        ctx.save_for_backward(features_BD, rows_KD, targets_B, lse_B, row_mask_K, offset_K, rows_need_grad_B)
-        ctx.temperature = temperature
-        return torch.where(targets_B == -1, 0.0, lse_B - positive_B).to(rows_KD.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dloss_B: Tensor) -> tuple[Tensor | None, ...]:
-        features_BD, rows_KD, targets_B, lse_B, row_mask_K, offset_K, rows_need_grad_B = ctx.saved_tensors
-        dfeatures_BD, drows_KD = softmax_backward(
-            features_BD,
-            rows_KD,
-            targets_B,
-            lse_B,
-            torch.where(targets_B == -1, 0.0, dloss_B),
-            temperature=ctx.temperature,
-            row_mask_K=row_mask_K,
-            offset_K=offset_K,
-            rows_need_grad_B=rows_need_grad_B,
-        )
-        return dfeatures_BD, drows_KD, None, None, None, None, None
+    return chosen
 
 
-# A further implementation is a module (or object) with the same forward and backward; `backend` decides by name.
-_IMPLEMENTATIONS: dict[str, Any] = {"aten": aten}
 _FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
 

@@ -1,27 +1,28 @@
-"""The two halves in blocked ATen calls, the same code on CPU and CUDA: one tile of B x T logits at a time.
+"""The op in blocked ATen calls, the same code on CPU and CUDA: one tile of B x T logits at a time.
 
 A tile is T rows. Forward, for each tile (u = unit rows, f = unit features, everything in powers of two):
 
     l_BT = f_BD u_TD^T log2(e) / temperature,    max <- max(old, l),    sum <- sum 2^(old - max) + sum_T 2^(l - max)
+    negatives_BD <- negatives 2^(old - max) + 2^(l - max) u_TD, without each sample's own row
 
-Backward computes the same tile again (to the bit: same call, same shapes), so no logit is ever stored:
+The gradient of rows computes the same tile again (to the bit: same call, same shapes), so no logit is ever stored:
 
-    p_BT = weight_B (2^(l - lse) - [k is the target]) / temperature,    df_BD += p u_TD,    du_TD = p^T f_BD
+    p_BT = weight_B (2^(l - lse) - [k is the target]) / temperature,    du_TD = p^T f_BD,    dw = (du - u (u . du)) / |w|
 
-which makes four matrix products where a softmax that keeps its logits has three. Then the gradients pass through the
-Jacobian of w -> w/|w|:  dw = (du - u (u . du)) / |w|.
+which makes four matrix products where a softmax that keeps its logits has three. The last step is the Jacobian of w -> w/|w|.
 
 Powers of two are no matter of taste: on x86 torch's exp is MKL's, which takes 10 to 35 times as long where the result
 underflows, as many do at temperature 0.01; exp2 takes a third of exp's usual time, everywhere.
 
-Sums over rows within a tile and sums for dz over tiles are in the rows' dtype; what is kept per sample (max, sumexp,
+Sums over rows within a tile and sums of negatives over tiles are in the rows' dtype; what is kept per sample (max, sumexp,
 positive) is float64, because 1 - p of a sample that is already well classified is a difference of nearly equal numbers.
 
 Left out: a low-precision copy of the rows for the products, and tiling over samples (a very large B makes thin tiles).
-Memory beyond the gradients: the tile of logits, two tiles of rows, three copies of the features, one vector of K.
+Memory beyond the result: the tile of logits, three tiles of rows, three copies of the features, one vector of K.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -45,16 +46,21 @@ def forward(
     features_BD: Tensor,
     rows_KD: Tensor,
     targets_B: Tensor,
-    *,
     temperature: float,
     row_mask_K: Tensor | None,
     offset_K: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(max_B, sumexp_B, positive_B), float64; see `softmax_forward`. Arguments are checked by the caller."""
+    with_negatives: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(max_B, sumexp_B, positive_B, negatives_BD, shortest); see `softmax_forward_negatives`. Arguments are checked.
+
+    Without negatives theirs is [0, D].
+    """
     tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
     max_B = features_BD.new_full((features_BD.shape[0],), -math.inf)
     sumexp_B = torch.zeros_like(max_B, dtype=torch.float64)
     positive_B = torch.zeros_like(max_B, dtype=torch.float64)
+    negatives_BD = torch.zeros_like(features_BD if with_negatives else features_BD[:0])
+    shortest = torch.full((), math.inf, dtype=torch.float64, device=rows_KD.device)
     for start in tiles.starts():
         logits_BT = tiles.logits(start)
         inside_B, column_B1 = _own_column(targets_B, start, logits_BT.shape[1])
@@ -63,53 +69,92 @@ def forward(
         # While every row so far is masked the maximum is -inf, and -inf - -inf would be NaN.
         shift_B = new_max_B.masked_fill(new_max_B == -math.inf, 0.0)
         logits_BT.sub_(shift_B[:, None]).exp2_()
-        sumexp_B = sumexp_B * torch.exp2(max_B - shift_B) + logits_BT.sum(1)
+        rescale_B = torch.exp2(max_B - shift_B)
+        sumexp_B = sumexp_B * rescale_B + logits_BT.sum(1)
+        if with_negatives:
+            own_B1 = logits_BT.gather(1, column_B1).masked_fill(inside_B[:, None], 0.0)
+            logits_BT.scatter_(1, column_B1, own_B1)
+            negatives_BD.mul_(rescale_B[:, None]).addmm_(logits_BT, tiles.unit_TD)
         max_B = new_max_B
-    return max_B.double() * _LN_2, sumexp_B, positive_B * _LN_2
+        shortest = torch.minimum(shortest, tiles.length_T1.min().double())
+    return max_B.double() * _LN_2, sumexp_B, positive_B * _LN_2, negatives_BD, shortest
 
 
-def backward(
+def rows_gradient(
     features_BD: Tensor,
     rows_KD: Tensor,
     targets_B: Tensor,
     lse_B: Tensor,
     weight_B: Tensor,
-    *,
     temperature: float,
     row_mask_K: Tensor | None,
     offset_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """(dfeatures_BD, drows_KD) in the rows' dtype; see `softmax_backward`. Arguments are checked by the caller."""
-    if features_BD.shape[0] == 0 or rows_KD.shape[0] == 0:
-        return torch.zeros_like(features_BD), torch.zeros_like(rows_KD)
+) -> Tensor:
+    """drows_KD in the rows' dtype; see `softmax_rows_gradient`. Arguments are checked by the caller."""
+    drows_KD = torch.empty_like(rows_KD, memory_format=torch.contiguous_format)
     tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
+    for start, drows_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B):
+        drows_KD[start : start + len(drows_TD)] = drows_TD
+    return drows_KD
 
+
+def rows_update_(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    momentum_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    temperature: float,
+    row_mask_K: Tensor | None,
+    offset_K: Tensor | None,
+    rows_need_grad_B: Tensor | None,
+    eta: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """One step of SGD, in place; see `softmax_rows_update_`. Arguments are checked by the caller."""
+    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
+    for start, gradient_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B):
+        w_TD = rows_KD[start : start + len(gradient_TD)]
+        u_TD = momentum_KD[start : start + len(gradient_TD)]
+        gradient_TD.add_(w_TD, alpha=weight_decay)
+        u_TD.mul_(momentum).add_(gradient_TD)
+        w_TD.add_(gradient_TD.add_(u_TD, alpha=momentum) if nesterov else u_TD, alpha=-eta)
+
+
+def _gradients(
+    tiles: "_Tiles",
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    temperature: float,
+    rows_need_grad_B: Tensor | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """(first row, the gradient of the rows of a tile [T, D], which the caller may overwrite), tile by tile."""
+    unit_BD = tiles.unit_features_BD
     # lse = high + low with `high` in the rows' dtype: 2^(l - high) is computed per logit, 2^-low goes into the weight.
     # An empty place must not count whatever its lse is: 2^(l - inf) = 0.
     lse_B = torch.where(weight_B == 0, math.inf, lse_B.double() * _LOG2_E)
-    high_B = lse_B.to(rows_KD.dtype)
+    high_B = lse_B.to(unit_BD.dtype)
     low_B = torch.where(weight_B == 0, 0.0, lse_B - high_B.double())
-    one_B = torch.exp2(low_B).to(rows_KD.dtype)
-    scale_B1 = (weight_B.double() * torch.exp2(-low_B) / temperature).to(rows_KD.dtype)[:, None]
-    rows_scale_B1 = scale_B1 if rows_need_grad_B is None else scale_B1 * rows_need_grad_B[:, None]
-
-    weighted_BD = tiles.unit_features_BD * rows_scale_B1
-    dunit_BD = torch.zeros_like(weighted_BD)
-    drows_KD = torch.empty_like(rows_KD, memory_format=torch.contiguous_format)
+    one_B = torch.exp2(low_B).to(unit_BD.dtype)
+    scale_B = (weight_B.double() * torch.exp2(-low_B) / temperature).to(unit_BD.dtype)
+    if rows_need_grad_B is not None:
+        scale_B = scale_B * rows_need_grad_B
+    weighted_BD = unit_BD * scale_B[:, None]
     for start in tiles.starts():
         p_BT = tiles.logits(start).sub_(high_B[:, None]).exp2_()
-        inside_B, column_B1 = _own_column(targets_B, start, p_BT.shape[1])
-        # Each sample has one column, so scatter writes every place once: deterministic on a GPU too.
-        own_p_B1 = p_BT.gather(1, column_B1) - (one_B * inside_B)[:, None]
-        p_BT.scatter_(1, column_B1, own_p_B1)
-        dunit_BD.addmm_(p_BT, tiles.unit_TD)
-        drows_TD = drows_KD[start : start + p_BT.shape[1]]
-        torch.mm(p_BT.T, weighted_BD, out=drows_TD)
-        _through_normalise_(drows_TD, tiles.unit_TD, tiles.length_T1, tiles.scratch_TD)
-    dunit_BD.mul_(scale_B1)
-    _through_normalise_(dunit_BD, tiles.unit_features_BD, tiles.features_length_B1, torch.empty_like(dunit_BD))
-    return dunit_BD, drows_KD
+        if len(targets_B):
+            inside_B, column_B1 = _own_column(targets_B, start, p_BT.shape[1])
+            # Each sample has one column, so scatter writes every place once: deterministic on a GPU too.
+            own_p_B1 = p_BT.gather(1, column_B1) - (one_B * inside_B)[:, None]
+            p_BT.scatter_(1, column_B1, own_p_B1)
+        gradient_TD = torch.mm(p_BT.T, weighted_BD, out=tiles.gradient_TD)
+        through_normalise_(gradient_TD, tiles.unit_TD, tiles.length_T1, tiles.scratch_TD)
+        yield start, gradient_TD
 
 
 class _Tiles:
@@ -125,7 +170,7 @@ class _Tiles:
     ) -> None:
         samples, features = features_BD.shape
         self.unit_features_BD = torch.empty_like(features_BD, memory_format=torch.contiguous_format)
-        self.features_length_B1 = _normalise(
+        self.features_length_B1 = normalise(
             features_BD, None, self.unit_features_BD, torch.empty_like(self.unit_features_BD)
         )
         self._rows_KD = rows_KD
@@ -142,6 +187,7 @@ class _Tiles:
         self._logits = rows_KD.new_empty(samples * self._tile)
         self._unit = rows_KD.new_empty(self._tile * features)
         self._scratch = rows_KD.new_empty(self._tile * features)
+        self._gradient = rows_KD.new_empty(self._tile * features)
 
     def starts(self) -> range:
         """The first row of each tile."""
@@ -153,7 +199,8 @@ class _Tiles:
         mask_T = None if self._row_mask_K is None else self._row_mask_K[start : start + self._tile]
         self.unit_TD = self._unit[: rows_TD.numel()].view(rows_TD.shape)
         self.scratch_TD = self._scratch[: rows_TD.numel()].view(rows_TD.shape)
-        self.length_T1 = _normalise(rows_TD, mask_T, self.unit_TD, self.scratch_TD)
+        self.gradient_TD = self._gradient[: rows_TD.numel()].view(rows_TD.shape)
+        self.length_T1 = normalise(rows_TD, mask_T, self.unit_TD, self.scratch_TD)
         shape = (self.unit_features_BD.shape[0], rows_TD.shape[0])
         logits_BT = self._logits[: shape[0] * shape[1]].view(shape)
         if self._added_K is None:
@@ -170,7 +217,7 @@ def _own_column(targets_B: Tensor, start: int, columns: int) -> tuple[Tensor, Te
     return inside_B, column_B.clamp(0, columns - 1)[:, None]
 
 
-def _normalise(w_TD: Tensor, mask_T: Tensor | None, unit_TD: Tensor, scratch_TD: Tensor) -> Tensor:
+def normalise(w_TD: Tensor, mask_T: Tensor | None, unit_TD: Tensor, scratch_TD: Tensor) -> Tensor:
     """Writes w/|w| into unit_TD and returns |w| [T, 1]; right for any finite w, however small or large.
 
     Squares of numbers under 1e-23 underflow in float32, so a row is first divided by a power of two near its largest
@@ -191,7 +238,7 @@ def _normalise(w_TD: Tensor, mask_T: Tensor | None, unit_TD: Tensor, scratch_TD:
     return length_T1 * power_T1
 
 
-def _through_normalise_(gradient_TD: Tensor, unit_TD: Tensor, length_T1: Tensor, scratch_TD: Tensor) -> None:
+def through_normalise_(gradient_TD: Tensor, unit_TD: Tensor, length_T1: Tensor, scratch_TD: Tensor) -> None:
     """In place: the gradient with respect to w/|w| becomes the one with respect to w."""
     radial_T1 = torch.mul(gradient_TD, unit_TD, out=scratch_TD).sum(1, keepdim=True)
     gradient_TD.addcmul_(unit_TD, radial_T1, value=-1).div_(length_T1)

@@ -11,8 +11,10 @@ from datasets.schedule import Schedule
 from engine.active_rows import ActiveRows, Start
 from engine.folding import Folding
 from engine.host_tier import HostTier
+from engine.implementations import implementations, names
 from engine.initial_rows import initial_rows
 from engine.learning_rate import learning_rate
+from engine.row_gradients import row_gradient
 from engine.snapshots import RowReader
 from engine.stages import Stages
 from engine.step import train_step
@@ -88,6 +90,7 @@ class Case:
     bfloat16: bool = False
     readers: int = 0
     read_ahead: int = 1
+    kernels: str = "auto"
 
     @property
     def schedule(self):
@@ -138,6 +141,14 @@ def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None
         full=everything_active,
         norm_floor=case.norm_floor,
         device=torch.device("cpu"),
+        kernels=names(
+            implementations(
+                torch.device("cpu"),
+                {np.float64: torch.float64, np.float32: torch.float32}[case.dtype],
+                case.dim,
+                case.kernels,
+            )
+        ),
     )
     if everything_active and not resumes:
         host.slide(range(-(-case.size // case.block)), step=0)
@@ -187,7 +198,7 @@ def engine_step(case, rows, trunk, step):
         temperature=case.temperature,
         micro_batches=case.micro_batches,
         rows_grad_V=list(case.rows_grad) or [True] * case.views,
-        rows_clip=0.0,
+        row_gradient=row_gradient(rows, micro_batches=case.micro_batches, clip=0.0),
         stages=Stages(),
     )
 

@@ -18,6 +18,8 @@ from kernels.sampled_softmax import aten, combine, sampled_softmax, softmax_back
 from kernels.sampled_softmax.reference import sampled_softmax_reference
 from tests.kernels.sampled_softmax_inputs import Inputs, draw, loss_and_gradients
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 def hard_inputs(kind: str, seed: int, dtype: torch.dtype) -> Inputs:
     sizes = {"one sample": (1, 333, 17), "odd sizes": (13, 1031, 33)}

@@ -1,0 +1,140 @@
+"""From the softmax's statistics to new rows, in one of two ways that give the same rows.
+
+    fused     the gradient of a row is spent on its step of SGD where it is complete, a tile of rows at a time: [K, D] numbers are
+              neither written nor read again. It needs the whole gradient at once, and rows may change only once the step is known
+              to be applied: so it waits for that, with the softmax's inputs in its hands
+    written   the gradient of all K rows is written, added up over micro-batches, its norm cut if asked, and then applied
+
+`row_gradient` chooses by what the run asks for, and says why. Both work for every backend of the ops.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.active_rows import ActiveRows
+from kernels.sampled_softmax import softmax_rows_gradient, softmax_rows_update_
+
+
+@dataclass
+class SoftmaxInputs:
+    """What the gradient of rows is made from; see kernels.sampled_softmax. shortest: the length of the shortest row."""
+
+    z_XD: torch.Tensor
+    targets_X: torch.Tensor
+    lse_X: torch.Tensor
+    weight_X: torch.Tensor
+    row_mask_K: torch.Tensor | None
+    rows_need_grad_X: torch.Tensor
+    shortest: torch.Tensor
+    temperature: float
+
+
+class RowGradient(Protocol):
+    """name: "fused" or "written"; why: what in the config makes it so."""
+
+    name: str
+    why: str
+
+    def add(self, inputs: SoftmaxInputs) -> bool:
+        """Take one micro-batch's part; False where it is not finite."""
+
+    def apply(self, eta: float) -> None:
+        """One step of SGD for all rows with what was added; then start anew."""
+
+    def discard(self) -> None:
+        """Forget what was added."""
+
+
+def row_gradient(rows: ActiveRows, *, micro_batches: int, clip: float) -> RowGradient:
+    """The way for a run with so many micro-batches a step, and gradients of all rows together of norm `clip` at most (0: any)."""
+    if micro_batches > 1:
+        return WrittenGradient(rows, clip, "it is added up over micro-batches")
+    if clip > 0:
+        return WrittenGradient(rows, clip, "its norm is cut")
+    return FusedUpdate(rows)
+
+
+class WrittenGradient:
+    name = "written"
+
+    def __init__(self, rows: ActiveRows, clip: float, why: str) -> None:
+        self.rows, self.clip, self.why = rows, clip, why
+        self._sum_KD: torch.Tensor | None = None
+
+    def add(self, inputs: SoftmaxInputs) -> bool:
+        part_KD = _gradient(self.rows, inputs)
+        self._sum_KD = part_KD if self._sum_KD is None else self._sum_KD.add_(part_KD)
+        return bool(torch.isfinite(self._sum_KD).all())
+
+    def apply(self, eta: float) -> None:
+        assert self._sum_KD is not None
+        self.rows.update(eta, _cut(self._sum_KD, self.clip))
+        self.discard()
+
+    def discard(self) -> None:
+        self._sum_KD = None
+
+
+class FusedUpdate:
+    name = "fused"
+    why = "one micro-batch a step, no clipping"
+
+    def __init__(self, rows: ActiveRows) -> None:
+        self.rows = rows
+        self._inputs: SoftmaxInputs | None = None
+
+    def add(self, inputs: SoftmaxInputs) -> bool:
+        assert self._inputs is None
+        self._inputs = inputs
+        # With a finite log-sum-exp p is at most 1, which bounds what a row can get; only a row of 1e-38 leaves a doubt.
+        largest = float(inputs.weight_X.abs().sum()) / inputs.temperature / float(inputs.shortest)
+        if largest < torch.finfo(self.rows.w_KD.dtype).max:
+            return True
+        return bool(torch.isfinite(_gradient(self.rows, inputs)).all())
+
+    def apply(self, eta: float) -> None:
+        assert self._inputs is not None
+        inputs, log = self._inputs, self.rows.log
+        softmax_rows_update_(
+            inputs.z_XD,
+            self.rows.w_KD,
+            self.rows.u_KD,
+            inputs.targets_X,
+            inputs.lse_X,
+            inputs.weight_X,
+            temperature=inputs.temperature,
+            eta=eta,
+            momentum=float(log.momentum),
+            weight_decay=float(log.weight_decay),
+            nesterov=log.nesterov,
+            row_mask_K=inputs.row_mask_K,
+            rows_need_grad_B=inputs.rows_need_grad_X,
+            backend=self.rows.kernels["sampled_softmax"],
+        )
+        self.discard()
+
+    def discard(self) -> None:
+        self._inputs = None
+
+
+def _gradient(rows: ActiveRows, inputs: SoftmaxInputs) -> torch.Tensor:
+    return softmax_rows_gradient(
+        inputs.z_XD,
+        rows.w_KD,
+        inputs.targets_X,
+        inputs.lse_X,
+        inputs.weight_X,
+        temperature=inputs.temperature,
+        row_mask_K=inputs.row_mask_K,
+        rows_need_grad_B=inputs.rows_need_grad_X,
+        backend=rows.kernels["sampled_softmax"],
+    )
+
+
+def _cut(drows_KD: torch.Tensor, largest: float) -> torch.Tensor:
+    """The gradient of all active rows, scaled to a norm of at most `largest`; 0: as it is."""
+    if not largest:
+        return drows_KD
+    return drows_KD * (largest / drows_KD.norm().clamp(min=largest))

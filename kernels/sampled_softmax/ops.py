@@ -1,0 +1,247 @@
+"""The op as torch sees it: schemas, shapes without values (fake), autograd, and the implementation that is asked for by name.
+
+    pic::softmax_forward          -> max_B, sumexp_B, positive_B, negatives_BD, shortest
+    pic::softmax_rows_gradient    -> drows_KD
+    pic::softmax_rows_update_     rows_KD and momentum_KD change
+    pic::sampled_softmax          -> loss_B, and lse_B and rest_BD for its backward; differentiable in features and rows
+
+Arguments are as checked by `kernels.sampled_softmax`, which explains them. An implementation is a module, or a namespace of
+torch.ops, with `forward`, `rows_gradient` and `rows_update_`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.compiled import load
+from kernels.sampled_softmax import aten
+from kernels.sampled_softmax.aten import normalise, through_normalise_
+
+
+def _implementation(name: str) -> Any:
+    if name == "aten":
+        return aten
+    load("sampled_softmax", name)
+    return getattr(torch.ops, f"pic_sampled_softmax_{name}")
+
+
+def _extra(backend: str, products: str) -> tuple[str, ...]:
+    """CUDA alone has a choice of products."""
+    return (products,) if backend == "cuda" else ()
+
+
+@torch.library.custom_op("pic::softmax_forward", mutates_args=())
+def softmax_forward(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    temperature: float,
+    row_mask_K: Tensor | None,
+    offset_K: Tensor | None,
+    with_negatives: bool,
+    backend: str,
+    products: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    max_B, sumexp_B, positive_B, negatives_BD, shortest = _implementation(backend).forward(
+        features_BD,
+        rows_KD,
+        targets_B,
+        temperature,
+        row_mask_K,
+        offset_K,
+        with_negatives,
+        *_extra(backend, products),
+    )
+    if rows_KD.device.type != "cpu":
+        out_of_range_B = (targets_B < -1) | (targets_B >= rows_KD.shape[0])
+        positive_B = positive_B.masked_fill(out_of_range_B, math.nan)
+    return max_B, sumexp_B, positive_B, negatives_BD.double(), shortest
+
+
+@softmax_forward.register_fake
+def _(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    temperature: float,
+    row_mask_K: Tensor | None,
+    offset_K: Tensor | None,
+    with_negatives: bool,
+    backend: str,
+    products: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    max_B, sumexp_B, positive_B = (targets_B.new_empty(targets_B.shape, dtype=torch.float64) for _ in range(3))
+    negatives_BD = max_B.new_empty(features_BD.shape[0] if with_negatives else 0, rows_KD.shape[1])
+    return max_B, sumexp_B, positive_B, negatives_BD, rows_KD.new_empty((), dtype=torch.float64)
+
+
+@torch.library.custom_op("pic::softmax_rows_gradient", mutates_args=())
+def softmax_rows_gradient(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    temperature: float,
+    row_mask_K: Tensor | None,
+    offset_K: Tensor | None,
+    rows_need_grad_B: Tensor | None,
+    backend: str,
+    products: str,
+) -> Tensor:
+    drows_KD: Tensor = _implementation(backend).rows_gradient(
+        features_BD,
+        rows_KD,
+        targets_B,
+        lse_B,
+        weight_B,
+        temperature,
+        row_mask_K,
+        offset_K,
+        rows_need_grad_B,
+        *_extra(backend, products),
+    )
+    return drows_KD
+
+
+@softmax_rows_gradient.register_fake
+def _(features_BD: Tensor, rows_KD: Tensor, *arguments: Any) -> Tensor:
+    return rows_KD.new_empty(rows_KD.shape)
+
+
+@torch.library.custom_op("pic::softmax_rows_update_", mutates_args=("rows_KD", "momentum_KD"))
+def softmax_rows_update_(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    momentum_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    temperature: float,
+    row_mask_K: Tensor | None,
+    offset_K: Tensor | None,
+    rows_need_grad_B: Tensor | None,
+    eta: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    backend: str,
+    products: str,
+) -> None:
+    _implementation(backend).rows_update_(
+        features_BD,
+        rows_KD,
+        momentum_KD,
+        targets_B,
+        lse_B,
+        weight_B,
+        temperature,
+        row_mask_K,
+        offset_K,
+        rows_need_grad_B,
+        eta,
+        momentum,
+        weight_decay,
+        nesterov,
+        *_extra(backend, products),
+    )
+
+
+@softmax_rows_update_.register_fake
+def _(*arguments: Any) -> None:
+    return None
+
+
+@torch.library.custom_op("pic::sampled_softmax", mutates_args=())
+def sampled_softmax(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    temperature: float,
+    row_mask_K: Tensor | None,
+    offset_K: Tensor | None,
+    rows_need_grad_B: Tensor | None,
+    backend: str,
+    products: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loss_B in the rows' dtype, lse_B, and rest_BD: the sum over all rows but the own of p row / |row|."""
+    max_B, sumexp_B, positive_B, negatives_BD, _ = softmax_forward(
+        features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, True, backend, products
+    )
+    lse_B = max_B.masked_fill(max_B == -math.inf, 0.0) + sumexp_B.log()
+    loss_B = torch.where(targets_B == -1, 0.0, lse_B - positive_B).to(rows_KD.dtype)
+    return loss_B, lse_B, negatives_BD * torch.exp(max_B - lse_B)[:, None]
+
+
+@sampled_softmax.register_fake
+def _(features_BD: Tensor, rows_KD: Tensor, targets_B: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    lse_B = targets_B.new_empty(targets_B.shape, dtype=torch.float64)
+    return rows_KD.new_empty(targets_B.shape), lse_B, lse_B.new_empty(features_BD.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, rows_need_grad_B, backend, products = inputs
+    ctx.save_for_backward(features_BD, rows_KD, targets_B, row_mask_K, offset_K, rows_need_grad_B, *output)
+    ctx.temperature, ctx.backend, ctx.products = temperature, backend, products
+
+
+@torch.no_grad()  # once: a gradient of the gradients would be wrong in silence otherwise
+def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    features_BD, rows_KD, targets_B, row_mask_K, offset_K, rows_need_grad_B, loss_B, lse_B, rest_BD = ctx.saved_tensors
+    weight_B = torch.where(targets_B == -1, 0.0, dloss_B)
+    dfeatures_BD = drows_KD = None
+    if ctx.needs_input_grad[0]:
+        own_B = torch.expm1(-loss_B.double())
+        dfeatures_BD = gradient_of_features(
+            features_BD, rows_KD, targets_B, rest_BD, own_B, weight_B.double() / ctx.temperature, row_mask_K
+        )
+    if ctx.needs_input_grad[1]:
+        drows_KD = softmax_rows_gradient(
+            features_BD,
+            rows_KD,
+            targets_B,
+            lse_B,
+            weight_B,
+            ctx.temperature,
+            row_mask_K,
+            offset_K,
+            rows_need_grad_B,
+            ctx.backend,
+            ctx.products,
+        )
+    return dfeatures_BD, drows_KD, None, None, None, None, None, None, None
+
+
+sampled_softmax.register_autograd(_backward, setup_context=_keep)
+
+
+def gradient_of_features(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    rest_BD: Tensor,
+    own_B: Tensor,
+    scale_B: Tensor,
+    row_mask_K: Tensor | None,
+) -> Tensor:
+    """scale (rest + own unit_row_target) through the Jacobian of f/|f|, in float64, returned in the features' dtype.
+
+    rest_BD, own_B, scale_B   float64: sum over the other rows of p u, p_own - 1, weight / temperature
+    """
+    if len(targets_B) == 0 or len(rows_KD) == 0:
+        return torch.zeros_like(features_BD)
+    here_B = (targets_B >= 0) & (targets_B < len(rows_KD))
+    own_row_B = targets_B.clamp(0, len(rows_KD) - 1)
+    takes_part_B = None if row_mask_K is None else row_mask_K[own_row_B]
+    own_BD = rows_KD[own_row_B].double()
+    unit_own_BD = torch.empty_like(own_BD)
+    normalise(own_BD, takes_part_B, unit_own_BD, torch.empty_like(own_BD))
+    dunit_BD = rest_BD + torch.where(here_B, own_B, 0.0)[:, None] * unit_own_BD
+    dunit_BD *= scale_B[:, None]
+    source_BD = features_BD.double()
+    unit_BD = torch.empty_like(source_BD, memory_format=torch.contiguous_format)
+    length_B1 = normalise(source_BD, None, unit_BD, torch.empty_like(unit_BD))
+    through_normalise_(dunit_BD, unit_BD, length_B1, torch.empty_like(unit_BD))
+    return dunit_BD.to(features_BD.dtype)

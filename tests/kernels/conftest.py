@@ -1,0 +1,24 @@
+"""Every test that asks for `implementation` runs once for each implementation of sampled_softmax that a CPU has."""
+
+import pytest
+import torch
+
+import kernels.sampled_softmax
+from kernels.compiled import Choice, NotCompiled, load
+
+
+@pytest.fixture(params=["aten", "cpu"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the implementation that runs where a test names none."""
+    name: str = request.param
+    if name != "aten":
+        try:
+            load("sampled_softmax", name)
+        except NotCompiled as error:
+            pytest.skip(str(error))
+
+    def chosen(device: torch.device, **_: object) -> Choice:
+        return Choice(name if device.type == "cpu" else "aten", "chosen by the test")
+
+    monkeypatch.setattr(kernels.sampled_softmax, "backend", chosen)
+    return name

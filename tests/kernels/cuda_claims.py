@@ -1,0 +1,453 @@
+"""What sampled_softmax's CUDA kernels claim, for whoever runs them: the emulation on a CPU, and a GPU.
+
+A subclass gives the fixtures `op` (forward, rows_gradient and rows_update_, as torch.ops.pic_sampled_softmax_cuda has
+them) and `device`. The yardstick is `slow`, the formulas in plain torch: in float64 it is exact; in float32, with
+operands and probabilities rounded to the products' type, it says what error is allowed, which is twice its own.
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+PRODUCTS = ["float32", "tf32", "bfloat16", "float16"]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def rounded(x: Tensor, products: str) -> Tensor:
+    """x to the nearest number of the products' type, in float32; float64 stays as it is."""
+    if x.dtype == torch.float64 or products == "float32":
+        return x
+    if products == "tf32":
+        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return x.to(DTYPES[products]).float()
+
+
+class Problem:
+    """Seeded inputs in float32. Rows have very different lengths, some samples share a target, some have none."""
+
+    def __init__(
+        self, samples: int, rows: int, features: int, seed: int = 0, kind: str = "plain", options: bool = False
+    ):
+        g = torch.Generator().manual_seed(seed)
+        self.features_BD = torch.randn(samples, features, generator=g)
+        self.rows_KD = torch.randn(rows, features, generator=g) * 0.01
+        self.targets_B = torch.randint(max(rows, 1), (samples,), generator=g) if rows else torch.full((samples,), -1)
+        if kind == "outliers":
+            self.features_BD[torch.rand(self.features_BD.shape, generator=g) < 0.01] *= 20
+            self.rows_KD[torch.rand(self.rows_KD.shape, generator=g) < 0.01] *= 20
+        if kind == "well classified":
+            noise_BD = torch.randn(self.features_BD.shape, generator=g)
+            self.rows_KD[self.targets_B] = self.features_BD * 0.01 + 0.002 * noise_BD
+        self.weight_B = torch.rand(samples, generator=g, dtype=torch.float64) + 0.5
+        self.row_mask_K: Tensor | None = None
+        self.offset_K: Tensor | None = None
+        self.need_B: Tensor | None = None
+        if options:
+            self.targets_B[1::5] = -1
+            self.row_mask_K = torch.rand(rows, generator=g) < 0.6
+            self.row_mask_K[self.targets_B[self.targets_B >= 0]] = True
+            self.offset_K = torch.randn(rows, generator=g, dtype=torch.float64)
+            self.need_B = torch.rand(samples, generator=g) < 0.5
+            self.weight_B[2::7] = 0
+        self.temperature = 0.1
+
+    def to(self, device: torch.device) -> "Problem":
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
+    def forward(self, op: Any, products: str, with_negatives: bool = True) -> tuple[Tensor, ...]:
+        return op.forward(
+            self.features_BD,
+            self.rows_KD,
+            self.targets_B,
+            self.temperature,
+            self.row_mask_K,
+            self.offset_K,
+            with_negatives,
+            products,
+        )
+
+    def rows_gradient(self, op: Any, products: str, lse_B: Tensor) -> Tensor:
+        return op.rows_gradient(
+            self.features_BD,
+            self.rows_KD,
+            self.targets_B,
+            lse_B,
+            self.weight_B,
+            self.temperature,
+            self.row_mask_K,
+            self.offset_K,
+            self.need_B,
+            products,
+        )
+
+    def rows_update_(self, op: Any, products: str, lse_B: Tensor, momentum_KD: Tensor, step: tuple[Any, ...]) -> None:
+        op.rows_update_(
+            self.features_BD,
+            self.rows_KD,
+            momentum_KD,
+            self.targets_B,
+            lse_B,
+            self.weight_B,
+            self.temperature,
+            self.row_mask_K,
+            self.offset_K,
+            self.need_B,
+            *step,
+            products,
+        )
+
+
+def lse(statistics: tuple[Tensor, ...]) -> Tensor:
+    return statistics[0] + statistics[1].log()
+
+
+def ours(op: Any, problem: Problem, products: str) -> dict[str, Tensor]:
+    statistics = problem.forward(op, products)
+    lse_B = lse(statistics)
+    return {
+        "lse": lse_B,
+        "max": statistics[0],
+        "positive": statistics[2],
+        "negatives": statistics[3].double() * (statistics[0] - lse_B).exp()[:, None],
+        "drows": problem.rows_gradient(op, products, lse_B),
+    }
+
+
+def slow(problem: Problem, products: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same quantities by the formulas, holding everything. Rows and features must not be zero or very short."""
+    unit_BD, unit_KD = normalize(problem.features_BD.to(dtype)), normalize(problem.rows_KD.to(dtype))
+    z_BD, u_KD = rounded(unit_BD, products), rounded(unit_KD, products)
+    l_BK = z_BD @ u_KD.T / problem.temperature
+    if problem.offset_K is not None:
+        l_BK = l_BK + problem.offset_K.to(dtype)
+    if problem.row_mask_K is not None:
+        l_BK = l_BK.masked_fill(~problem.row_mask_K, -math.inf)
+    has_B = problem.targets_B >= 0
+    own_BK = torch.zeros_like(l_BK)
+    own_BK[has_B, problem.targets_B[has_B]] = 1
+    max_B, lse_B = l_BK.amax(1), l_BK.logsumexp(1)
+    positive_B = torch.where(has_B, l_BK.gather(1, problem.targets_B.clamp(0)[:, None])[:, 0], 0)
+    e_BK = rounded((l_BK - max_B[:, None]).exp() * (1 - own_BK), products)
+    weight_B = problem.weight_B.to(dtype)
+    if problem.need_B is not None:
+        weight_B = weight_B * problem.need_B
+    p_BK = ((l_BK - lse_B[:, None]).exp() - own_BK) * weight_B[:, None] / problem.temperature
+    du_KD = rounded(p_BK, products).T @ z_BD
+    dw_KD = (du_KD - unit_KD * (unit_KD * du_KD).sum(1, keepdim=True)) / problem.rows_KD.to(dtype).norm(
+        dim=1, keepdim=True
+    )
+    if problem.row_mask_K is not None:
+        dw_KD = dw_KD * problem.row_mask_K[:, None]
+    return {
+        "lse": lse_B,
+        "max": max_B,
+        "positive": positive_B,
+        "negatives": (e_BK @ u_KD) * (max_B - lse_B).exp()[:, None],
+        "drows": dw_KD,
+    }
+
+
+def errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    measured = {}
+    for name, value in got.items():
+        difference = value.double() - exact[name]
+        if value.ndim == 1:
+            measured[name] = float(difference.abs().max())
+        else:
+            length = exact[name].norm(dim=1)
+            measured[name] = float(difference.norm() / length.norm().clamp_min(1e-30))
+            # Rows that nothing reaches have to get zero, which the claims of their own say.
+            reached = length > 1e-6 * length.max()
+            worst = (difference.norm(dim=1) / length)[reached]
+            measured[f"worst row of {name}"] = float(worst.max()) if len(worst) else 0.0
+    return measured
+
+
+def excess(op: Any, problems: list[Problem], products: str, floor: float = 0.0) -> dict[str, tuple[float, float]]:
+    """The quantities whose worst error is more than twice that of the slow line: (error, slow line's error)."""
+    got: dict[str, float] = {}
+    allowed: dict[str, float] = {}
+    for problem in problems:
+        exact = slow(problem, products, torch.float64)
+        for worst, quantities in (
+            (got, ours(op, problem, products)),
+            (allowed, slow(problem, products, torch.float32)),
+        ):
+            for name, error in errors(quantities, exact).items():
+                so_far = worst.get(name, 0.0)
+                worst[name] = so_far if error <= so_far else error  # max() could lose a NaN
+    return {name: (error, allowed[name]) for name, error in got.items() if not error <= 2 * allowed[name] + floor}
+
+
+def same(one: Any, other: Any) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+class CudaClaims:
+    """Claims about `op`; see the module."""
+
+    samples, rows = 131, 700  # two tiles of samples and two stretches of rows, with a last tile that is not full
+
+    def make(self, device: torch.device, *sizes: int, **keywords: Any) -> Problem:
+        return Problem(*(sizes or (self.samples, self.rows, 64)), **keywords).to(device)
+
+    @pytest.mark.parametrize("kind", ["plain", "outliers", "well classified"])
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_error_is_at_most_twice_that_of_the_slow_line_in_the_same_type(self, op, device, products, kind):
+        problems = [self.make(device, seed=seed, kind=kind, options=seed > 0) for seed in range(2)]
+        assert not (found := excess(op, problems, products)), found
+
+    @pytest.mark.parametrize("features", [128, 256])
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_so_it_is_with_wider_features(self, op, device, products, features):
+        problems = [self.make(device, 17, 150, features, seed=seed, options=seed > 0) for seed in range(2)]
+        assert not (found := excess(op, problems, products)), found
+
+    @pytest.mark.parametrize("products", ["float32", "bfloat16"])
+    def test_so_it_is_with_sizes_that_fill_no_tile_or_exactly_one(self, op, device, products):
+        floor = {"float32": 1e-6, "bfloat16": 1e-3}[products]  # so few numbers can all be lucky in the slow line
+        for sizes in ((1, 2), (1, 65), (3, 64), (64, 63), (129, 5), (128, 128)):
+            problems = [self.make(device, *sizes, 64, seed=seed) for seed in range(3)]
+            assert not (found := excess(op, problems, products, floor)), (sizes, found)
+
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_a_maximum_that_keeps_growing_or_starts_behind_masked_rows_loses_nothing(self, op, device, products):
+        problems = [self.make(device, seed=seed) for seed in range(2)]
+        for problem in problems:
+            rising_K = torch.linspace(0, 150, self.rows, dtype=torch.float64, device=device)
+            problem.offset_K = rising_K - rising_K.max()
+            problem.row_mask_K = torch.arange(self.rows, device=device) >= 130
+            problem.targets_B = torch.full_like(problem.targets_B, -1)
+        assert not (found := excess(op, problems, products)), found
+
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_where_only_its_own_row_takes_part_loss_and_gradient_are_exactly_zero(self, op, device, products):
+        for rows, alone in ((1, 0), (self.rows, 321)):
+            problem = self.make(device, 7, rows, 64)
+            problem.targets_B[:] = alone
+            if rows > 1:
+                problem.row_mask_K = torch.arange(rows, device=device) == alone
+            statistics = problem.forward(op, products)
+            same(statistics[1], torch.ones_like(statistics[1]))
+            same(statistics[0], statistics[2])
+            assert not statistics[3].any()
+            assert not problem.rows_gradient(op, products, lse(statistics)).any()
+
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_backward_computes_the_logits_of_forward_to_the_bit(self, op, device, products):
+        # With lse = the target's own logit and no other row, p - 1 is zero if and only if the two logits are the same.
+        problem = self.make(device)
+        for row in (0, 77, 699):
+            problem.row_mask_K = None
+            problem.targets_B[:] = row
+            positive_B = problem.forward(op, products)[2]
+            problem.row_mask_K = torch.arange(self.rows, device=device) == row
+            assert not problem.rows_gradient(op, products, positive_B).any()
+            assert problem.rows_gradient(op, products, positive_B * (1 + 2**-23) + 1e-6).any()
+
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_the_same_inputs_give_the_same_bits(self, op, device, products):
+        problem = self.make(device, options=True)
+        first = problem.forward(op, products)
+        drows_KD = problem.rows_gradient(op, products, lse(first))
+        for _ in range(self.repeats):
+            same(self.again(op, lambda: problem.forward(op, products)), first)
+            same(self.again(op, lambda: problem.rows_gradient(op, products, lse(first))), drows_KD)
+
+    repeats = 20
+
+    def again(self, op: Any, call: Any) -> Any:
+        return call()
+
+    @pytest.mark.parametrize("nesterov", [False, True])
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_the_update_is_the_gradient_and_then_the_step(self, op, device, products, nesterov):
+        problem = self.make(device, options=True)
+        problem.rows_KD[5] = 0
+        lse_B = lse(problem.forward(op, products))
+        momentum_KD = torch.randn_like(problem.rows_KD)
+        drows_KD, step = problem.rows_gradient(op, products, lse_B), (0.3, 0.9, 1e-2, nesterov)
+        rows_KD, expected_KD = self.stepped(op, drows_KD, problem.rows_KD, momentum_KD, step)
+        before_KD = problem.rows_KD.clone()
+        problem.rows_update_(op, products, lse_B, momentum_KD, step)
+        self.expect_stepped(problem.rows_KD, rows_KD)
+        self.expect_stepped(momentum_KD, expected_KD)
+        assert problem.row_mask_K is not None
+        assert (problem.rows_KD != before_KD).any(1)[~problem.row_mask_K].all()  # masked rows decay and coast
+
+    def stepped(
+        self, op: Any, gradient_KD: Tensor, rows_KD: Tensor, momentum_KD: Tensor, step: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        eta, momentum, weight_decay, nesterov = step
+        gradient_KD = gradient_KD + weight_decay * rows_KD
+        momentum_KD = momentum * momentum_KD + gradient_KD
+        return rows_KD - eta * (gradient_KD + momentum * momentum_KD if nesterov else momentum_KD), momentum_KD
+
+    def expect_stepped(self, got: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)  # fused multiply-adds round once less
+
+    def test_statistics_do_not_depend_on_whether_negatives_are_wanted(self, op, device):
+        problem = self.make(device, options=True)
+        wanted, unwanted = problem.forward(op, "bfloat16"), problem.forward(op, "bfloat16", with_negatives=False)
+        assert unwanted[3].shape == (0, 64)
+        same((*unwanted[:3], unwanted[4]), (*wanted[:3], wanted[4]))
+
+    @pytest.mark.parametrize("products", ["float32", "float16"])
+    def test_what_a_masked_row_holds_does_not_matter(self, op, device, products):
+        problem = self.make(device, options=True)
+        first = problem.forward(op, products)
+        drows_KD = problem.rows_gradient(op, products, lse(first))
+        assert problem.row_mask_K is not None
+        assert not drows_KD[~problem.row_mask_K].any()
+        problem.rows_KD[~problem.row_mask_K] = math.nan
+        same(problem.forward(op, products), first)
+        same(problem.rows_gradient(op, products, lse(first)), drows_KD)
+
+    @pytest.mark.parametrize("products", ["float32", "float16"])
+    def test_barred_samples_and_those_of_weight_zero_send_rows_nothing(self, op, device, products):
+        problem = self.make(device, 20, 100, 64)
+        lse_B = lse(problem.forward(op, products))
+        silent_B = torch.arange(20, device=device) % 3 == 0
+        problem.need_B = ~silent_B
+        expected_KD = problem.rows_gradient(op, products, lse_B)
+        problem.need_B = None
+        problem.weight_B[silent_B] = 0
+        same(problem.rows_gradient(op, products, lse_B), expected_KD)
+        problem.features_BD[silent_B] = math.nan
+        for anything in (math.nan, math.inf, -math.inf):
+            same(problem.rows_gradient(op, products, lse_B.masked_fill(silent_B, anything)), expected_KD)
+        problem.weight_B[:] = 0
+        assert not problem.rows_gradient(op, products, lse_B).any()
+
+    def test_targets_that_are_none_or_outside(self, op, device):
+        problem = self.make(device, 6, 100, 64)
+        problem.targets_B = torch.tensor([-1, 0, 99, 100, -2, 2**40], device=device)
+        max_B, sumexp_B, positive_B, negatives_BD, _ = problem.forward(op, "float32")
+        assert positive_B.isnan().tolist() == [False, False, False, True, True, True]
+        assert positive_B[0] == 0
+        assert all(bool(x.isfinite().all()) for x in (max_B, sumexp_B, negatives_BD))
+        drows_KD = problem.rows_gradient(op, "float32", max_B + sumexp_B.log())
+        assert drows_KD.isfinite().all()
+
+    def test_rows_of_zeros_have_cosine_zero_and_no_gradient_and_do_not_count_as_short(self, op, device):
+        problem = self.make(device, 4, 10, 64)
+        problem.rows_KD[3], problem.features_BD[2] = 0, 0
+        problem.targets_B = torch.tensor([3, 1, 2, 0], device=device)
+        statistics = problem.forward(op, "float32")
+        drows_KD = problem.rows_gradient(op, "float32", lse(statistics))
+        assert statistics[2][0] == 0
+        assert lse(statistics)[2] == pytest.approx(math.log(10))
+        assert not drows_KD[3].any()
+        assert drows_KD.isfinite().all()
+        length_K = problem.rows_KD.double().norm(dim=1)
+        assert float(statistics[4]) == pytest.approx(float(length_K[length_K > 0].min()), rel=1e-6)
+
+    def test_the_shortest_row_is_among_those_that_take_part(self, op, device):
+        problem = self.make(device, options=True)
+        assert problem.row_mask_K is not None
+        problem.rows_KD[~problem.row_mask_K] *= 1e-9
+        expected = problem.rows_KD[problem.row_mask_K].double().norm(dim=1).min()
+        assert float(problem.forward(op, "bfloat16")[4]) == pytest.approx(float(expected), rel=1e-6)
+
+    @pytest.mark.parametrize("products", PRODUCTS)
+    def test_the_length_of_rows_and_features_does_not_matter_to_the_bit(self, op, device, products):
+        problem = self.make(device, 9, 100, 64)
+        first = problem.forward(op, products)
+        drows_KD = problem.rows_gradient(op, products, lse(first))
+        features_BD, rows_KD = problem.features_BD, problem.rows_KD
+        # Squares of the first underflow in float32, those of the second overflow.
+        for scale in (2.0**-95, 2.0**95):
+            problem.features_BD, problem.rows_KD = features_BD / scale, rows_KD * scale
+            got = problem.forward(op, products)
+            same(got[:4], first[:4])
+            assert float(got[4]) == float(first[4]) * scale
+            same(problem.rows_gradient(op, products, lse(got)), drows_KD / scale)
+
+    def test_the_shortest_and_longest_rows_that_float32_holds(self, op, device):
+        problem = self.make(device, 9, 100, 64)
+        problem.weight_B /= 512
+        rows_KD = normalize(problem.rows_KD)
+        problem.rows_KD = rows_KD
+        expected = problem.forward(op, "float32")
+        problem.rows_KD = rows_KD * 1e-37
+        got = problem.forward(op, "float32")
+        torch.testing.assert_close(lse(got), lse(expected), rtol=1e-5, atol=1e-5)
+        drows_KD = problem.rows_gradient(op, "float32", lse(got))
+        assert drows_KD.isfinite().all()
+        assert drows_KD.any()
+        problem.rows_KD = rows_KD / rows_KD.abs().amax(1, keepdim=True) * torch.finfo(torch.float32).max
+        got = problem.forward(op, "float32")
+        torch.testing.assert_close(lse(got), lse(expected), rtol=1e-5, atol=1e-5)
+        assert problem.rows_gradient(op, "float32", lse(got)).isfinite().all()
+        # 1/|w| is past float32's range here, the gradient is not.
+        problem.rows_KD = rows_KD * 2.0**-130
+        problem.weight_B *= 1e-6
+        drows_KD = problem.rows_gradient(op, "float32", lse(problem.forward(op, "float32")))
+        assert drows_KD.isfinite().all()
+        assert drows_KD.any()
+        problem.rows_KD = rows_KD * 1e-43
+        got = problem.forward(op, "float32")
+        assert not any(bool(x.isnan().any()) for x in (*got, problem.rows_gradient(op, "float32", lse(got))))
+
+    def test_the_digits_of_the_log_sum_exp_that_float32_has_no_room_for_count(self, op, device):
+        # Offsets of 60 make all logits large: float32's steps there are 4e-6 and more, those of lse_B below are smaller.
+        problem = self.make(device, 40, 100, 64)
+        problem.offset_K = torch.full((100,), 60.0, dtype=torch.float64, device=device)
+        lse_B = lse(problem.forward(op, "float32"))
+
+        def length(more: float) -> float:
+            return float(problem.rows_gradient(op, "float32", lse_B + more).double().norm())
+
+        problem.targets_B = torch.full_like(problem.targets_B, -1)
+        for more in (2e-7, 2e-6, 4e-6):
+            assert length(more) / length(0.0) == pytest.approx(math.exp(-more), abs=1e-7)
+        # Alone with its own row, and p nearly 0, a sample sends the same whatever the digits are.
+        problem.targets_B[:] = 7
+        problem.row_mask_K = torch.arange(100, device=device) == 7
+        lse_B += 30
+        for more in (2e-7, 2e-6, 4e-6):
+            assert length(more) == pytest.approx(length(0.0), rel=1e-7)
+
+    def test_small_weights_are_not_lost_in_float16(self, op, device):
+        problem = self.make(device, 40, 100, 64)
+        lse_B = lse(problem.forward(op, "float16"))
+        drows_KD = problem.rows_gradient(op, "float16", lse_B)
+        problem.weight_B *= 2.0**-40
+        same(problem.rows_gradient(op, "float16", lse_B), drows_KD * 2.0**-40)
+
+    def test_no_samples_or_no_rows(self, op, device):
+        problem = self.make(device, 0, 10, 64)
+        statistics = problem.forward(op, "bfloat16")
+        assert [len(x) for x in statistics[:4]] == [0, 0, 0, 0]
+        assert float(statistics[4]) == pytest.approx(float(problem.rows_KD.double().norm(dim=1).min()), rel=1e-6)
+        assert not problem.rows_gradient(op, "bfloat16", statistics[0]).any()
+        rows_KD, momentum_KD = problem.rows_KD.clone(), torch.zeros_like(problem.rows_KD)
+        problem.rows_update_(op, "bfloat16", statistics[0], momentum_KD, (0.5, 0.9, 0.5, False))
+        torch.testing.assert_close(problem.rows_KD, rows_KD * 0.75)
+
+        problem = self.make(device, 3, 0, 64)
+        problem.targets_B = torch.tensor([-1, 0, -1], device=device)
+        max_B, sumexp_B, positive_B, negatives_BD, shortest = problem.forward(op, "bfloat16")
+        assert max_B.tolist() == [-math.inf] * 3
+        assert not sumexp_B.any()
+        assert positive_B.isnan().tolist() == [False, True, False]
+        assert not negatives_BD.any()
+        assert float(shortest) == math.inf
+        assert problem.rows_gradient(op, "bfloat16", max_B).shape == (0, 64)
+
+    def test_where_every_row_is_masked_nothing_takes_part(self, op, device):
+        problem = self.make(device, 3, 70, 64)
+        problem.row_mask_K = torch.zeros(70, dtype=torch.bool, device=device)
+        max_B, sumexp_B, _, negatives_BD, shortest = problem.forward(op, "float32")
+        assert max_B.tolist() == [-math.inf] * 3
+        assert not sumexp_B.any()
+        assert not negatives_BD.any()
+        assert float(shortest) == math.inf
+        assert not problem.rows_gradient(op, "float32", torch.zeros_like(max_B)).any()
