@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 CODE := launch.py configs datasets engine kernels tests
 
-.PHONY: install demo test check bench coverage clean
+.PHONY: install demo test check bench gpu kernels coverage clean
 
 install: $(VENV)/installed
 
@@ -29,14 +29,26 @@ check: install
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy launch.py configs datasets engine kernels
 	$(BIN)/python -m pytest -q tests/test_rooms.py
+	$(BIN)/python -m kernels.compiled --check-cuda
 
 # Two other stores come along for comparison; nothing else needs them.
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt ".[bench]"
 	$(BIN)/python -m kernels.sampled_softmax.bench
+	$(BIN)/python -m kernels.row_update.bench
+	$(BIN)/python -m kernels.catch_up.bench
+	$(BIN)/python -m tests.bench_step
 	$(BIN)/python -m tests.bench_store
 	$(BIN)/python -m tests.bench_disk
 	$(BIN)/python -m tests.bench_scale
 
+# On a machine with a GPU, where torch, pytest, nvcc and ninja are enough: PYTHON=python3 make gpu
+gpu:
+	$(PYTHON) -m kernels.gpu
+
+# For images without a compiler: kernels/built holds libraries for any CPU with AVX2, and for GPUs where nvcc is.
+kernels: install
+	$(BIN)/python -m kernels.compiled
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build kernels/built *.egg-info

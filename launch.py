@@ -104,6 +104,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     from engine.learning_rate import learning_rate
     from engine.network import check_sides
     from engine.output import is_finished, prepare_output, require_writable, write_json
+    from engine.row_gradients import why_written
 
     output = Path(config.output)
     require_writable(output)
@@ -138,6 +139,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
         views_bytes=sum(4 * source.channels * side * side for side in sides) * schedule.batch,
         batches_ready=1 + 2 * config.data.workers,
         keep=config.checkpoint.keep,
+        gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
     )
     print_said(config, source, schedule, active, total)
     if options.dry_run:

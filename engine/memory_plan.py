@@ -1,6 +1,6 @@
 """What a run will hold, by tier and item, before it holds it; printed by --dry-run and compared with what was measured.
 
-    device   K rows: weight, momentum, gradient (4D bytes each); the trunk's weights, gradients and momentum
+    device   K rows: weight, momentum, and where it is written their gradient (4D bytes each); the trunk's weights, gradients and momentum
     host     the pool of blocks: window, blocks ahead, blocks behind that still have active rows or wait to be folded; blocks that
              wait to be written; the copy that a checkpoint is written from; what the loader has ready
     disk     every row that was visited, in as many versions as checkpoints differ in, and the checkpoints' own files
@@ -44,6 +44,7 @@ def plan(
     views_bytes: int,
     batches_ready: int,
     keep: int,
+    gradient_written: bool,
 ) -> dict[str, dict[str, int]]:
     """Bytes by tier and item.
 
@@ -52,6 +53,7 @@ def plan(
     stored_row_bytes   of a row on the disk                    changed_rows      visited between two checkpoints, at most
     trunk_weights   numbers in the trunk    views_bytes        one batch of augmented images
     batches_ready   that workers hold       keep               checkpoints on disk
+    gradient_written   of the rows: not spent where it is made (engine/row_gradients.py)
     """
     row_bytes = 2 * dim * _FLOAT_BYTES + _INDEX_BYTES
     active_bytes = active * (2 * dim * _FLOAT_BYTES + 2 * _INDEX_BYTES)
@@ -70,7 +72,7 @@ def plan(
         "device": {
             "active rows": active * dim * _FLOAT_BYTES,
             "momentum of active rows": active * dim * _FLOAT_BYTES,
-            "gradient of active rows": active * dim * _FLOAT_BYTES,
+            **({"gradient of active rows": active * dim * _FLOAT_BYTES} if gradient_written else {}),
             "trunk (weights, gradients, momentum)": 3 * trunk_weights * _FLOAT_BYTES,
         },
         "host": host,

@@ -49,11 +49,15 @@ class RowGradient(Protocol):
 
 def row_gradient(rows: ActiveRows, *, micro_batches: int, clip: float) -> RowGradient:
     """The way for a run with so many micro-batches a step, and gradients of all rows together of norm `clip` at most (0: any)."""
+    reason = why_written(micro_batches, clip)
+    return WrittenGradient(rows, clip, reason) if reason else FusedUpdate(rows)
+
+
+def why_written(micro_batches: int, clip: float) -> str | None:
+    """What keeps the gradient from being spent where it is made; None where nothing does."""
     if micro_batches > 1:
-        return WrittenGradient(rows, clip, "it is added up over micro-batches")
-    if clip > 0:
-        return WrittenGradient(rows, clip, "its norm is cut")
-    return FusedUpdate(rows)
+        return "it is added up over micro-batches"
+    return "its norm is cut" if clip > 0 else None
 
 
 class WrittenGradient:

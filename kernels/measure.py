@@ -4,8 +4,12 @@ A machine is never quiet for long. So every method runs once, then all again: a 
 run may be compared. Peak memory counts what comes on top of the inputs: on CUDA the allocator's peak; on a CPU the growth of the
 resident set (VmHWM after clearing it, Linux only), in a fresh process that ran a small problem before, so that libraries' own
 buffers are not counted but their scratch for this size is.
+
+The ops that do little but move memory (row_update, catch_up) also share their flags, their methods and their table, whose measure
+is a copy.
 """
 
+import argparse
 import os
 import re
 import statistics
@@ -17,7 +21,10 @@ from pathlib import Path
 
 import torch
 
+from kernels.compiled import choose
+
 Run = Callable[[], object]
+COPY = "copy"
 
 
 def wait(device: torch.device) -> None:
@@ -66,12 +73,12 @@ def peak_of(run: Run, small: Run, device: torch.device) -> int:
 
 
 def peak_in_fresh_process(module: str, words: list[str], threads: int) -> int:
-    """What `python -m module words...` prints: its own measurement of one method's peak, in bytes."""
+    """What `python -m module words...` prints last: its own measurement of one method's peak, in bytes."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", module, *words]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
-    return int(finished.stdout)
+    return int(finished.stdout.splitlines()[-1])  # before it a bench may have said what cannot run here
 
 
 def machine(device: torch.device, threads: int) -> str:
@@ -81,6 +88,40 @@ def machine(device: torch.device, threads: int) -> str:
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     capability = torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__}, {names[0] if names else 'CPU'} ({capability}), {threads} threads"
+
+
+def methods(op: str, device: torch.device) -> list[str]:
+    """What can run here: the plain line, ATen, and the compiled implementation where there is one."""
+    chosen = choose(op, device).name
+    return ["plain", "aten", *([chosen] if chosen != "aten" else [])]
+
+
+def parser_beside_copy(description: str) -> argparse.ArgumentParser:
+    """The flags of a bench whose table is `table_beside_copy`, without those for its sizes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--features", type=int, default=128, help="D")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch on the CPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="a small size, twice, without memory: does it run?")
+    parser.add_argument("--peak-of", help="print one method's peak bytes and nothing else")
+    return parser
+
+
+def table_beside_copy(what: str, seconds: dict[str, list[float]], moved_bytes: int, peaks: dict[str, int]) -> str:
+    """The Markdown table of one size. The fastest repeat of the run called COPY is the measure of all."""
+    lines = [
+        what,
+        "",
+        "| method | ms, median | min | max | GB/s | share of copy | peak beyond arrays, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, all_seconds in seconds.items():
+        peak = f"{peaks[name] / 2**20:.1f}" if name in peaks else "-"
+        cells = [*milliseconds(all_seconds), f"{moved_bytes / statistics.median(all_seconds) / 1e9:.1f}"]
+        cells += [f"{min(seconds[COPY]) / min(all_seconds):.0%}", peak]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _status_bytes(field: str) -> int:

@@ -20,9 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models.vgg import VGG, make_layers
 
+import kernels.catch_up
+import kernels.compiled
+import kernels.row_update
 from engine import pretrain
 from engine.files import DiskFiles
 from engine.store import Damaged
+from kernels.compiled import NotCompiled, choose
+from kernels.sampled_softmax import ops as softmax_ops
 from tests.conftest import REPOSITORY, TINY
 
 TOTAL = 6 * 1472 // 64  # 1437 digits fill 23 stripes of 64
@@ -53,7 +58,12 @@ def test_a_run_leaves_what_the_contract_promises(finished):
     ):
         assert summary[key] > 0, key
     assert summary["trunk_seconds"] < summary["step_seconds"]
-    assert summary["backends"] == {"sampled_softmax": "aten"}
+    compiled = choose("sampled_softmax", torch.device("cpu")).name
+    assert summary["backends"] == {
+        "sampled_softmax": compiled,
+        "row_update": f"{compiled} (fused)",
+        "catch_up": choose("catch_up", torch.device("cpu")).name,
+    }
     assert len(summary["digest"]) == 64
     line = finished.lines()[-1]
     assert line["step"] == TOTAL
@@ -61,6 +71,66 @@ def test_a_run_leaves_what_the_contract_promises(finished):
     assert line["bytes"]["disk"] <= sum(plan["disk"].values()) * 1.1
     assert 0 < line["bytes"]["host"] <= sum(plan["host"].values())
     assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends"}
+
+
+@pytest.mark.parametrize("wanted", ["compiled", "aten"])
+@pytest.mark.parametrize("words", [(), ("schedule.micro_batches=2",)], ids=["fused", "written"])
+def test_the_backend_that_summary_names_for_an_op_is_the_one_that_ran_it(run, monkeypatch, capfd, wanted, words):
+    ran = {op: set() for op in ("sampled_softmax", "row_update", "catch_up")}
+    implementation = softmax_ops._implementation
+
+    def noted(name):
+        ran["sampled_softmax"].add(name)
+        return implementation(name)
+
+    monkeypatch.setattr(softmax_ops, "_implementation", noted)
+    for module, op in ((kernels.row_update, "row_update"), (kernels.catch_up, "catch_up")):
+        monkeypatch.setattr(module, "_IMPLEMENTATIONS", Noting(module._IMPLEMENTATIONS, ran[op]))
+    assert run(f"classifier.kernels={wanted}", "steps=50", *words) == 0
+    named = run.summary()["backends"]
+    name = "cpu" if wanted == "compiled" else "aten"
+    assert ran["sampled_softmax"] == {name} == {named["sampled_softmax"]}
+    assert ran["catch_up"] == {name} == {named["catch_up"]}
+    assert ran["row_update"] == (set() if not words else {name})
+    assert named["row_update"] == (f"{name} (fused)" if not words else name)
+    said = capfd.readouterr().out
+    assert f"sampled_softmax runs on {name} (" in said
+    assert f"the gradient of rows is {'written: it is added up over micro-batches' if words else 'fused: '}" in said
+    assert run.lines()[-1]["backends"] == named
+
+
+class Noting(dict):
+    """Implementations by name, and the names that were asked for."""
+
+    def __init__(self, implementations, asked):
+        super().__init__(implementations)
+        self.asked = asked
+
+    def __getitem__(self, name):
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+
+def test_a_run_may_go_on_with_other_kernels_and_says_so(run, capsys):
+    assert run("classifier.kernels=aten", "steps=3") == 0
+    assert run("classifier.kernels=compiled", "steps=6") == 0
+    assert "sampled_softmax ran on aten so far" in capsys.readouterr().out
+    assert run.summary()["steps"] == 6
+
+
+def test_kernels_that_cannot_be_compiled_stop_the_run_if_they_were_asked_for(run, monkeypatch, capsys):
+    def refuse(op, device):
+        raise NotCompiled("there is no C++ compiler")
+
+    monkeypatch.setattr(kernels.compiled, "load", refuse)
+    assert run("classifier.kernels=compiled", "steps=3") == 2
+    assert "compiled kernels were asked for: there is no C++ compiler" in capsys.readouterr().err
+    assert run("steps=3", flags=("--fresh",)) == 0
+    assert run.summary()["backends"] == {
+        "sampled_softmax": "aten",
+        "row_update": "aten (fused)",
+        "catch_up": "aten",
+    }
 
 
 def test_knn_at_the_end_stands_beside_raw_pixels_and_chance(finished):

@@ -6,10 +6,10 @@ Every repeat of every method takes other rows of the pool and other slots, so th
 was there before. GB/s counts 2 M rows read and 2 M written. The copy moves as many bytes, one after another, from the cache if
 they fit: a row far away costs more than its bytes. On CUDA the pool is pinned; "plain" computes on the host and then copies.
 
-The rest as in kernels/row_update/bench.py.
+Measured as kernels/measure.py says; the table has the median, the fastest and the slowest repeat. The last but one column is the
+share of the copy's bandwidth (fastest against fastest). Peak memory is what comes on top of the rows and the pool.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
 
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from kernels.catch_up import catch_up_
 from kernels.catch_up.reference import catch_up_reference_
-from kernels.row_update.bench import (
+from kernels.measure import (
     COPY,
     Run,
-    arguments_of,
     copy_run,
+    machine,
     methods,
+    parser_beside_copy,
     peak_in_fresh_process,
     peak_of,
     seconds_of,
-    table,
-    where,
+    table_beside_copy,
 )
 
 _DRAWS = 64
@@ -71,13 +71,13 @@ def run_of(method: str, count: int, arrays: tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    def sizes(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--count", type=int, nargs="+", default=[256, 4096], help="M, one or more")
-        parser.add_argument("--pool", type=int, default=262_144, help="P")
-        parser.add_argument("--rows", type=int, default=65_536, help="K")
-        parser.set_defaults(repeats=_DRAWS - 1)
-
-    arguments = arguments_of("Benchmark of catch_up.", argv, sizes)
+    parser = parser_beside_copy("Benchmark of catch_up.")
+    parser.add_argument("--count", type=int, nargs="+", default=[256, 4096], help="M, one or more")
+    parser.add_argument("--pool", type=int, default=262_144, help="P")
+    parser.add_argument("--rows", type=int, default=65_536, help="K")
+    parser.set_defaults(repeats=_DRAWS - 1)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
     device, features = torch.device(arguments.device), arguments.features
     rows, pool = (512, 1024) if arguments.quick else (arguments.rows, arguments.pool)
     arrays = pools(rows, pool, features, device)
@@ -85,19 +85,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         small = run_of(arguments.peak_of, 4, arrays)
         print(peak_of(run_of(arguments.peak_of, arguments.count[0], arrays), small, device))
         return
-    print(where(device, arguments.threads))
+    print(f"{machine(device, arguments.threads)}, float32\n")
     for count in [64] if arguments.quick else arguments.count:
         moved_bytes = 4 * 4 * count * features
         names, peaks = methods("catch_up", device), {}
         if not arguments.quick:
-            size = ("--count", str(count), "--pool", str(pool), "--rows", str(rows))
+            size = ["--count", str(count), "--pool", str(pool), "--rows", str(rows), "--features", str(features)]
+            where = ["--threads", str(arguments.threads), "--device", arguments.device]
             for name in names:
-                peaks[name] = peak_in_fresh_process("kernels.catch_up.bench", name, arguments, *size)
+                words = ["--peak-of", name, *size, *where]
+                peaks[name] = peak_in_fresh_process("kernels.catch_up.bench", words, arguments.threads)
         runs = {name: run_of(name, count, arrays) for name in names}
         runs[COPY] = copy_run(moved_bytes, device)
         seconds = seconds_of(runs, 2 if arguments.quick else arguments.repeats, device)
         what = f"M = {count:,} of P = {pool:,}, D = {features}: {moved_bytes / 2**20:.2f} MiB to move"
-        print(table(what, seconds, moved_bytes, peaks), end="\n\n")
+        print(table_beside_copy(what, seconds, moved_bytes, peaks), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -43,14 +43,9 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// A tile of logits (rows x samples) and what it is made from should fit a core's L2.
-#ifndef PIC_TILE
-#define PIC_TILE 192
-#endif
-#ifndef PIC_SAMPLES
-#define PIC_SAMPLES 128
-#endif
-constexpr int64_t kTileRows = PIC_TILE, kBlockSamples = PIC_SAMPLES;
+// A tile of logits (rows x samples) and what it is made from should fit a core's L2; half or double make no difference. Both are
+// multiples of the blocks of every width.
+constexpr int64_t kTileRows = 192, kBlockSamples = 128;
 // Rows of a split of forward: at least so many, at most so many, a sixteenth of all in between.
 constexpr int64_t kFewestSplitRows = 1024, kMostSplitRows = 16384, kSplits = 16;
 

@@ -10,7 +10,7 @@ import pytest
 
 from engine.files import DiskFiles
 from engine.store import empty_block
-from tests import bench_disk, bench_scale, bench_store, bench_support
+from tests import bench_disk, bench_scale, bench_step, bench_store, bench_support
 
 SHAPE = ["--window", "256", "--stride", "64", "--batch", "16", "--block", "16", "--lanes", "4", "--dim", "8"]
 
@@ -32,6 +32,17 @@ def test_the_store_bench_has_a_line_for_every_way_and_says_which_are_not_install
     for name in ("this store", "raw files", "np.memmap", "zarr-python"):
         assert len(lines[name]) == 4 and "not installed" not in lines[name]
     assert {lines[name][1] for name in ("write", "read, cold", "read, warm")} == {"0.8", "0.7"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_step_bench_has_a_line_for_compiled_kernels_and_one_for_aten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--rows", "256", "--batch", "16", "--block", "8", "--steps", "10", "--threads", "1"]
+    bench_step.main([*words, "--directory", str(tmp_path)])
+    lines = cells_by_line(capsys.readouterr().out)
+    assert lines["aten"][-1] == "1.00"
+    assert float(lines["compiled"][0]) > 0
     assert not list(tmp_path.iterdir())
 
 

@@ -20,10 +20,11 @@ def worst(case, rows, oracle):
     return max(error_w.max(), error_u.max() if case.momentum else 0.0)
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "aten"])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("active", [16, 64, 200])
-def test_rows_equal_dense_sgd_after_three_passes(active, nesterov):
-    case = Case(active=active, nesterov=nesterov)
+def test_rows_equal_dense_sgd_after_three_passes(active, nesterov, kernels):
+    case = Case(active=active, nesterov=nesterov, kernels=kernels)
     rows, oracle, losses = run_both(case, compare_dz=True)
     assert case.size % (case.block * case.lanes) != 0  # N is ragged
     assert case.steps > 3 * case.schedule.steps_per_pass
@@ -40,6 +41,7 @@ def test_rows_equal_dense_sgd_after_three_passes(active, nesterov):
         {"momentum": 0.0},
         {"views": 3, "rows_grad": (True, False, True)},
         {"micro_batches": 2},
+        {"micro_batches": 2, "kernels": "aten"},
         {"skips": frozenset({0, 5, 6, 40, 41, 99})},
         {"reshuffle": False},
         {"window": 216, "stride": 216, "active": 200},
