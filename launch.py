@@ -177,6 +177,8 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     # Workers are forked here, before DeepSpeed and the store start threads.
     stream = batches(dataset, last.step if last else 0, end, config.data.workers, pin=device.type == "cuda")
     at_end.callback(stream.close)
+    chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
+    print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
     probe = open_probe(config, source, augmentation)
     trunk = make_trunk(config, network, schedule, device)
     at_end.callback(trunk.close)
@@ -192,8 +194,6 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     at_end.callback(disk.close)
     checkpoints = Checkpoints(files, disk, config.checkpoint.keep)
     checkpoints.restore(kept, sweep=not complaints)
-    chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
-    print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
     rows = make_rows(config, schedule, device, disk, names(chosen))
     at_end.callback(rows.host.close)
     return session.run(

@@ -72,7 +72,8 @@ def plan(
         "device": {
             "active rows": active * dim * _FLOAT_BYTES,
             "momentum of active rows": active * dim * _FLOAT_BYTES,
-            **({"gradient of active rows": active * dim * _FLOAT_BYTES} if gradient_written else {}),
+            # A micro-batch's part and the sum of those before it.
+            **({"gradient of active rows": 2 * active * dim * _FLOAT_BYTES} if gradient_written else {}),
             "trunk (weights, gradients, momentum)": 3 * trunk_weights * _FLOAT_BYTES,
         },
         "host": host,

@@ -138,7 +138,7 @@ def _gradient(rows: ActiveRows, inputs: SoftmaxInputs) -> torch.Tensor:
 
 
 def _cut(drows_KD: torch.Tensor, largest: float) -> torch.Tensor:
-    """The gradient of all active rows, scaled to a norm of at most `largest`; 0: as it is."""
+    """The gradient of all active rows, scaled in place to a norm of at most `largest`; 0: as it is."""
     if not largest:
         return drows_KD
-    return drows_KD * (largest / drows_KD.norm().clamp(min=largest))
+    return drows_KD.mul_(largest / drows_KD.norm().clamp(min=largest))

@@ -23,13 +23,15 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,34 +84,36 @@ def ops(device: str) -> list[str]:
     return sorted(path.parent.name for path in ROOM.glob(f"*/{device}.cpp"))
 
 
-@functools.cache
+_LOCK = threading.Lock()  # an op's namespace can be registered once in a process
+_KNOWN: dict[tuple[str, str], Path | str] = {}  # the library that is loaded, or why there is none
+
+
 def load(op: str, device: str) -> Path:
-    """Make torch.ops.pic_<op>_<device> exist; returns the library. Raises NotCompiled; asked again, it raises the same."""
-    reason = _REFUSED.get((op, device))
-    if reason:
-        raise NotCompiled(reason)
-    try:
-        return _load(op, device)
-    except NotCompiled as error:
-        _REFUSED[op, device] = str(error)
-        raise
-
-
-_REFUSED: dict[tuple[str, str], str] = {}
+    """Make torch.ops.pic_<op>_<device> exist; returns the library. Raises NotCompiled; asked again, it says the same."""
+    with _LOCK:
+        if (op, device) not in _KNOWN:
+            try:
+                _KNOWN[op, device] = _load(op, device)
+            except NotCompiled as error:
+                _KNOWN[op, device] = str(error)
+        known = _KNOWN[op, device]
+    if isinstance(known, str):
+        raise NotCompiled(known)
+    return known
 
 
 def _load(op: str, device: str) -> Path:
-    cached = cache_directory() / _name(op, device, _tuned_flags(device))
-    prebuilt = BUILT / _name(op, device, _portable_flags(device))
-    for library in (cached, prebuilt):
-        if library.exists() and (library is cached or _can_run_prebuilt(device)):
-            # One that does not load was built for another C library, say, in a home that machines share: build it here.
-            with suppress(OSError):
-                torch.ops.load_library(str(library))
-                return library
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NotCompiled(f"{op}: no CUDA device to build for")
     try:
+        cached = cache_directory() / _name(op, device, _tuned_flags(device))
+        prebuilt = BUILT / _name(op, device, _portable_flags(device))
+        for library in (cached, prebuilt):
+            if library.exists() and (library is cached or _can_run_prebuilt(device)):
+                # One that does not load was built for another C library, say, in a home that machines share: build it here.
+                with suppress(OSError):
+                    torch.ops.load_library(str(library))
+                    return library
+        if device == "cuda" and not torch.cuda.is_available():
+            raise NotCompiled(f"{op}: no CUDA device to build for")
         _build(op, device, _tuned_flags(device), cached)
         torch.ops.load_library(str(cached))
     except OSError as error:
@@ -120,11 +124,14 @@ def _load(op: str, device: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """Where libraries built at first use are kept."""
+    """Where libraries built at first use are kept. OSError where this user has no home and no variable names another place."""
     chosen = os.environ.get("PIC_KERNELS_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pic-engine" / "kernels"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pic-engine" / "kernels"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def build_ahead(device: str) -> list[Path]:
@@ -167,7 +174,8 @@ def _build(op: str, device: str, flags: dict[str, list[str]], library: Path) -> 
     library.parent.mkdir(parents=True, exist_ok=True)
     _sweep(library.parent)
     sources = [ROOM / op / f"{device}.cpp"] + ([ROOM / op / "cuda.cu"] if device == "cuda" else [])
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as directory, _build_environment(flags):
+    print(f"compiling {op} for {device}: once, it is kept in {library.parent}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as directory:
         # Loaded by a process that then ends: here the library is loaded once, under its final name.
         words = [op, *map(str, sources)]
         script = (
@@ -176,8 +184,13 @@ def _build(op: str, device: str, flags: dict[str, list[str]], library: Path) -> 
             f"extra_cuda_cflags={flags['nvcc']!r}, build_directory={directory!r}, with_cuda={device == 'cuda'}, "
             "is_python_module=False)\n"
         )
-        _run([sys.executable, "-W", "ignore", "-c", script, *words])
-        os.replace(Path(directory) / f"{op}.so", library)
+        _run([sys.executable, "-W", "ignore", "-c", script, *words], _build_environment(flags))
+        made = Path(directory) / f"{op}.so"
+        with open(
+            made, "rb"
+        ) as file:  # a power cut must not leave a file that is there and cut short: loading it is a crash
+            os.fsync(file.fileno())
+        os.replace(made, library)
 
 
 def _sources(op: str, device: str) -> list[Path]:
@@ -207,7 +220,10 @@ def _tuned_flags(device: str) -> dict[str, list[str]]:
         available = torch.cuda.is_available()
         major, minor = torch.cuda.get_device_capability() if available else (0, 0)
         return {"cpp": _CPP_FLAGS, "nvcc": _NVCC_FLAGS, "architectures": [f"{major}.{minor}"]}
-    return {"cpp": [*_CPP_FLAGS, "-march=native", f"-DPIC_CPU={_cpu_features()}"], "nvcc": [], "architectures": []}
+    features = _cpu_features()
+    if features is None:  # a library for this CPU could not be told from one for another
+        return _portable_flags(device)
+    return {"cpp": [*_CPP_FLAGS, "-march=native", f"-DPIC_CPU={features}"], "nvcc": [], "architectures": []}
 
 
 def _portable_flags(device: str) -> dict[str, list[str]]:
@@ -224,14 +240,14 @@ def _can_run_prebuilt(device: str) -> bool:
 
 
 @functools.cache
-def _cpu_features() -> str:
-    """A hash of the features that the kernel lists for this CPU."""
+def _cpu_features() -> str | None:
+    """A hash of the features that the kernel lists for this CPU; None where it lists none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = [platform.processor()]
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0] if lines else "")
-    return hashlib.sha256(features.encode()).hexdigest()[:8]
+        return None
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), None)
+    return hashlib.sha256(features.encode()).hexdigest()[:8] if features else None
 
 
 def _compiler() -> str:
@@ -257,7 +273,7 @@ def _toolkit() -> str | None:
 def _missing(device: str) -> str | None:
     """What a build would lack, with the way out; None where nothing is."""
     otherwise = "or build the kernels on a machine that has one: python -m kernels.compiled, and copy kernels/built"
-    if shutil.which(_compiler()) is None:
+    if shutil.which(shlex.split(_compiler())[0]) is None:
         return f"there is no C++ compiler ({_compiler()}); install g++, {otherwise}"
     if shutil.which("ninja", path=_path()) is None:
         return f"there is no ninja; pip install ninja, {otherwise}"
@@ -271,21 +287,12 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-@contextmanager
-def _build_environment(flags: dict[str, list[str]]) -> Iterator[None]:
+def _build_environment(flags: dict[str, list[str]]) -> dict[str, str]:
+    """The build's environment, for a process of its own: changing ours would show in other threads."""
     changed = {"PATH": _path(), "TORCH_CUDA_ARCH_LIST": ";".join(flags["architectures"]) or "8.0"}
     if flags["nvcc"] and (home := _toolkit()):
         changed["CUDA_HOME"] = home
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return {**os.environ, **changed}
 
 
 def _torch_includes() -> list[str]:
@@ -293,8 +300,11 @@ def _torch_includes() -> list[str]:
     return [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
 
 
-def _run(command: list[str]) -> None:
-    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    """environment: all of it; None: ours."""
+    finished = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+    )
     if finished.returncode != 0:
         lines = finished.stdout.splitlines()
         errors = (

@@ -208,7 +208,8 @@ def features_gradient(
 
     lse_B     floating, the log-sum-exp over the rows of all ranks. Keep it float64, as `combine` gives it: rounding it
               to float32 adds an error to 1 - p that is many times the gradient of a well-classified sample
-    weight_B  floating, d(objective)/d(loss_b); 0 for an empty place, whose lse_b may then be anything
+    weight_B  floating, d(objective)/d(loss_b); 0 for an empty place, whose lse_b may then be anything. With float32 rows those
+              under 1e-22 lose digits in the gradient of rows: scale them up, and the gradient down
 
     With p the softmax and f the feature: (1/temperature) weight (sum_{k != own} p_k u_k - (1 - p_own) u_own), projected
     onto the plane that f is normal to and divided by |f|. Computed in float64.
@@ -310,6 +311,8 @@ def softmax_rows_update_(
         rows_need_grad_B=rows_need_grad_B,
     )
     _expect("momentum_KD", momentum_KD, rows_KD.shape, rows_KD.device, (rows_KD.dtype,))
+    if momentum_KD.numel() and momentum_KD.data_ptr() == rows_KD.data_ptr():
+        raise ValueError("momentum_KD and rows_KD are the same memory: give the momentum its own")
     for name, tensor in (("rows_KD", rows_KD), ("momentum_KD", momentum_KD)):
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}: it changes in place and has to be contiguous")

@@ -68,15 +68,17 @@ def forward(
         new_max_B = torch.maximum(max_B, logits_BT.amax(1))
         # While every row so far is masked the maximum is -inf, and -inf - -inf would be NaN.
         shift_B = new_max_B.masked_fill(new_max_B == -math.inf, 0.0)
-        logits_BT.sub_(shift_B[:, None]).exp2_()
+        # Beside a well-classified sample's own term, about 1, a sum in the rows' dtype would round the others away.
+        others_B1 = logits_BT.gather(1, column_B1).masked_fill_(inside_B[:, None], -math.inf)
+        logits_BT.scatter_(1, column_B1, others_B1).sub_(shift_B[:, None]).exp2_()
         rescale_B = torch.exp2(max_B - shift_B)
         sumexp_B = sumexp_B * rescale_B + logits_BT.sum(1)
         if with_negatives:
-            own_B1 = logits_BT.gather(1, column_B1).masked_fill(inside_B[:, None], 0.0)
-            logits_BT.scatter_(1, column_B1, own_B1)
             negatives_BD.mul_(rescale_B[:, None]).addmm_(logits_BT, tiles.unit_TD)
         max_B = new_max_B
         shortest = torch.minimum(shortest, tiles.length_T1.min().double())
+    has_own_B = (targets_B >= 0) & (targets_B < len(rows_KD)) & (positive_B != -math.inf)
+    sumexp_B += torch.where(has_own_B, torch.exp2(positive_B - max_B.double()), 0.0)
     return max_B.double() * _LN_2, sumexp_B, positive_B * _LN_2, negatives_BD, shortest
 
 
@@ -140,18 +142,22 @@ def _gradients(
     lse_B = torch.where(weight_B == 0, math.inf, lse_B.double() * _LOG2_E)
     high_B = lse_B.to(unit_BD.dtype)
     low_B = torch.where(weight_B == 0, 0.0, lse_B - high_B.double())
-    one_B = torch.exp2(low_B).to(unit_BD.dtype)
     scale_B = (weight_B.double() * torch.exp2(-low_B) / temperature).to(unit_BD.dtype)
     if rows_need_grad_B is not None:
         scale_B = scale_B * rows_need_grad_B
     weighted_BD = unit_BD * scale_B[:, None]
     for start in tiles.starts():
-        p_BT = tiles.logits(start).sub_(high_B[:, None]).exp2_()
-        if len(targets_B):
-            inside_B, column_B1 = _own_column(targets_B, start, p_BT.shape[1])
-            # Each sample has one column, so scatter writes every place once: deterministic on a GPU too.
-            own_p_B1 = p_BT.gather(1, column_B1) - (one_B * inside_B)[:, None]
-            p_BT.scatter_(1, column_B1, own_p_B1)
+        p_BT = tiles.logits(start)
+        inside_B, column_B1 = _own_column(targets_B, start, p_BT.shape[1])
+        # p - 1 in one go: for a well-classified sample it is far smaller than what p is rounded by. Differences that the
+        # log-sum-exp, itself rounded and converted, cannot tell from 0 are 0.
+        difference_B = p_BT.gather(1, column_B1)[:, 0].double() - lse_B
+        unknown_B = difference_B.abs() <= 4 * torch.finfo(torch.float64).eps * lse_B.abs()
+        less_one_B = (torch.expm1(difference_B * _LN_2) * torch.exp2(low_B)).masked_fill(unknown_B, 0.0)
+        p_BT.sub_(high_B[:, None]).exp2_()
+        # Each sample has one column, so scatter writes every place once: deterministic on a GPU too.
+        own_B1 = torch.where(inside_B, less_one_B.to(p_BT.dtype), p_BT.gather(1, column_B1)[:, 0])[:, None]
+        p_BT.scatter_(1, column_B1, own_B1)
         gradient_TD = torch.mm(p_BT.T, weighted_BD, out=tiles.gradient_TD)
         through_normalise_(gradient_TD, tiles.unit_TD, tiles.length_T1, tiles.scratch_TD)
         yield start, gradient_TD

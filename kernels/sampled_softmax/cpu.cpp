@@ -62,12 +62,13 @@ struct Problem {
   int64_t sample_panels() const { return padded<T>(samples) / kPanel<T>; }
 };
 
-// w/|w| into unit, on a cache line and zero in its padding; returns |w|. Right for any finite w: a row is first divided by a power of
+// w/|w| into unit, on a cache line, with zeros for padding; returns |w|. Right for any finite w: a row is first divided by a power of
 // two near its largest number, which is exact. A row of zeros gets direction 0 and length inf, so that its gradient becomes 0.
 template <typename T>
 T normalise(const T* w, int64_t features, T* unit) {
   const int64_t end = padded<T>(features);
   std::copy_n(w, features, unit);
+  std::fill_n(unit + features, end - features, T(0));  // the row that was here before may have left NaN
   Vector<T> largests[2] = {}, sums[2] = {};
   for (int64_t d = 0; d < end; d += kPanel<T>) {
     largests[0] = larger(magnitude<T>(at(unit + d)), largests[0]);
@@ -169,7 +170,8 @@ struct Features {
   int64_t panel_size;
 };
 
-// What forward knows of each sample after some rows: max and own logit in powers of two, sums of kScale 2^(l - max).
+// What forward knows of each sample after some rows: max and own logit in powers of two, sums of kScale 2^(l - max) over all rows
+// but the own.
 template <typename T>
 struct Sums {
   explicit Sums(const Problem<T>& problem, bool with_negatives)
@@ -217,6 +219,11 @@ void forward_panel(Tile<T>& tile, const Features<T>& features, Sums<T>& sums, in
     if (k < tile.rows) max = larger(at(l + k * stride), max);
     max = larger(max, other_max);
     at(kept) = max;
+    // From here on the tile is negatives: beside a well-classified sample's own term, about 1, the sum would round them away.
+    const int64_t last_lane = std::min((half + 1) * kLanes<T>, samples);
+    for (int64_t lane = half * kLanes<T>; lane < last_lane; ++lane) {
+      if (own[lane]) *own[lane] = T(-kInfinity);
+    }
     // While every row so far is masked the maximum is -inf, and -inf - -inf would be NaN.
     const Vector<T> shift = max == T(-kInfinity) ? splat<T>(0) : max;
     // Sixteen rows a partial sum, or so: adding one by one would round the sum of a tile far more.
@@ -240,7 +247,6 @@ void forward_panel(Tile<T>& tile, const Features<T>& features, Sums<T>& sums, in
       if (with_negatives) scale_row(sums.negatives.get() + b * problem.stride(), problem.features, T(factor));
     }
     sums.total[b] += total[lane];
-    if (own[lane]) *own[lane] = 0;  // the rest of the tile is negatives
   }
 }
 
@@ -321,6 +327,8 @@ Forward forward_of(const Tensor& features_BD, const Tensor& rows_KD, const Tenso
         for (int64_t d = 0; d < problem.features; ++d) out[d] += factor * in[d];
       }
     }
+    const int64_t target = problem.targets[b];
+    if (target >= 0 && target < problem.count && positive != -kInfinity) total += std::exp2(positive - max);
     max_B.mutable_data_ptr<double>()[b] = max * kLn2;
     sumexp_B.mutable_data_ptr<double>()[b] = total;
     positive_B.mutable_data_ptr<double>()[b] = positive * kLn2;

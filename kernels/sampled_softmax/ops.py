@@ -187,8 +187,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.temperature, ctx.backend, ctx.products = temperature, backend, products
 
 
-@torch.no_grad()  # once: a gradient of the gradients would be wrong in silence otherwise
 def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if (
+        torch.is_grad_enabled()
+    ):  # create_graph: what follows would be taken for constant, and the result be wrong in silence
+        raise RuntimeError("sampled_softmax is differentiable once: its gradients have none of their own")
     features_BD, rows_KD, targets_B, row_mask_K, offset_K, rows_need_grad_B, loss_B, lse_B, rest_BD = ctx.saved_tensors
     weight_B = torch.where(targets_B == -1, 0.0, dloss_B)
     dfeatures_BD = drows_KD = None

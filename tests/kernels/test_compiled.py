@@ -3,7 +3,6 @@
 An op's namespace can be registered once in a process, so whatever loads a library does it in a process of its own.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -74,8 +73,7 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In this process: an empty cache, nothing built ahead, nothing loaded or refused before."""
     monkeypatch.setenv("PIC_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(compiled, "BUILT", tmp_path / "built")
-    monkeypatch.setattr(compiled, "load", functools.cache(compiled.load.__wrapped__))
-    monkeypatch.setattr(compiled, "_REFUSED", {})
+    monkeypatch.setattr(compiled, "_KNOWN", {})
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +163,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
     failing.chmod(0o755)
     for compiler, words in ((str(failing), "no such luck"), ("false", "the compiler failed")):
         monkeypatch.setenv("CXX", compiler)
-        compiled._REFUSED.clear()
+        compiled._KNOWN.clear()
         choice = choose(OP, CPU)
         assert choice.name == "aten"
         assert "the compiler failed" in choice.why and words in choice.why
@@ -245,6 +243,39 @@ def test_the_cache_is_where_it_is_asked_to_be(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert compiled.cache_directory() == tmp_path / "home" / ".cache" / "pic-engine" / "kernels"
+
+
+def test_a_user_without_a_home_or_with_one_that_is_closed_gets_aten_and_the_reason(monkeypatch, tmp_path):
+    monkeypatch.delenv("PIC_KERNELS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert "set PIC_KERNELS_CACHE" in choose(OP, CPU).why
+
+    def closed(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(compiled, "_KNOWN", {})
+    monkeypatch.setenv("PIC_KERNELS_CACHE", str(tmp_path))
+    monkeypatch.setattr(Path, "exists", closed)
+    choice = choose(OP, CPU)
+    assert choice.name == "aten"
+    assert "Permission denied" in choice.why
+
+
+@needs_compiler
+def test_threads_that_ask_at_once_get_one_library_and_leave_the_environment_as_it_was():
+    script = (
+        "import os, threading\nfrom kernels import compiled\nbefore = dict(os.environ)\n"
+        f"threads = [threading.Thread(target=compiled.load, args=({OP!r}, 'cpu')) for _ in range(3)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\nassert dict(os.environ) == before\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stderr.count(f"compiling {OP} for cpu") == 1
 
 
 def test_whatever_changes_the_library_changes_its_name(monkeypatch, tmp_path):

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("implementation")
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, implementation: str) -> int:
     """Rows per tile, so that a small K has many tiles, and a last one of another size."""
     if implementation != "aten" and request.param != 1:
-        pytest.skip("a tile of the compiled code has one size: the problems of test_any_number_of_tiles are for it")
+        pytest.skip(
+            "a tile of the compiled code has one size; test_every_edge_of_tiles_panels_and_splits_equals_the_slow_line is for it"
+        )
     tile: int = request.param
     monkeypatch.setattr(aten, "tile_rows", lambda *_: tile)
     return tile

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kernels.sampled_softmax import aten, combine, sampled_softmax, softmax_backward, softmax_forward
+from kernels.sampled_softmax import (
+    aten,
+    combine,
+    sampled_softmax,
+    softmax_backward,
+    softmax_forward,
+    softmax_rows_gradient,
+)
 from kernels.sampled_softmax.reference import sampled_softmax_reference
 from tests.kernels.sampled_softmax_inputs import Inputs, draw, loss_and_gradients
 
@@ -106,6 +113,30 @@ def test_a_well_classified_sample_needs_the_log_sum_exp_in_float64() -> None:
     slow, ours, rounded = (float((x - exact_BD).norm() / exact_BD.norm()) for x in (slow_BD, ours_BD, rounded_BD))
     assert ours <= 2 * slow
     assert rounded > 100 * slow
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.05, 0.03])
+def test_a_well_classified_sample_keeps_the_digits_of_its_loss_and_of_its_rows_gradient(temperature: float) -> None:
+    # The mean loss is 1e-2, 2e-4 and 6e-8. In float32 the sum of exponentials is 1 and some rounding in the last.
+    generator = torch.Generator().manual_seed(0)
+    features_BD = torch.randn(64, 64, generator=generator, dtype=torch.float64)
+    rows_KD = torch.randn(2000, 64, generator=generator, dtype=torch.float64)
+    rows_KD[:64] = features_BD + 0.3 * torch.randn(64, 64, generator=generator, dtype=torch.float64)
+    targets_B = torch.arange(64)
+    exact = loss_and_gradients(sampled_softmax_reference, features_BD, rows_KD, targets_B, temperature=temperature)
+    arguments = (features_BD.float(), rows_KD.float(), targets_B)
+    loss_B, dfeatures_BD, drows_KD = loss_and_gradients(sampled_softmax, *arguments, temperature=temperature)
+    assert ((loss_B - exact[0]).abs() / exact[0]).max() < 1e-4
+    assert ((dfeatures_BD - exact[1]).norm(dim=1) / exact[1].norm(dim=1)).max() < 2e-4
+    assert ((drows_KD - exact[2])[:64].norm(dim=1) / exact[2][:64].norm(dim=1)).max() < 2e-4
+
+
+def test_a_row_that_is_nan_spoils_no_other_row() -> None:
+    features_BD, rows_KD, targets_B = draw(9, 600, 20, dtype=torch.float32)
+    lse_B = combine([softmax_forward(features_BD, rows_KD, targets_B, temperature=0.1)[:2]])
+    rows_KD[5, 3] = math.nan
+    drows_KD = softmax_rows_gradient(features_BD, rows_KD, targets_B, lse_B, torch.ones(9), temperature=0.1)
+    assert drows_KD.isnan().any(dim=1).nonzero().flatten().tolist() == [5]
 
 
 def test_a_single_row_and_a_sample_whose_row_alone_takes_part_have_loss_and_gradients_of_exactly_zero() -> None:
