@@ -50,7 +50,8 @@ class ActiveRows:
     start         how a row starts
     full          every row is active from step 0 on (K >= N, and rows that start at random)
     norm_floor    an admitted row shorter than this is rescaled to it, with its momentum; 0: never
-    kernels       the backend of each op that is used here, row_update and catch_up, as kernels.compiled.choose names it
+    kernels       the backend of each op that works on these rows (engine/implementations.py): here row_update and catch_up, and
+                  sampled_softmax for the step
     """
 
     def __init__(

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from kernels.compiled import Choice, choose
 from kernels.sampled_softmax import ops
+from kernels.sampled_softmax.ops import combine
 
 __all__ = [
     "Forward",
@@ -384,15 +385,6 @@ def softmax_backward(
         forward, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature=temperature, row_mask_K=row_mask_K
     )
     return dfeatures_BD, drows_KD
-
-
-def combine(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """lse_B, float64, from the (max_B, sumexp_B) of every rank; -inf where no row takes part anywhere."""
-    max_RB = torch.stack([part[0] for part in parts]).double()
-    sumexp_RB = torch.stack([part[1] for part in parts]).double()
-    max_B = max_RB.amax(0)
-    shift_B = max_B.masked_fill(max_B == -math.inf, 0.0)
-    return shift_B + (sumexp_RB * torch.exp(max_RB - shift_B)).sum(0).log()
 
 
 def _named(name: str | None, rows_KD: Tensor, products: str) -> str:

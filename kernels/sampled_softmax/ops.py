@@ -10,6 +10,7 @@ torch.ops, with `forward`, `rows_gradient` and `rows_update_`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ def sampled_softmax(
     max_B, sumexp_B, positive_B, negatives_BD, _ = softmax_forward(
         features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, True, backend, products
     )
-    lse_B = max_B.masked_fill(max_B == -math.inf, 0.0) + sumexp_B.log()
+    lse_B = combine([(max_B, sumexp_B)])
     loss_B = torch.where(targets_B == -1, 0.0, lse_B - positive_B).to(rows_KD.dtype)
     return loss_B, lse_B, negatives_BD * torch.exp(max_B - lse_B)[:, None]
 
@@ -218,6 +219,15 @@ def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | No
 
 
 sampled_softmax.register_autograd(_backward, setup_context=_keep)
+
+
+def combine(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """lse_B, float64, from the (max_B, sumexp_B) of every rank; -inf where no row takes part anywhere."""
+    max_RB = torch.stack([part[0] for part in parts]).double()
+    sumexp_RB = torch.stack([part[1] for part in parts]).double()
+    max_B = max_RB.amax(0)
+    shift_B = max_B.masked_fill(max_B == -math.inf, 0.0)
+    return shift_B + (sumexp_RB * torch.exp(max_RB - shift_B)).sum(0).log()
 
 
 def gradient_of_features(
