@@ -1,7 +1,8 @@
 """The only entry: `python launch.py --config configs/pic_sampled.json [section.key=value ...]`.
 
-The same line runs under `deepspeed` and `torchrun`. The config is checked before torch is imported; what depends on the
-images is checked before anything is written. Mistakes of the user end with exit code 2 and at most three lines.
+The same line runs under `deepspeed` and `torchrun`, on any number of processes that divides schedule.lanes. The config is checked
+before torch is imported; what depends on the images is checked before anything is written. Mistakes of the user end with exit code 2
+and at most three lines. Of many processes rank 0 speaks, and whoever has something to complain of that it alone has.
 
 Here the rooms are wired together and nothing else happens: datasets gives images, schedule and probe, engine trains.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
     from engine.active_rows import ActiveRows
     from engine.evaluate import Protocol
     from engine.files import Files
+    from engine.lanes import Lanes
     from engine.manifest import Kept
     from engine.network import Network
+    from engine.ranks import Ranks
+    from engine.softmax import Softmax
     from engine.trunk import Trunk
     from engine.write_behind import WriteBehind
+    from engine.zero import PartitionedRows
 
 
 def main(arguments: list[str]) -> int:
@@ -50,50 +55,112 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         config = schema.load(options.config, options.overrides)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise ValueError(
-                f"{os.environ['WORLD_SIZE']} processes were launched, but this version trains on one; "
-                "use --num_gpus 1 or --num_accelerators 1 (deepspeed), --nproc-per-node 1 (torchrun) or plain python"
-            )
-        if config.job != "pretrain" and (options.dry_run or options.fresh):
-            raise ValueError(f"--dry-run and --fresh are for job=pretrain, not for job={config.job}; leave them out")
-        if config.evaluate.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError(
-                "evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false"
-            )
-        job = {"pretrain": pretrain, "knn": knn, "export": export, "store": store}[config.job]
-        return job(config, options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        check_launch(config, options)
+    except ValueError as error:  # every process of this machine finds the same
+        if launched("LOCAL_RANK", 0) == 0:
+            print(f"error: {error}", file=sys.stderr)
         return 2
+    job = {"pretrain": pretrain, "knn": knn, "export": export, "store": store}[config.job]
+    try:
+        return job(config, options)
     except BrokenPipeError:  # whoever read our output has gone
         return 1
-    except OSError as error:
-        whole = "; checkpoints that were written before are whole" if config.job == "pretrain" else ""
-        print(f"error: {error}{whole}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if (
-            type(error).__name__ != "Damaged"
-        ):  # engine/store.py, which must not be imported before the config is checked
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explanation(error, config.job)
+        if explained is None:
             raise
-        print(
-            f"error: {error}; job=store store.verb=verify tells what else is, store.verb=repair goes back",
-            file=sys.stderr,
+        code, text = explained
+        rank = launched("RANK", 0)
+        print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr)
+        return code
+
+
+def launched(name: str, default: int) -> int:
+    """A number that the launcher told this process."""
+    return int(os.environ.get(name, default))
+
+
+def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
+    """ValueError where the config does not fit the command line, or the number of processes."""
+    ranks = launched("WORLD_SIZE", 1)
+    if config.job != "pretrain" and (options.dry_run or options.fresh):
+        raise ValueError(f"--dry-run and --fresh are for job=pretrain, not for job={config.job}; leave them out")
+    if config.job != "pretrain" and ranks > 1:
+        raise ValueError(f"job={config.job} runs in one process, and {ranks} were launched; start it with plain python")
+    if config.schedule.lanes % ranks:
+        raise ValueError(
+            f"{ranks} processes were launched, which do not divide schedule.lanes ({config.schedule.lanes}); "
+            "launch a number that does, or start a new run with other lanes"
         )
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was lost but the steps since the last checkpoint", file=sys.stderr)
-        return 130
+    if config.evaluate.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "evaluate.tensorboard needs the tensorboard package; pip install tensorboard, or set it to false"
+        )
+
+
+def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
+    """(exit code, what to print) for an error that is not our own bug; None for one that is."""
+    if isinstance(error, ValueError):
+        return 2, f"error: {error}"
+    if isinstance(error, OSError):
+        whole = "; checkpoints that were written before are whole" if job == "pretrain" else ""
+        return 1, f"error: {error}{whole}"
+    # engine/store.py, which must not be imported before the config is checked
+    if type(error).__name__ == "Damaged":
+        return 1, f"error: {error}; job=store store.verb=verify tells what else is, store.verb=repair goes back"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; nothing was lost but the steps since the last checkpoint"
+    return None
 
 
 def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
-    """Train; go on where an earlier run in the same directory stopped."""
+    """Train; go on where an earlier run in the same directory stopped. All ranks do it together, and end together."""
+    # When a process is lost, torch prints a page of its own stack in each of the others; engine/watch.py says it in a line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    from engine import ranks as processes
+    from engine.launcher import stop_with_launcher
+    from engine.watch import Watch
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", launched("LOCAL_RANK", 0)) if cuda else torch.device("cpu")
+    ranks = processes.start(device, config.ranks.timeout_seconds)
+    at: list[ActiveRows] = []  # where the run is, as soon as there are rows
+    watch = Watch(
+        processes.board,
+        ranks.rank,
+        ranks.size,
+        ranks.node_rank,
+        timeout_seconds=ranks.timeout_seconds,
+        calls=lambda: ranks.calls,
+        where=lambda: f"step {at[0].log.steps}" if at else "the start",
+    )
+    watch.start()
+    stop_with_launcher()
     with ExitStack() as at_end:
-        return _pretrain(config, options, at_end)
+        if not ranks.is_first:
+            at_end.enter_context(redirect_stdout(at_end.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        try:
+            code = _pretrain(config, options, ranks, at, at_end)
+        except BaseException as error:
+            if ranks.size > 1:
+                if processes.of_the_wire(error):
+                    watch.diagnose(error)
+                explained = explanation(error, config.job)
+                code, text = explained or (1, f"{type(error).__name__}: {error}")
+                if not watch.failed(text):
+                    raise SystemExit(code) from error
+            raise
+    watch.ended()
+    if ranks.size > 1:
+        processes.stop()
+    return code
 
 
-def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitStack) -> int:
+def _pretrain(
+    config: schema.Config, options: argparse.Namespace, ranks: "Ranks", at: "list[ActiveRows]", at_end: ExitStack
+) -> int:
     import torch
 
     from datasets.catalog import view_sides
@@ -101,24 +168,32 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     from engine.checkpoint import Checkpoints
     from engine.files import DiskFiles
     from engine.implementations import implementations, names, said
+    from engine.lanes import Lanes
     from engine.learning_rate import learning_rate
     from engine.network import check_sides
     from engine.output import is_finished, prepare_output, require_writable, write_json
+    from engine.recovery import recover_together
     from engine.row_gradients import why_written
 
     output = Path(config.output)
+    lanes = Lanes(config.schedule.lanes, ranks.rank, ranks.size)
+    require_same(ranks, "config", config.model_dump_json())
     require_writable(output)
-    locked = output.is_dir() and not options.dry_run
-    if locked:
+    # Of the ranks that share a disk one looks after what is nobody's.
+    is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
+    locked = ranks.share(output.is_dir())[ranks.rank] and not options.dry_run
+    if locked and is_keeper:
         lock(output, at_end)
     files = DiskFiles(output / "checkpoints")
-    kept, complaints = ([], []) if options.fresh else manifest.recover(files)
+    kept, complaints = ([], []) if options.fresh else recover_together(files, ranks, lanes)
+    complaints = ranks.from_first(complaints)
     for complaint in complaints:
         print(complaint)
     if complaints and not kept:
         raise ValueError(f"no checkpoint in {files.root} is whole; start over with --fresh")
     last = kept[-1] if kept else None
     source, augmentation, schedule = open_data(config, last)
+    require_same(ranks, "images", (len(source), source.fingerprint()))
     total = total_steps(config, schedule)
     check_shrink(config, schedule, total)
     network = network_of(config)
@@ -126,22 +201,23 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     check_sides(network, {*sides, config.data.image_size})
     active = active_rows_of(config, schedule)
     tiers = memory_plan.plan(
-        active=active,
+        active=slots_each(config, schedule, ranks.size),
+        gathered=active if config.classifier.sharding == "zero3" else 0,
         dim=config.classifier.dim,
-        size=len(source),
+        size=-(-len(source) // ranks.size),
         block=schedule.block,
-        places=host_places(config, schedule),
+        places=host_places(config, schedule, ranks.size),
         in_memory=config.store.kind == "memory",
-        waiting_blocks=waiting_blocks(config, schedule),
+        waiting_blocks=waiting_blocks(config, schedule, ranks.size),
         stored_row_bytes=stored_row_bytes(config),
-        changed_rows=config.checkpoint.every_steps * schedule.batch + schedule.window,
+        changed_rows=(config.checkpoint.every_steps * schedule.batch + schedule.window) // ranks.size,
         trunk_weights=sum(parameter.numel() for parameter in network.parameters()),
-        views_bytes=sum(4 * source.channels * side * side for side in sides) * schedule.batch,
+        views_bytes=sum(4 * source.channels * side * side for side in sides) * schedule.batch // ranks.size,
         batches_ready=1 + 2 * config.data.workers,
         keep=config.checkpoint.keep,
         gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
     )
-    print_said(config, source, schedule, active, total)
+    print_said(config, source, schedule, active, total, ranks.size)
     if options.dry_run:
         print(config.model_dump_json(indent=2))
         print(memory_plan.text(tiers))
@@ -149,7 +225,8 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
 
     end = min(config.steps or total, total)
     if last:
-        if last.step > end or (last.step == end and is_finished(output, end)):
+        finished = ranks.from_first(is_finished(output, end))
+        if last.step > end or (last.step == end and finished):
             print(
                 f"this run is finished: {last.step} steps are done; see {output / 'summary.json'}, or start over with --fresh"
             )
@@ -157,6 +234,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
         print(f"going on after step {last.step} from {files.root / last.name}")
 
     from engine import session
+    from engine.pretrain import StopSignal
 
     def lr(step: int) -> float:
         return learning_rate(
@@ -171,34 +249,57 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
     from datasets.catalog import sample_images
     from datasets.loader import StepDataset, batches
 
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    dataset = StepDataset(source, schedule, augmentation, config.seed, config.data.on_unreadable)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.node_size))
+    device = ranks.device
+    images: Source = source
+    if config.data.cache:
+        from datasets.cached import CachedSource
+
+        images = cached = CachedSource(source)
+        cached.fill(lane_instances(schedule, lanes))
+        print(f"{cached.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each process")
+    dataset = StepDataset(
+        images, schedule, augmentation, config.seed, config.data.on_unreadable, ranks.rank, ranks.size
+    )
     # Workers are forked here, before DeepSpeed and the store start threads.
     stream = batches(dataset, last.step if last else 0, end, config.data.workers, pin=device.type == "cuda")
     at_end.callback(stream.close)
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
-    probe = open_probe(config, source, augmentation)
-    trunk = make_trunk(config, network, schedule, device)
+    probe = open_probe(config, source, augmentation) if ranks.is_first else None
+    trunk = make_trunk(config, network, schedule, ranks)
     at_end.callback(trunk.close)
-    prepare_output(output, options.fresh and locked)  # what came since the lock was not there is another job's
-    if not locked:
-        lock(output, at_end)
-        if manifest.numbers(files):
-            raise ValueError(f"another job began in {output} just now; choose another output")
-    write_json(output / "config.json", json.loads(config.model_dump_json()))
-    write_json(output / "plan.json", tiers)
-    source.save_index(output / "images.index")
-    disk = make_disk(config, schedule, files)
+    if is_keeper:
+        prepare_output(output, options.fresh and locked)  # what came since the lock was not there is another job's
+        if not locked:
+            lock(output, at_end)
+            if manifest.numbers(files):
+                raise ValueError(f"another job began in {output} just now; choose another output")
+        write_json(output / "config.json", json.loads(config.model_dump_json()))
+        write_json(output / "plan.json", tiers)
+        source.save_index(output / "images.index")
+    ranks.wait()
+    if not output.is_dir():
+        raise ValueError(
+            f"{output} is not the directory that rank 0 has made; let all nodes share it, or set ranks.own_disks to true"
+        )
+    disk = make_disk(config, schedule, files, lanes)
     at_end.callback(disk.close)
-    checkpoints = Checkpoints(files, disk, config.checkpoint.keep)
-    checkpoints.restore(kept, sweep=not complaints)
-    rows = make_rows(config, schedule, device, disk, names(chosen))
+    checkpoints = Checkpoints(files, disk, config.checkpoint.keep, ranks.another_road())
+    checkpoints.restore(kept, sweep=not complaints, is_first=is_keeper)
+    ranks.wait()  # what a rank writes from here on must not be taken for what nobody names
+    held = partitioned_rows(config, schedule, ranks) if config.classifier.sharding == "zero3" else None
+    rows = make_rows(config, schedule, device, disk, names(chosen), lanes, held)
+    at.append(rows)
     at_end.callback(rows.host.close)
+    if held:
+        at_end.callback(held.zero.close)
+    stop = at_end.enter_context(StopSignal())
     return session.run(
         trunk=trunk,
         rows=rows,
+        softmax=make_softmax(config, rows, held, ranks),
+        ranks=ranks,
         batches=stream,
         schedule=schedule,
         learning_rate=lr,
@@ -216,6 +317,7 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
         probe=probe,
         sample=sample_images(source, config.data.image_size, min(2000, config.evaluate.limit)),
         rows_grad_V=list(augmentation.rows_grad_V),
+        stop=stop,
         settings=session.Settings(
             job=config.job,
             method=config.classifier.method,
@@ -227,13 +329,30 @@ def _pretrain(config: schema.Config, options: argparse.Namespace, at_end: ExitSt
             evaluate_every=config.evaluate.every_steps,
             protocol=protocol_of(config),
             tensorboard=config.evaluate.tensorboard,
-            temperature=config.classifier.temperature,
             micro_batches=config.schedule.micro_batches,
             rows_lr_scale=config.optimizer.rows_lr_scale,
-            rows_clip=config.optimizer.rows_clip,
             backbone=config.backbone.name,
         ),
     )
+
+
+def require_same(ranks: "Ranks", what: str, mine: object) -> None:
+    """ValueError where the ranks were not all given the same."""
+    told = ranks.share(mine)
+    different = [str(rank) for rank, theirs in enumerate(told) if theirs != told[0]]
+    if different:
+        raise ValueError(
+            f"rank {', '.join(different)} has another {what} than rank 0; start all with the same words and the same files"
+        )
+
+
+def lane_instances(schedule: "Schedule", lanes: "Lanes") -> "Iterator[int]":
+    """The instances of a rank's lanes, block by block."""
+    import numpy as np
+
+    for block in lanes.chosen(range(-(-schedule.positions_end // schedule.block))).tolist():
+        ids = schedule.instances(np.arange(block * schedule.block, (block + 1) * schedule.block))
+        yield from ids[ids >= 0].tolist()
 
 
 @contextmanager
@@ -387,15 +506,17 @@ def rows_of(config: schema.Config, kept: "Kept", schedule: "Schedule") -> "Activ
 
     from engine import checkpoint
     from engine.implementations import implementations, names
+    from engine.lanes import Lanes
     from engine.session import last_window
 
-    disk = make_disk(config, schedule, kept.files, threaded=False)
+    lanes = Lanes(config.schedule.lanes)
+    disk = make_disk(config, schedule, kept.files, lanes, threaded=False)
     disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body["next_generation"])
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
     kernels = names(implementations(cpu, torch.float32, config.classifier.dim, "aten"))
-    rows = make_rows(config, schedule, cpu, disk, kernels, reads_only=True)
-    checkpoint.load_rows(kept, rows, last_window(schedule, kept.step))
+    rows = make_rows(config, schedule, cpu, disk, kernels, lanes, reads_only=True)
+    checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), kept.log()["eta"])
     return rows
 
 
@@ -409,6 +530,7 @@ def open_data(
     """
     from datasets.catalog import make_augmentation, open_source
     from datasets.schedule import Schedule
+    from engine.lanes import Lanes
 
     data, wanted = config.data, config.schedule
     if last:
@@ -457,8 +579,9 @@ def open_data(
         )
     added = len(source) - size
     if last and grows and added:
-        before, schedule = capacities(config, schedule), schedule.grown(added, last.step)
-        if is_full(config, schedule) or capacities(config, schedule) != before:
+        lanes = Lanes(schedule.lanes)
+        before, schedule = capacities(config, schedule, lanes), schedule.grown(added, last.step)
+        if is_full(config, schedule) or capacities(config, schedule, lanes) != before:
             raise ValueError(
                 f"{added} images were added, but this run keeps all rows active, and their number cannot change; "
                 "restore the images, or start over with --fresh and classifier.active below the number of images"
@@ -503,12 +626,13 @@ def total_steps(config: schema.Config, schedule: "Schedule") -> int:
     return max(1, round(config.epochs * schedule.padded_size / schedule.batch))
 
 
-def host_places(config: schema.Config, schedule: "Schedule") -> int:
+def host_places(config: schema.Config, schedule: "Schedule", ranks: int) -> int:
+    """Blocks that the host tier of each rank is planned for."""
     from engine.folding import steps_to_fold
     from engine.memory_plan import host_places as planned
 
     optimizer = config.optimizer
-    return planned(
+    places = planned(
         window=schedule.window,
         stride=schedule.stride,
         batch=schedule.batch,
@@ -518,11 +642,12 @@ def host_places(config: schema.Config, schedule: "Schedule") -> int:
         read_ahead=config.store.read_ahead if config.store.kind == "zarr" else 0,
         fold_steps=steps_to_fold(optimizer.momentum, optimizer.decay_of_rows) if config.store.fold else 0,
     )
+    return -(-places // ranks)
 
 
-def waiting_blocks(config: schema.Config, schedule: "Schedule") -> int:
-    """Blocks that may wait to be written."""
-    return config.store.write_behind or 2 * schedule.stride // schedule.block
+def waiting_blocks(config: schema.Config, schedule: "Schedule", ranks: int) -> int:
+    """Blocks of each rank that may wait to be written."""
+    return max(1, (config.store.write_behind or 2 * schedule.stride // schedule.block) // ranks)
 
 
 def stored_row_bytes(config: schema.Config) -> int:
@@ -531,10 +656,17 @@ def stored_row_bytes(config: schema.Config) -> int:
     return (1 if config.store.fold else 2) * config.classifier.dim * float_bytes + 8
 
 
-def capacities(config: schema.Config, schedule: "Schedule") -> list[int]:
-    """Active rows of each lane."""
+def capacities(config: schema.Config, schedule: "Schedule", lanes: "Lanes") -> list[int]:
+    """Active rows of each of a rank's lanes."""
     share = schedule.size if is_full(config, schedule) else active_rows_of(config, schedule) // schedule.lanes
-    return [min(share, schedule.lane_size(lane)) for lane in range(schedule.lanes)]
+    return [min(share, schedule.lane_size(lane)) for lane in lanes.numbers]
+
+
+def slots_each(config: schema.Config, schedule: "Schedule", ranks: int) -> int:
+    """Active rows of the rank that has most of them; lanes of a ragged order differ."""
+    from engine.lanes import Lanes
+
+    return max(sum(capacities(config, schedule, Lanes(schedule.lanes, rank, ranks))) for rank in range(ranks))
 
 
 def check_shrink(config: schema.Config, schedule: "Schedule", total: int) -> None:
@@ -565,25 +697,58 @@ def network_of(config: schema.Config) -> "Network":
     )
 
 
-def make_trunk(
-    config: schema.Config, network: "torch.nn.Module", schedule: "Schedule", device: "torch.device"
-) -> "Trunk":
+def make_trunk(config: schema.Config, network: "torch.nn.Module", schedule: "Schedule", ranks: "Ranks") -> "Trunk":
     from engine.trunk import Trunk
 
     return Trunk(
         network,
-        places=schedule.batch,
+        ranks=ranks,
+        places=schedule.batch // ranks.size,
         micro_batches=config.schedule.micro_batches,
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
         nesterov=config.optimizer.nesterov,
         clip=config.optimizer.clip,
         config=config.deepspeed,
-        device=device,
     )
 
 
-def make_disk(config: schema.Config, schedule: "Schedule", files: "Files", threaded: bool = True) -> "WriteBehind":
+def partitioned_rows(config: schema.Config, schedule: "Schedule", ranks: "Ranks") -> "PartitionedRows":
+    """The memory of the active rows where DeepSpeed holds it."""
+    from engine.zero import PartitionedRows
+
+    optimizer = config.optimizer
+    return PartitionedRows(
+        slots_each(config, schedule, ranks.size),
+        config.classifier.dim,
+        ranks=ranks.size,
+        places=schedule.batch // ranks.size,
+        micro_batches=config.schedule.micro_batches,
+        momentum=optimizer.momentum,
+        weight_decay=optimizer.decay_of_rows,
+        nesterov=optimizer.nesterov,
+        clip=optimizer.rows_clip,
+        device=ranks.device,
+    )
+
+
+def make_softmax(
+    config: schema.Config, rows: "ActiveRows", held: "PartitionedRows | None", ranks: "Ranks"
+) -> "Softmax":
+    from engine.lane_softmax import LaneSoftmax
+    from engine.row_gradients import row_gradient
+    from engine.zero3_softmax import Zero3Softmax
+
+    temperature = config.classifier.temperature
+    if held:
+        return Zero3Softmax(rows, held, ranks, temperature=temperature)
+    gradient = row_gradient(rows, ranks, micro_batches=config.schedule.micro_batches, clip=config.optimizer.rows_clip)
+    return LaneSoftmax(rows, ranks, gradient, temperature=temperature)
+
+
+def make_disk(
+    config: schema.Config, schedule: "Schedule", files: "Files", lanes: "Lanes", threaded: bool = True
+) -> "WriteBehind":
     """The store on disk, and the thread that writes to it."""
     import numpy as np
 
@@ -597,9 +762,10 @@ def make_disk(config: schema.Config, schedule: "Schedule", files: "Files", threa
         positions=schedule.positions_end,
         dtype=np.float32,
         bfloat16=config.store.dtype == "bfloat16",
+        lanes=lanes,
     )
     block_bytes = schedule.block * (8 * config.classifier.dim + 8)
-    return WriteBehind(store, waiting_blocks(config, schedule) * block_bytes, threaded)
+    return WriteBehind(store, waiting_blocks(config, schedule, lanes.ranks) * block_bytes, threaded)
 
 
 def make_rows(
@@ -608,11 +774,14 @@ def make_rows(
     device: "torch.device",
     disk: "WriteBehind",
     kernels: dict[str, str],
+    lanes: "Lanes",
+    held: "PartitionedRows | None" = None,
     reads_only: bool = False,
 ) -> "ActiveRows":
-    """Rows without content. reads_only: for looking at a checkpoint, without a thread that reads ahead.
+    """Rows of some lanes, without content. reads_only: for looking at a checkpoint, without a thread that reads ahead.
 
     kernels   the implementation of each op; engine.implementations.names
+    held      who keeps the active rows, where it is not they themselves
     """
     import numpy as np
 
@@ -631,7 +800,7 @@ def make_rows(
         size=schedule.positions_end,
         dim=classifier.dim,
         dtype=np.float32,
-        places=host_places(config, schedule),
+        places=host_places(config, schedule, lanes.ranks),
         readers=2 if on_disk and not reads_only else 0,
         folding=Folding(log) if config.store.fold else None,
         rewrite=config.store.dtype == "bfloat16",
@@ -640,21 +809,24 @@ def make_rows(
     return ActiveRows(
         host,
         log,
-        lanes=schedule.lanes,
-        capacities=capacities(config, schedule),
+        lanes=lanes,
+        capacities=capacities(config, schedule, lanes),
         start=Start(config.seed, classifier.init_norm, classifier.init == "feature"),
         full=is_full(config, schedule) and classifier.init == "random",
         norm_floor=classifier.norm_floor,
         device=device,
         kernels=kernels,
+        held_by=(held.w_SD, held.u_SD) if held else None,
     )
 
 
-def print_said(config: schema.Config, source: "Source", schedule: "Schedule", active: int, total: int) -> None:
+def print_said(
+    config: schema.Config, source: "Source", schedule: "Schedule", active: int, total: int, ranks: int
+) -> None:
     """What was decided on the user's behalf."""
     print(
         f"{len(source):,} images of {source.name}; {active:,} active rows, window {schedule.window:,}, stride {schedule.stride:,}; "
-        f"{total:,} steps of {schedule.batch}"
+        f"{total:,} steps of {schedule.batch}" + (f"; {ranks} processes" if ranks > 1 else "")
     )
     if config.classifier.active is not None and config.classifier.active > schedule.size:
         print(

@@ -87,6 +87,7 @@ class Data(Section):
     augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(
         kind="grey"
     )
+    cache: bool = False  # decode all images once, at the start, and keep them in memory: each rank those of its lanes
     workers: Annotated[int, Field(ge=0)] = (
         0  # processes that decode and augment; 0: the step does it itself, best for small images
     )
@@ -127,6 +128,8 @@ class Classifier(Section):
     init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
     init_norm: AboveZero = 0.11  # length of a row when it starts
     norm_floor: NonNegative = 0.0  # (w, u) is rescaled to this length when an admitted row is shorter; 0: never
+    # rows stay with the ranks of their lanes, or are a parameter that DeepSpeed's ZeRO-3 partitions and gathers
+    sharding: Literal["lanes", "zero3"] = "lanes"
     # what computes the softmax, the step of rows and their catch-up; auto: compiled for this machine, or ATen where that cannot be
     kernels: Literal["auto", "compiled", "aten"] = "auto"
 
@@ -182,6 +185,13 @@ class Checkpoint(Section):
     keep: Positive = 2
 
 
+class Ranks(Section):
+    """Several processes; how many there are is the launcher's business."""
+
+    timeout_seconds: AboveZero = 120.0  # without a sign of life, or in one exchange, after which a rank is lost
+    own_disks: bool = False  # every node has a disk of its own at `output`; false: they share one
+
+
 class Evaluate(Section):
     every_steps: Positive | None = None  # null: at the end only
     k: Positive = 20  # neighbours that vote
@@ -210,6 +220,7 @@ class Config(Section):
     store: Store = Store()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
+    ranks: Ranks = Ranks()
     deepspeed: dict[str, Any] = {}  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
 
     @field_validator("deepspeed")
@@ -282,7 +293,8 @@ DEEPSPEED_KEYS = (
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = (
-    *("job", "steps", "log_every", "evaluate.", "data.workers", "data.limit", "output", "classifier.kernels"),
+    *("job", "steps", "log_every", "evaluate.", "ranks.", "data.workers", "data.cache", "data.limit", "output"),
+    *("classifier.kernels", "classifier.sharding"),
     *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
 )
 

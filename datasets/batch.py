@@ -2,7 +2,8 @@
 
 A batch holds G places. A place is empty (`filled_G` False, position and id -1) where the order has run out of instances
 or where an image could not be read and the config says to skip such images. Places are grouped by lane: the first G/L
-belong to lane 0, the next G/L to lane 1, and so on; within a lane a later place counts as the more recent visit.
+belong to lane 0, the next G/L to lane 1, and so on; within a lane a later place counts as the more recent visit. One of R
+ranks has the G/R places of its lanes.
 """
 
 from collections.abc import Callable

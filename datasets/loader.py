@@ -47,6 +47,10 @@ class Source(Protocol):
 class Schedule(Protocol):
     """Which instances a step visits."""
 
+    @property
+    def lanes(self) -> int:
+        """L; a batch has as many places for each, the first for lane 0."""
+
     def positions(self, step: int) -> np.ndarray:
         """int64 [G], -1 where a place is empty."""
 
@@ -66,8 +70,9 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class StepDataset(Dataset):
-    """`dataset[step]` is the batch of a step.
+    """`dataset[step]` is the batch of a step, or the part of it that rank `rank` of `ranks` works for.
 
+    rank, ranks     of the L lanes of a batch, a rank has those numbered l with l mod ranks = rank, in their order
     on_unreadable   "skip": the place of an image that cannot be decoded stays empty, and the batch names it;
                     "stop": ValueError
     """
@@ -77,9 +82,12 @@ class StepDataset(Dataset):
     augment: Augmentation
     seed: int
     on_unreadable: Literal["skip", "stop"] = "stop"
+    rank: int = 0
+    ranks: int = 1
 
     def __getitem__(self, step: int) -> Batch:
-        positions_G = self.schedule.positions(step).copy()
+        by_lane = self.schedule.positions(step).reshape(self.schedule.lanes, -1)
+        positions_G = by_lane[self.rank :: self.ranks].reshape(-1)
         ids_G = np.full_like(positions_G, -1)
         visited_G = positions_G >= 0
         ids_G[visited_G] = self.schedule.instances(positions_G[visited_G])

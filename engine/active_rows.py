@@ -1,5 +1,7 @@
 """The active rows: the K most recently visited rows of the classifier, on the device, each lane its own K/L slots.
 
+A rank has those of its lanes; everything here is about them alone.
+
 `admit` makes a step's visited rows active. In order:
 
     1. rows of the batch that are active already are refreshed (their visit is now the latest of their lane)
@@ -22,6 +24,7 @@ import torch
 
 from engine.host_tier import NOT_ACTIVE, HostTier
 from engine.initial_rows import initial_rows
+from engine.lanes import Lanes
 from engine.recency import VisitQueue
 from engine.store import NEVER_VISITED
 from engine.transitions import TransitionLog, catch_up
@@ -45,13 +48,14 @@ class ActiveRows:
 
     host          the tier that rows come from and retire to
     log           the transitions applied so far; its length is the step
-    lanes         L
-    capacities    slots of each lane (K/L each; a lane's number of rows for the full PIC)
+    lanes         those of this rank
+    capacities    slots of each of them (K/L each; a lane's number of rows for the full PIC)
     start         how a row starts
     full          every row is active from step 0 on (K >= N, and rows that start at random)
     norm_floor    an admitted row shorter than this is rescaled to it, with its momentum; 0: never
     kernels       the backend of each op that works on these rows (engine/implementations.py): here row_update and catch_up, and
                   sampled_softmax for the step
+    held_by       None, or (w, u) of somebody who keeps them, at least [sum of capacities, D]: they are worked on where they are
     """
 
     def __init__(
@@ -59,13 +63,14 @@ class ActiveRows:
         host: HostTier,
         log: TransitionLog,
         *,
-        lanes: int,
+        lanes: Lanes,
         capacities: list[int],
         start: Start,
         full: bool,
         norm_floor: float,
         device: torch.device,
         kernels: dict[str, str],
+        held_by: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self.kernels = kernels
         self.host, self.log, self.lanes, self.start, self.norm_floor = host, log, lanes, start, norm_floor
@@ -75,11 +80,15 @@ class ActiveRows:
         self.capacities = capacities
         self.first_slots = np.concatenate([[0], np.cumsum(capacities)])
         self.size = int(self.first_slots[-1])
-        self.w_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
-        self.u_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
+        if held_by:
+            self.w_KD, self.u_KD = (held[: self.size] for held in held_by)
+            assert self.w_KD.shape == (self.size, dim) and self.w_KD.dtype == dtype, (self.w_KD.shape, self.w_KD.dtype)
+        else:
+            self.w_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
+            self.u_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
         self.position_K = np.full(self.size, EMPTY, dtype=np.int64)
         self.stamp_K = np.full(self.size, EMPTY, dtype=np.int64)
-        self.used = [0] * lanes  # slots of a lane are taken from the left
+        self.used = [0] * len(lanes)  # slots of a lane are taken from the left
         self.visited = 0  # distinct instances visited
         self.readmitted = 0  # rows that retired and came back
         self._queues = self._make_queues()
@@ -87,9 +96,9 @@ class ActiveRows:
     def fill(self, instances_of_positions) -> None:  # type: ignore[no-untyped-def]
         """Make all N rows active before step 0 (full PIC). `instances_of_positions` is the schedule's map."""
         assert self.full and self.log.steps == 0
-        for block in range(-(-self.host.size // self.host.block)):
+        for block in self.lanes.chosen(range(-(-self.host.size // self.host.block))).tolist():
             positions = np.arange(block * self.host.block, min((block + 1) * self.host.block, self.host.size))
-            lane = block % self.lanes
+            lane = self.lanes.local(block)
             first = int(self.first_slots[lane]) + self.used[lane]
             slots = np.arange(first, first + len(positions))
             rows = initial_rows(self.start.seed, instances_of_positions(positions), self.w_KD.shape[1], self.start.norm)
@@ -101,7 +110,7 @@ class ActiveRows:
     def admit(
         self, step: int, positions_G: np.ndarray, ids_G: np.ndarray, first_view_GD: torch.Tensor | None
     ) -> np.ndarray:
-        """Make the batch's rows active; returns the slot of each place, int64 [G], -1 where the place is empty.
+        """Make the batch's rows active; returns the slot of each place, int64 [G/R], -1 where the place is empty.
 
         positions_G, ids_G   as in Batch, grouped by lane; positions within a step are distinct
         first_view_GD        normalised features of the first view, for rows that start there; None where they start at random
@@ -120,14 +129,15 @@ class ActiveRows:
             filled_G &= ~(unborn_G & ~torch.isfinite(first_view_GD).all(dim=1).cpu().numpy())
         known_G = slots_G != NOT_ACTIVE
 
-        stamps_G = step * len(positions_G) + np.arange(len(positions_G))
+        # A later step's are above all earlier ones, on however many ranks either was made.
+        stamps_G = step * len(positions_G) * self.lanes.ranks + np.arange(len(positions_G))
         self.visited += int((self.stamp_K[slots_G[known_G]] == EMPTY).sum())
         self.stamp_K[slots_G[known_G]] = stamps_G[known_G]
 
         new_G = filled_G & ~known_G
-        share = len(positions_G) // self.lanes
+        share = len(positions_G) // len(self.lanes)
         evicted = []
-        for lane in range(self.lanes):
+        for lane in range(len(self.lanes)):
             newcomers = lane * share + np.flatnonzero(new_G[lane * share : (lane + 1) * share])
             free = min(len(newcomers), self.capacities[lane] - self.used[lane])
             first = int(self.first_slots[lane]) + self.used[lane]
@@ -143,7 +153,7 @@ class ActiveRows:
             first_view = None if first_view_GD is None else first_view_GD[torch.from_numpy(np.flatnonzero(new_G))]
             self._place(slots_G[new_G], positions_G[new_G], ids_G[new_G], first_view, step)
             self.stamp_K[slots_G[new_G]] = stamps_G[new_G]
-        for lane in range(self.lanes):
+        for lane in range(len(self.lanes)):
             lane_slots = slots_G[lane * share : (lane + 1) * share]
             self._queues[lane].push(lane_slots[lane_slots != EMPTY])
         return slots_G
@@ -177,17 +187,28 @@ class ActiveRows:
             "counters": np.array([self.visited, self.readmitted]),
         }
 
-    def load(self, state: dict[str, np.ndarray]) -> None:
-        """Take up `state`; the host tier holds the blocks of its rows already."""
-        self.w_KD.copy_(torch.from_numpy(state["w"]))
-        self.u_KD.copy_(torch.from_numpy(state["u"]))
-        self.position_K[:] = state["position"]
-        self.stamp_K[:] = state["stamp"]
-        self.visited, self.readmitted = (int(x) for x in state["counters"])
-        occupied = np.flatnonzero(self.position_K != EMPTY)
-        self.host.activate(self.host.indices(self.position_K[occupied]), occupied)
-        bounds = zip(self.first_slots[:-1], self.first_slots[1:], strict=True)
-        self.used = [int((self.position_K[a:b] != EMPTY).sum()) for a, b in bounds]
+    def load(self, state: dict[str, np.ndarray], counts: bool = True) -> None:
+        """Take up the rows of these lanes out of `state`, which may have been another rank's: call it for each that has some.
+
+        The host tier holds the blocks of the rows already. A row keeps its place among the slots of its lane, which were taken from
+        the left. counts: whether this rank takes up the counters, too; one of those that share a state does.
+        """
+        if counts:
+            self.visited += int(state["counters"][0])
+            self.readmitted += int(state["counters"][1])
+        occupied = np.flatnonzero(state["position"] != EMPTY)
+        blocks = state["position"][occupied] // self.host.block
+        for lane, number in enumerate(self.lanes.numbers):
+            there = occupied[blocks % self.lanes.count == number]
+            first = int(self.first_slots[lane])
+            slots = np.arange(first, first + len(there))
+            assert len(there) <= self.capacities[lane], (number, len(there))
+            if len(there):
+                self._put(slots, state["w"][there], state["u"][there])
+                self.position_K[slots] = state["position"][there]
+                self.stamp_K[slots] = state["stamp"][there]
+                self.host.activate(self.host.indices(self.position_K[slots]), slots)
+                self.used[lane] = len(there)
         self._queues = self._make_queues()
 
     def caught_up(

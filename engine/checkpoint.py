@@ -10,11 +10,15 @@
             blocks-*.safetensors      where each stored block is, or those that changed since the last full map
         rows/*/                       the blocks (engine/zarr_store.py)
 
+With R ranks there is an active-r and a blocks-r of each; rank 0 writes the rest, and the manifest when all others have said that what
+they wrote is durable. Any number of ranks that divides L goes on from it. A disk may be everybody's or each node's own: a rank reads
+what belongs to its lanes and nothing else, and rank 0 tells the others what the manifest says.
+
 What is written where, and when:
 
     1. between two steps, on the training thread: copies of the blocks of the host tier that the disk does not have in this
        version, of the active rows, of the trunk. That is all that a step can wait for; O(W), whatever N is
-    2. on the writer's thread, after the blocks that left earlier: these blocks, then the files, then the manifest
+    2. on the writer's thread of each rank, after the blocks that left earlier: these blocks, then the files; then rank 0's manifest
     3. then the oldest checkpoints beyond `keep` go, and the blocks that only they named
 
 A checkpoint may still be on its way when the next is due; that one then waits for it, and the wait is counted. Nothing is unpickled
@@ -35,8 +39,10 @@ from safetensors.torch import save as torch_save
 
 from engine import manifest
 from engine.active_rows import ActiveRows
-from engine.files import Files, remove_any, write_whole
+from engine.files import Buffer, Files, remove_any, write_whole
+from engine.lanes import ALL_LANES, Lanes
 from engine.manifest import Kept
+from engine.ranks import Ranks, Road
 from engine.store import Block, MemoryStore, empty_block
 from engine.write_behind import WriteBehind
 
@@ -52,6 +58,10 @@ class _Chain:
     rows: int = 0
     since: int = 0
 
+    def take_up(self, said: dict[str, Any]) -> None:
+        """Go on with the table of which a manifest says this."""
+        self.full, self.rows, self.since = said["full"], said["rows"], said["since"]
+
     def full_is_due(self, changed: int) -> bool:
         return self.full is None or self.since + changed > self.rows
 
@@ -62,11 +72,13 @@ class Checkpoints:
     files    where they lie
     disk     the store on disk; where rows live in memory it is used by checkpoints alone
     keep     how many are kept
+    road     between the writer's threads of all ranks
     """
 
-    def __init__(self, files: Files, disk: WriteBehind, keep: int) -> None:
+    def __init__(self, files: Files, disk: WriteBehind, keep: int, road: Road | None = None) -> None:
         assert keep >= 1
-        self.files, self.disk, self.keep = files, disk, keep
+        self.files, self.disk, self.keep, self.road = files, disk, keep, road or Road()
+        self.lanes: Lanes = disk.disk.lanes
         self.newest: Kept | None = None  # committed, or recovered
         self.waited_seconds = 0.0  # for an earlier checkpoint; whoever reports it sets it back
         self._kept: list[Kept] = []
@@ -76,24 +88,32 @@ class Checkpoints:
         self._changed: set[int] = set()  # blocks whose entry is not that of the last full map
         self._on_way = False
 
-    def restore(self, kept: list[Kept], sweep: bool) -> None:
-        """Go on after the last of `kept` (manifest.recover).
+    def restore(self, kept: list[Kept], sweep: bool, is_first: bool = True) -> None:
+        """Go on after the last of `kept` (engine/recovery.py). No rank may write before all have come back from here.
 
-        sweep   remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
+        sweep      remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
+        is_first   of the ranks on this disk: it looks after what is no lane's
         """
         store = self.disk.disk
-        versions = [(one.number, one.entries(store)) for one in kept]
+        versions = [(one.number, one.entries(store, self.lanes)) for one in kept]
         last = kept[-1] if kept else None
-        self._garbage = store.restore(versions, last.body["next_generation"] if last else 1)
+        generations = {generation.name for one in kept for generation in one.generations().values()}
+        self._garbage = store.restore(
+            versions, last.body["next_generation"] if last else 1, generations if is_first else None
+        )
         self._kept, self.newest = list(kept), last
         if last:
-            for chain, name in ((self._map, "blocks"), (self._log, "log")):
-                part = last.body[name]
-                chain.full, chain.rows, chain.since = part["full"], part["rows"], part["since"]
-            if delta := last.body["blocks"]["delta"]:
-                self._changed = set(last.arrays(delta)["block"].tolist())
-        named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
-        self._garbage += manifest.unnamed(self.files, named)
+            self._log.take_up(last.body["log"])
+            parts = last.parts(self.lanes)
+            if [(part["rank"], part["ranks"]) for part in parts] == [(self.lanes.rank, self.lanes.ranks)]:
+                self._map.take_up(parts[0]["blocks"])
+                if delta := parts[0]["blocks"]["delta"]:
+                    self._changed = set(last.arrays(delta)["block"].tolist())
+        if is_first:
+            named = {manifest.path_of(one.number) for one in kept} | {
+                path for one in kept for path in one.body["files"]
+            }
+            self._garbage += manifest.unnamed(self.files, named)
         if sweep:
             self._remove_garbage()
 
@@ -106,6 +126,7 @@ class Checkpoints:
     ) -> None:
         """Begin a checkpoint of the state after `rows.log.steps` steps; it is there when `finish`, or the next save, returns.
 
+        All ranks call it after the same step; of the three below, rank 0's count.
         trunk_state   what Trunk.state() gives    losses   of every step so far    state   what else to keep, as JSON
         Raises OSError or Damaged where an earlier write failed; what was committed before is whole.
         """
@@ -145,67 +166,81 @@ class Checkpoints:
 
     @property
     def bytes(self) -> int:
-        """On the disk: rows, and the files of the checkpoints that are kept."""
-        return self.disk.bytes + sum({p: n for kept in self._kept for p, n in kept.body["sizes"].items()}.values())
+        """On the disk: rows, and the files of the checkpoints that are kept, as far as they are these lanes'."""
+        sizes = {path: kept.body["sizes"][path] for kept in self._kept for path in kept.files_of(self.lanes)}
+        return self.disk.bytes + sum(sizes.values())
 
     def _commit(self, snapshot: "_Snapshot") -> None:
-        store = self.disk.disk
+        store, road = self.disk.disk, self.road
         store.sync()
-        directory = self._new_directory(snapshot.step)
+        directory = road.from_first(self._new_directory(snapshot.step) if road.is_first else None)
         self.files.make_directory(directory)
-        contents = {
-            f"{directory}/trunk.safetensors": torch_save(snapshot.model),
-            f"{directory}/momentum.safetensors": torch_save(snapshot.momentum),
-            f"{directory}/active.safetensors": numpy_save(snapshot.active),
-        }
-        self._changed |= store.take_changed()
-        full_map = self._map.full_is_due(len(self._changed))
-        table = store.entries(None if full_map else self._changed)
-        blocks, content = _table(self._map, full_map, table, f"{directory}/blocks")
-        contents |= content
-        full_log = snapshot.first_logged == 0
-        log, content = _table(self._log, full_log, snapshot.log, f"{directory}/log")
-        contents |= content
-        if full_map:
-            self._changed = set()
+        part, contents = self._part(snapshot, directory)
+        log: dict[str, Any] = {}
+        if road.is_first:
+            log, content = _table(self._log, snapshot.first_logged == 0, snapshot.log, f"{directory}/log")
+            trunk = {"trunk": torch_save(snapshot.model), "momentum": torch_save(snapshot.momentum)}
+            contents |= {f"{directory}/{name}.safetensors": content for name, content in trunk.items()} | content
 
         files, sizes = {}, {}
         for path, content_bytes in contents.items():
             write_whole(self.files, path, [content_bytes])
             files[path] = hashlib.sha256(content_bytes).hexdigest()
             sizes[path] = len(content_bytes)
-        for part in (blocks, log):  # the full table may be an earlier checkpoint's
-            path = part["full"]
+        for table in (part["blocks"], *([log] if log else [])):  # the full table may be an earlier checkpoint's
+            path = table["full"]
             if path not in files:
                 assert self.newest
                 files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
         self.files.sync_directory(directory)
-        self.files.make_directory(manifest.MANIFESTS)
-        self.files.sync_directory("")
-        number = max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)])
-        entries = store.entry_count()
-        body = {
-            "format": manifest.FORMAT,
-            "number": number,
-            "step": snapshot.step,
-            "directory": directory,
-            "rows": snapshot.rows,
-            "stored_blocks": entries,
-            "generations": store.generation_table(),
-            "next_generation": store.next_generation,
-            "blocks": blocks,
-            "log": log,
-            "files": files,
-            "sizes": sizes,
-            **snapshot.state,
-        }
-        manifest.publish(self.files, body)
-        store.committed(number)
+        said = road.to_first({"part": part, "files": files, "sizes": sizes, "next_generation": store.next_generation})
+        body: dict[str, Any] = {}
+        if road.is_first:
+            self.files.make_directory(manifest.MANIFESTS)
+            self.files.sync_directory("")
+            body = {
+                "format": manifest.FORMAT,
+                "number": max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)]),
+                "step": snapshot.step,
+                "directory": directory,
+                "rows": snapshot.rows,
+                "parts": [word["part"] for word in said],
+                "next_generation": max(word["next_generation"] for word in said),
+                "log": log,
+                "files": {path: digest for word in said for path, digest in word["files"].items()},
+                "sizes": {path: size for word in said for path, size in word["sizes"].items()},
+                **snapshot.state,
+            }
+            manifest.publish(self.files, body)
+            self._drop_old_manifests()
+        body = road.from_first(body)
+        store.committed(body["number"])
         self.newest = Kept(self.files, body)
         self._kept.append(self.newest)
         self._drop_old()
         self._remove_garbage()
         self._on_way = False
+
+    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[dict[str, Any], dict[str, Buffer]]:
+        """What the manifest says of this rank's lanes, and the files to write for it."""
+        store, lanes = self.disk.disk, self.lanes
+        number = f"-{lanes.rank}" if lanes.ranks > 1 else ""
+        active = f"{directory}/active{number}.safetensors"
+        self._changed |= store.take_changed()
+        full = self._map.full_is_due(len(self._changed))
+        table = store.entries(None if full else self._changed)
+        blocks, contents = _table(self._map, full, table, f"{directory}/blocks{number}")
+        if full:
+            self._changed = set()
+        part = {
+            "rank": lanes.rank,
+            "ranks": lanes.ranks,
+            "active": active,
+            "blocks": blocks,
+            "stored_blocks": store.entry_count(),
+            "generations": store.generation_table(),
+        }
+        return part, {active: numpy_save(snapshot.active), **contents}
 
     def _new_directory(self, step: int) -> str:
         """A name that no checkpoint has, damaged ones included."""
@@ -213,16 +248,22 @@ class Checkpoints:
         names = [f"step-{step:09d}", *(f"step-{step:09d}-{again}" for again in range(2, len(there) + 3))]
         return next(name for name in names if name not in there)
 
+    def _drop_old_manifests(self) -> None:
+        """Those that the checkpoint just published is to replace; rank 0's work."""
+        dropped = self._kept[: max(0, len(self._kept) + 1 - self.keep)]
+        if dropped:
+            # For good, before any file that they name goes: a checkpoint never comes back without its blocks.
+            for kept in dropped:
+                remove_any(self.files, manifest.path_of(kept.number))
+            self.files.sync_directory(manifest.MANIFESTS)
+
     def _drop_old(self) -> None:
+        """The files that only dropped checkpoints name; each rank removes its own, and what nobody wrote but one rank alone."""
         dropped, self._kept = self._kept[: -self.keep], self._kept[-self.keep :]
         if not dropped:
             return
-        # First the manifests, for good: a checkpoint never comes back without its blocks.
-        for kept in dropped:
-            remove_any(self.files, manifest.path_of(kept.number))
-        self.files.sync_directory(manifest.MANIFESTS)
         named = {path for kept in self._kept for path in kept.body["files"]}
-        gone = {path for kept in dropped for path in kept.body["files"]} - named
+        gone = {path for kept in dropped for path in kept.files_of(self.lanes)} - named
         for path in sorted(gone):
             remove_any(self.files, path)
         for directory in sorted({path.rpartition("/")[0] for path in gone}):
@@ -271,9 +312,10 @@ def _table(
     return said, {name: numpy_save(arrays)}
 
 
-def load_trunk(kept: Kept, trunk: "Trunk") -> None:
-    """Put a fresh trunk where the checkpoint left it."""
-    trunk.load(read_trunk(kept), torch_load(kept.read("momentum")))
+def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
+    """Put a fresh trunk where the checkpoint left it; rank 0 reads it and tells the others, whose disk may be another."""
+    state = (read_trunk(kept), torch_load(kept.read("momentum"))) if ranks.is_first else None
+    trunk.load(*ranks.from_first(state))
 
 
 def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
@@ -281,24 +323,28 @@ def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
     return torch_load(kept.read("trunk"))
 
 
-def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray) -> None:
+def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:
     """Put fresh rows where the checkpoint left them; their store holds its blocks already, or is in memory and takes them.
 
     window   the blocks of the window that the last step was in
+    eta_T    the learning rates so far, NaN where a step was skipped: the checkpoint's log
     """
-    rows.log.extend(kept.log()["eta"])
-    active = kept.arrays("active")
+    rows.log.extend(eta_T)
+    parts = kept.active(rows.lanes)
     if isinstance(rows.host.store, MemoryStore):
-        for block, content in stored_blocks(kept):
+        for block, content in stored_blocks(kept, rows.lanes):
             rows.host.store.load(block, content)
-    rows.host.load(active.pop("resident").tolist(), window)
-    rows.load(active)
+    resident = np.sort(np.concatenate([part["resident"] for part in parts]))
+    rows.host.load(rows.lanes.chosen(resident).tolist(), rows.lanes.chosen(window).tolist())
+    for said, part in zip(kept.parts(rows.lanes), parts, strict=True):
+        # Its counters go to the one rank that has the first of its lanes.
+        rows.load(part, counts=rows.lanes.has(said["rank"]))
 
 
-def stored_blocks(kept: Kept) -> Iterator[tuple[int, Block]]:
-    """Every block of a checkpoint, ascending."""
+def stored_blocks(kept: Kept, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:
+    """Every block of a checkpoint that belongs to the lanes, ascending."""
     store = kept.store()
-    for block, entry in sorted(kept.entries(store).items()):
+    for block, entry in sorted(kept.entries(store, lanes).items()):
         out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
         store.read_entry(block, entry, out)
         yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out

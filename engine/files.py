@@ -13,6 +13,7 @@ Paths are relative to the root, with "/" between parts. Errors are OSErrors, as 
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -128,11 +129,9 @@ def write_whole(files: Files, path: str, parts: Sequence[Buffer]) -> None:
 def remove_tree(files: Files, path: str) -> None:
     """A directory and everything below it."""
     for name, size in sorted(files.listing(path).items()):
-        if size < 0:
-            remove_tree(files, f"{path}/{name}")
-        else:
-            files.remove(f"{path}/{name}")
-    files.remove_directory(path)
+        remove_tree(files, f"{path}/{name}") if size < 0 else remove_any(files, f"{path}/{name}")
+    with suppress(FileNotFoundError):  # another rank was faster
+        files.remove_directory(path)
 
 
 def remove_any(files: Files, path: str) -> None:

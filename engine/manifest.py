@@ -1,8 +1,12 @@
 """Manifests: what makes a checkpoint one. A numbered JSON file that names, with a checksum each, everything that belongs to it.
 
-    manifests/000000012.json     {"sha256": ..., "body": {"number": 12, "step": 1200, "files": {path: sha256}, "generations": ..., ...}}
+    manifests/000000012.json     {"sha256": ..., "body": {"number": 12, "step": 1200, "files": {path: sha256}, "parts": [...], ...}}
     step-000001200/              trunk, momentum, active rows, the log, the block map: safetensors
     rows/000004-3fa29c/          generations of blocks (engine/zarr_store.py)
+
+A part is what one rank wrote of its lanes: {"rank": 1, "ranks": 4, "active": path of its active rows, "blocks": its block map,
+"stored_blocks": how many, "generations": those that the map speaks of}. Whoever works for other lanes later reads what it needs of all
+parts, and nothing else.
 
 A checkpoint exists from the moment its manifest has its name, and not before; what no manifest names is garbage. The block map and the
 log grow with the run, so a checkpoint writes only what changed since the last full one (`delta`) and names both. A full one is
@@ -15,6 +19,7 @@ name and size (their bytes are checked when they are read; `job=store store.verb
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +29,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as numpy_load
 
 from engine.files import Files, write_whole
+from engine.lanes import ALL_LANES, Lanes
 from engine.store import Damaged, empty_block
 from engine.zarr_store import Column, Entry, Generation, ZarrStore
 
-FORMAT = 2
+FORMAT = 3
 MANIFESTS = "manifests"
 
 # (block, its generation's name, checksums) -> what is wrong with it, or None
@@ -55,7 +61,7 @@ class Kept:
         return self.body["directory"]
 
     def read(self, name: str) -> bytes:
-        """One of its own files (`trunk`, `momentum`, `active`), or those of `blocks` and `log` by path. Raises Damaged."""
+        """One of its own files (`trunk`, `momentum`), or another by its path. Raises Damaged."""
         path = name if "/" in name else f"{self.name}/{name}.safetensors"
         try:
             content = self.files.read(path)
@@ -78,25 +84,48 @@ class Kept:
         parts = [self.arrays(path) for path in (self.body["log"]["full"], self.body["log"]["delta"]) if path]
         return {name: np.concatenate([part[name] for part in parts]) for name in ("eta", "loss")}
 
-    def generations(self) -> dict[int, Generation]:
+    def parts(self, lanes: Lanes = ALL_LANES) -> list[dict[str, Any]]:
+        """What was written of these lanes, and maybe of others with them."""
+        return [part for part in self.body["parts"] if lanes.meets(part["rank"], part["ranks"])]
+
+    def active(self, lanes: Lanes = ALL_LANES) -> list[dict[str, np.ndarray]]:
+        """The active rows, of each part that has some of these lanes."""
+        return [self.arrays(part["active"]) for part in self.parts(lanes)]
+
+    def generations(self, lanes: Lanes = ALL_LANES) -> dict[int, Generation]:
         return {
-            int(number): Generation(kept["name"], tuple(Column(*column) for column in kept["columns"]))
-            for number, kept in self.body["generations"].items()
+            int(number): Generation(
+                kept["name"],
+                tuple(Column(*column) for column in kept["columns"]),
+                shared=kept.get("shared", False) or not lanes.contains(part["rank"], part["ranks"]),
+            )
+            for part in self.parts(lanes)
+            for number, kept in part["generations"].items()
         }
 
-    def entries(self, store: ZarrStore) -> dict[int, Entry]:
-        """The block map; the store learns the generations that it speaks of."""
-        store.generations |= {n: g for n, g in self.generations().items() if n not in store.generations}
+    def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> dict[int, Entry]:
+        """The block map of these lanes; the store learns the generations that it speaks of."""
+        found = self.generations(lanes)
+        store.generations |= {number: found[number] for number in found.keys() - store.generations.keys()}
         entries: dict[int, Entry] = {}
-        for path in (self.body["blocks"]["full"], self.body["blocks"]["delta"]):
-            if path:
-                arrays = self.arrays(path)
-                # The full map may speak of generations that are gone, for blocks that the delta has anew.
-                known = np.isin(arrays["generation"], list(store.generations))
-                entries |= store.entry_map({name: array[known] for name, array in arrays.items()})
-        if len(entries) != self.body["stored_blocks"]:
-            raise Damaged(f"its map has {len(entries)} blocks instead of {self.body['stored_blocks']}")
+        for part in self.parts(lanes):
+            of_part: dict[int, Entry] = {}
+            for path in (part["blocks"]["full"], part["blocks"]["delta"]):
+                if path:
+                    arrays = self.arrays(path)
+                    # The full map may speak of generations that are gone, for blocks that the delta has anew.
+                    known = np.isin(arrays["generation"], list(store.generations))
+                    of_part |= store.entry_map({name: array[known] for name, array in arrays.items()})
+            if len(of_part) != part["stored_blocks"]:
+                raise Damaged(f"its map has {len(of_part)} blocks instead of {part['stored_blocks']}")
+            entries |= {block: entry for block, entry in of_part.items() if lanes.has(block)}
         return entries
+
+    def files_of(self, lanes: Lanes) -> list[str]:
+        """The files that whoever works for these lanes reads; rank 0 reads those that belong to no lane, too."""
+        of_parts = {path: part for part in self.body["parts"] for path in _paths(part)}
+        mine = {path for part in self.parts(lanes) for path in _paths(part)}
+        return [path for path in self.body["files"] if path in mine or (lanes.rank == 0 and path not in of_parts)]
 
     def store(self) -> ZarrStore:
         """A store of this checkpoint's sizes, for reading its blocks."""
@@ -162,6 +191,8 @@ def read_at(files: Files, path: str) -> Kept:
         body = content["body"]
         if content["sha256"] != _digest(body):
             raise Damaged("its manifest does not match its checksum")
+        if body["format"] == 2:
+            body = _from_format_2(body)
         if body["format"] != FORMAT:
             raise Damaged(f"format {body['format']} instead of {FORMAT}")
     except (ValueError, KeyError, TypeError) as error:
@@ -173,10 +204,21 @@ def read_at(files: Files, path: str) -> Kept:
     return Kept(files, body)
 
 
-def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str]]:
+def look(kept: Kept, is_newest: bool, lanes: Lanes = ALL_LANES) -> None:
+    """Raises Damaged unless the checkpoint can be loaded; of one behind the newest, unless it is known what it names."""
+    if is_newest:
+        check(kept, lanes)
+    else:  # what it names must not be taken for garbage
+        kept.entries(kept.store(), lanes)
+
+
+def recover(
+    files: Files, step: int | None = None, look: Callable[[Kept, bool], None] = look
+) -> tuple[list[Kept], list[str]]:
     """Checkpoints, oldest first, the last of them whole; and a line for each newer one that is not.
 
     step    look at checkpoints of this step alone
+    look    at a checkpoint: raises Damaged where it is
     """
     kept: list[Kept] = []
     complaints: list[str] = []
@@ -187,10 +229,7 @@ def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str
             name = candidate.name
             if step is not None and candidate.step != step:
                 continue
-            if kept:
-                candidate.entries(candidate.store())  # what it names must not be taken for garbage
-            else:
-                check(candidate)
+            look(candidate, not kept)
             kept.append(candidate)
             if step is not None:
                 break
@@ -206,14 +245,17 @@ def recover(files: Files, step: int | None = None) -> tuple[list[Kept], list[str
     return kept[::-1], complaints
 
 
-def check(kept: Kept) -> None:
-    """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded; OSError where it cannot be read."""
-    problems = problems_of(kept, every_block=False)
+def check(kept: Kept, lanes: Lanes = ALL_LANES) -> None:
+    """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded; OSError where it cannot be read.
+
+    lanes    look at what is theirs; rank 0 also at what is no lane's
+    """
+    problems = problems_of(kept, every_block=False, lanes=lanes)
     if problems:
         raise Damaged(problems[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""))
 
 
-def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> list[str]:
+def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes: Lanes = ALL_LANES) -> list[str]:
     """A line for each file that is not what was written.
 
     every_block   read all blocks, not those alone that a resume reads first; go on after a damaged file, and name what cannot be read
@@ -221,7 +263,7 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> li
     """
     named = (Damaged, OSError) if every_block else Damaged
     lines: list[str] = []
-    for path in kept.body["files"]:
+    for path in kept.files_of(lanes):
         try:
             kept.read(path)
         except named as error:
@@ -230,7 +272,7 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> li
         return lines
     store = kept.store()
     try:
-        entries = kept.entries(store)
+        entries = kept.entries(store, lanes)
     except named as error:
         return lines or [str(error)]
     missing = store.missing(entries)
@@ -238,7 +280,8 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> li
     bad = {line.split(" ", 2)[1] for line in missing}  # named already
     out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
     known = {} if known is None else known
-    for block in sorted(entries) if every_block else kept.arrays("active")["resident"].tolist():
+    resident = (block for active in kept.active(lanes) for block in active["resident"].tolist())
+    for block in sorted(entries) if every_block else resident:
         if block not in entries or str(block) in bad:
             continue
         version = block, store.generations[entries[block].generation].name, entries[block].checks
@@ -251,6 +294,17 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None) -> li
         if complaint := known[version]:
             lines.append(complaint)
     return lines
+
+
+def _paths(part: dict[str, Any]) -> list[str]:
+    return [path for path in (part["active"], part["blocks"]["full"], part["blocks"]["delta"]) if path]
+
+
+def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:
+    """One process wrote it, and it says of the whole what a part says now."""
+    part = {name: body.pop(name) for name in ("blocks", "stored_blocks", "generations")}
+    part |= {"rank": 0, "ranks": 1, "active": f"{body['directory']}/active.safetensors"}
+    return {**body, "format": FORMAT, "parts": [part]}
 
 
 def _digest(body: dict[str, Any]) -> str:

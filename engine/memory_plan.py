@@ -32,6 +32,7 @@ def host_places(
 def plan(
     *,
     active: int,
+    gathered: int,
     dim: int,
     size: int,
     block: int,
@@ -46,9 +47,10 @@ def plan(
     keep: int,
     gradient_written: bool,
 ) -> dict[str, dict[str, int]]:
-    """Bytes by tier and item.
+    """Bytes by tier and item, of each rank: all counts are a rank's own.
 
-    active          K                       places             blocks of the host tier
+    gathered        rows of all ranks that are gathered for the softmax, with their gradient; 0: rows stay where they are
+    active          K/R                     places             blocks of the host tier
     in_memory       rows outside of it stay in host memory     waiting_blocks    that may wait to be written
     stored_row_bytes   of a row on the disk                    changed_rows      visited between two checkpoints, at most
     trunk_weights   numbers in the trunk    views_bytes        one batch of augmented images
@@ -72,8 +74,14 @@ def plan(
         "device": {
             "active rows": active * dim * _FLOAT_BYTES,
             "momentum of active rows": active * dim * _FLOAT_BYTES,
+            # ZeRO-3 has a copy of its part that it gathers; whole on every rank are the rows and their gradient, twice for a moment.
+            **({"rows and gradient while gathered": (3 * gathered + active) * dim * _FLOAT_BYTES} if gathered else {}),
             # A micro-batch's part and the sum of those before it.
-            **({"gradient of active rows": 2 * active * dim * _FLOAT_BYTES} if gradient_written else {}),
+            **(
+                {"gradient of active rows": 2 * active * dim * _FLOAT_BYTES}
+                if gradient_written and not gathered
+                else {}
+            ),
             "trunk (weights, gradients, momentum)": 3 * trunk_weights * _FLOAT_BYTES,
         },
         "host": host,

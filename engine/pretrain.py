@@ -1,7 +1,7 @@
 """The training loop: ask for a batch, slide the window, take a step, and now and then log, evaluate, keep.
 
-The loop knows the step number and nothing else about the past; all state is in the trunk and the rows. A signal to stop
-is obeyed between two steps.
+The loop knows the step number and nothing else about the past; all state is in the trunk and the rows. All ranks go through it
+together; what they decide, they decide alike. A signal to stop that any of them got is obeyed by all between two steps.
 """
 
 import json
@@ -9,10 +9,12 @@ import resource
 import signal
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ import torch
 from datasets.batch import Batch
 from engine.active_rows import ActiveRows
 from engine.progress import Progress
-from engine.row_gradients import RowGradient
+from engine.ranks import Ranks
+from engine.softmax import Softmax
 from engine.stages import Stages
 from engine.step import train_step
 from engine.trunk import Trunk
@@ -68,7 +71,10 @@ class Rhythm:
 
 
 class StopSignal:
-    """SIGINT and SIGTERM ask the loop to end after the step it is in; a second SIGINT interrupts at once."""
+    """SIGINT and SIGTERM ask the loop to end after the step it is in; a second SIGINT interrupts at once.
+
+    A second SIGTERM does nothing: launchers send it to each process in turn and may send it twice.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -85,25 +91,34 @@ class StopSignal:
 
     def _handle(self, number: int, _frame: object) -> None:
         self.name = signal.Signals(number).name
-        signal.signal(number, self._before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+
+    def agreed(self, ranks: Ranks) -> str | None:
+        """The name of a signal that some rank got, or None; every rank calls it after every step, and hears the same."""
+        if ranks.size > 1:
+            number = signal.Signals[self.name].value if self.name else 0
+            number = int(ranks.max(torch.tensor([number], device=ranks.device), "stop"))
+            self.name = signal.Signals(number).name if number else None
+        return self.name
 
 
 def train(
     batches: Iterator[Batch],
     trunk: Trunk,
     rows: ActiveRows,
+    softmax: Softmax,
+    ranks: Ranks,
     totals: Totals,
     *,
     steps_per_window: int,
     window_blocks: Callable[[int], np.ndarray],
     learning_rate: Callable[[int], float],
     rows_lr_scale: float,
-    temperature: float,
     micro_batches: int,
     rows_grad_V: list[bool],
-    row_gradient: RowGradient,
     rhythm: Rhythm,
-    metrics_path: Path,
+    metrics_path: Path | None,
     backends: dict[str, str],
     checkpoint: Callable[[], None],
     last_good: Callable[[], str | None],
@@ -116,7 +131,8 @@ def train(
 ) -> None:
     """Train from step `rows.log.steps` up to `rhythm.end`, or until `stop` asks, or until the loss stays non-finite.
 
-    batches               of the steps from here on, in order
+    batches               of the steps from here on, in order: this rank's part of them
+    metrics_path          None: another rank writes the lines
     window_blocks         window number -> its blocks
     checkpoint            begins one; called every `checkpoint_every` steps, when stopped, and at the end
     last_good             the name of the newest checkpoint that is there
@@ -130,10 +146,16 @@ def train(
     last_line = time.perf_counter()
     images_at_line = totals.images
     first_step = rows.log.steps
-    torn = metrics_path.stat().st_size and not metrics_path.read_bytes().endswith(b"\n")
-    with open(metrics_path, "a", encoding="utf-8") as metrics:
-        if torn:  # the run was killed while it wrote a line
-            metrics.write("\n")
+    unreadable: list[tuple[str, int]] = []  # (image, step) that the other ranks have not been told of
+    sent_bytes = Counter(ranks.sent_bytes)
+
+    def tell_unreadable() -> None:
+        for name, step in (one for told in ranks.share(unreadable) for one in told):
+            totals.unreadable_images += 1
+            progress.note(f"cannot read {name}; its place in step {step} stays empty")
+        unreadable.clear()
+
+    with opened(metrics_path) as metrics:
         for step in range(rows.log.steps, rhythm.end):
             start = time.perf_counter()
             with stages("data"):
@@ -142,49 +164,52 @@ def train(
             window = step // steps_per_window
             if step % steps_per_window == 0:
                 with stages("slide"):
-                    rows.host.slide(window_blocks(window), step)
+                    rows.host.slide(rows.lanes.chosen(window_blocks(window)), step)
             if step % steps_per_window == 0 or step == first_step:
                 ahead = [window_blocks(window + 1 + slides) for slides in range(rhythm.read_ahead)]
-                rows.host.read_ahead(np.concatenate(ahead))
-            # Backbones with dropout draw from torch's generator; a resumed run must draw the same.
-            torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+                rows.host.read_ahead(rows.lanes.chosen(np.concatenate(ahead)))
+            # Backbones with dropout draw from torch's generator; a resumed run must draw the same, another rank something else.
+            torch.manual_seed((seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63)
             lr = learning_rate(step)
             result = train_step(
                 batch,
                 trunk,
                 rows,
+                softmax,
+                ranks,
                 lr=lr,
                 rows_lr=lr * rows_lr_scale,
-                temperature=temperature,
                 micro_batches=micro_batches,
                 rows_grad_V=rows_grad_V,
-                row_gradient=row_gradient,
                 stages=stages,
             )
             totals.images += result.filled
             totals.skipped_steps += not result.applied
             totals.skips_in_a_row = 0 if result.finite else totals.skips_in_a_row + 1
             totals.losses.append(result.loss)
-            for name in batch.unreadable:
-                totals.unreadable_images += 1
-                progress.note(f"cannot read {name}; its place in step {step} stays empty")
+            unreadable += [(name, step) for name in batch.unreadable]
             totals.step_seconds += time.perf_counter() - start
             waited = take_waited_seconds()
             waits["steps"] += waited > 0
             waits["seconds"] += waited
 
             done = step + 1
-            if done % rhythm.log_every == 0 or done == rhythm.end or stop.name:
+            stopped_by = stop.agreed(ranks)
+            if done % rhythm.log_every == 0 or done == rhythm.end or stopped_by:
                 now = time.perf_counter()
                 seconds = stages.take()
                 totals.trunk_seconds += seconds.get("trunk_forward", 0.0) + seconds.get("trunk_backward", 0.0)
-                tiers = measured_bytes(rows, trunk, disk_bytes())
-                images = totals.images - images_at_line
-                line = metrics_line(done, totals, rows, lr, seconds, now - last_line, images, backends, tiers, waits)
+                tell_unreadable()
+                told = ranks.share(own_figures(rows, measured_bytes(rows, trunk, disk_bytes()), waits))
                 waits = {"steps": 0, "seconds": 0.0}
+                images = totals.images - images_at_line
+                line = metrics_line(done, totals, lr, seconds, now - last_line, images, backends, told)
                 line["loss"] = mean_of_finite(totals.losses[-rhythm.log_every :])
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
+                line["sent_bytes"] = dict(ranks.sent_bytes - sent_bytes)
+                sent_bytes = Counter(ranks.sent_bytes)
+                if metrics:
+                    metrics.write(json.dumps(line) + "\n")
+                    metrics.flush()
                 progress.update(line)
                 last_line, images_at_line = now, totals.images
             if totals.skips_in_a_row >= _SKIPS_THAT_STOP:
@@ -196,30 +221,65 @@ def train(
                 )
             sound = done != rhythm.end and totals.skips_in_a_row == 0
             due = sound and done % rhythm.checkpoint_every == 0
-            if stop.name or due:
+            if stopped_by or due:
+                tell_unreadable()
                 checkpoint()
-            if stop.name:
+            if stopped_by:
                 return
             if sound and rhythm.evaluate_every and done % rhythm.evaluate_every == 0:
                 evaluate()
     if first_step < rows.log.steps == rhythm.end:
-        checkpoint()
+        checkpoint()  # the last line has told what was unreadable
+
+
+@contextmanager
+def opened(metrics_path: Path | None) -> Iterator[TextIO | None]:
+    """The file to add lines to; a line that a killed run left half is ended."""
+    if metrics_path is None:
+        yield None
+        return
+    torn = metrics_path.stat().st_size and not metrics_path.read_bytes().endswith(b"\n")
+    with open(metrics_path, "a", encoding="utf-8") as metrics:
+        if torn:
+            metrics.write("\n")
+        yield metrics
+
+
+def own_figures(rows: ActiveRows, tiers: dict[str, int], waits: dict[str, float]) -> dict[str, Any]:
+    """What a line of metrics.jsonl needs of each rank."""
+    return {
+        "bytes": tiers,
+        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "waits": waits,
+        "blocks_read": rows.host.blocks_read,
+        "active": int(sum(rows.used)),
+        "visited": rows.visited,
+        "readmitted": rows.readmitted,
+    }
 
 
 def metrics_line(
     done: int,
     totals: Totals,
-    rows: ActiveRows,
     lr: float,
     seconds: dict[str, float],
     interval_seconds: float,
     images: int,
     backends: dict[str, str],
-    tiers: dict[str, int],
-    waits: dict[str, float],
+    told: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl, without the loss."""
-    process_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """One line of metrics.jsonl, without the loss and the bytes sent.
+
+    told   own_figures of every rank: rows, blocks and the disk are added up; memory and waits are those of the rank with most
+    """
+
+    def total(name: str) -> int:
+        return sum(own[name] for own in told)
+
+    tiers = {tier: max(own["bytes"][tier] for own in told) for tier in ("device", "host")}
+    tiers["disk"] = sum(own["bytes"]["disk"] for own in told)
+    process_peak = max(own["process_peak"] for own in told)
+    waits = max((own["waits"] for own in told), key=lambda waits: waits["seconds"])
     totals.peak_host_bytes = max(totals.peak_host_bytes, process_peak)
     totals.peak_device_bytes = max(totals.peak_device_bytes, tiers["device"])
     return {
@@ -231,11 +291,12 @@ def metrics_line(
         "interval_seconds": interval_seconds,
         "bytes": {**tiers, "process_peak": process_peak},
         "prefetch_waits": waits,
-        "blocks_read": rows.host.blocks_read,
+        "blocks_read": total("blocks_read"),
         "backends": backends,
-        "active": int(sum(rows.used)),
-        "visited": rows.visited,
-        "readmitted": rows.readmitted,
+        "ranks": len(told),
+        "active": total("active"),
+        "visited": total("visited"),
+        "readmitted": total("readmitted"),
         "skipped_steps": totals.skipped_steps,
         "elapsed_seconds": totals.step_seconds,
     }

@@ -1,33 +1,196 @@
-"""The processes of a run; the only module that imports torch.distributed.
+"""The processes of a run and what they tell each other; the only module that imports torch.distributed.
 
-Launchers (deepspeed, torchrun) tell a process its rank through environment variables; under plain python there is one process,
-which needs no port: its group lives in a store in memory, so that runs side by side cannot clash.
+Launchers (deepspeed, torchrun, srun) tell a process its rank through environment variables. Under plain python there is one process,
+which needs no port: its group lives in a store in memory, so that runs side by side cannot clash. With one rank every
+call below returns what it was given and nothing is sent.
+
+There are two roads. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
+complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) travel over gloo as JSON-like objects and may take as
+long as they need, because one rank evaluates or writes while the others wait; that a process is gone is noticed there too
+(engine/watch.py).
+
+What is sent is counted, in bytes that leave one rank in the usual ring algorithms: (R - 1) times its part for an all-gather,
+(R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. Libraries send about that; headers are left out.
 """
 
 import os
+from collections import Counter
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+_PATIENT = timedelta(days=7)
 
-def start(device: torch.device) -> None:
-    """Join the process group of this one process."""
-    assert os.environ.get("WORLD_SIZE", "1") == "1", "launch.py refuses more processes: rows are not sharded yet"
-    # DeepSpeed asks for these whatever the backend.
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "0"),
-    ):
-        os.environ.setdefault(name, value)
+
+class Ranks:
+    """This process among the R of a run; `start` makes it.
+
+    rank, size       r and R
+    node_rank        this process among those of its machine, as the launcher says
+    node_size        how many these are
+    timeout_seconds  how long a collective of tensors may take
+    sent_bytes       by what was sent, since the start; whoever reports it may look at any time
+    calls            collectives of tensors begun so far, for whoever looks at who is behind
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device, timeout_seconds: float) -> None:
+        self.rank, self.size, self.device, self.timeout_seconds = rank, size, device, timeout_seconds
+        self.node_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        # deepspeed and torchrun have each a name for it
+        self.node_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or size)
+        self.sent_bytes: Counter[str] = Counter()
+        self.calls = 0
+        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENT) if size > 1 else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which speaks, evaluates and commits."""
+        return self.rank == 0
+
+    # Tensors
+
+    def gather(self, part: torch.Tensor, what: str) -> torch.Tensor:
+        """[B, ...] of every rank, one after the other: [R B, ...]. Every rank gives the same shape."""
+        if self.size == 1:
+            return part
+        self._count(what, (self.size - 1) * part.nbytes)
+        whole = part.new_empty(self.size * len(part), *part.shape[1:])
+        dist.all_gather_single(whole, part.contiguous())
+        return whole
+
+    def scatter_sum(self, whole: torch.Tensor, what: str) -> torch.Tensor:
+        """[R B, ...] -> the sum over ranks of this rank's part, [B, ...]: what `gather` is the transpose of."""
+        if self.size == 1:
+            return whole
+        self._count(what, (self.size - 1) * whole.nbytes // self.size)
+        part = whole.new_empty(len(whole) // self.size, *whole.shape[1:])
+        dist.reduce_scatter_single(part, whole.contiguous())
+        return part
+
+    def sum(self, values: torch.Tensor, what: str) -> torch.Tensor:
+        """The sum over ranks, in place; the same bits on every rank."""
+        return self._reduce(values, dist.ReduceOp.SUM, what)
+
+    def max(self, values: torch.Tensor, what: str) -> torch.Tensor:
+        """The largest over ranks, in place."""
+        return self._reduce(values, dist.ReduceOp.MAX, what)
+
+    # Words
+
+    def share(self, word: Any) -> list[Any]:
+        """What every rank says, in the order of ranks."""
+        if self.size == 1:
+            return [word]
+        words: list[Any] = [None] * self.size
+        dist.all_gather_object(words, word, group=self._words)
+        return words
+
+    def from_first(self, word: Any) -> Any:
+        """What rank 0 says; the argument of the others is not looked at."""
+        if self.size == 1:
+            return word
+        words = [word]
+        dist.broadcast_object_list(words, src=0, group=self._words)
+        return words[0]
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.size > 1:
+            dist.barrier(group=self._words)
+
+    def another_road(self) -> "Road":
+        """A road of words for another thread: every rank asks for one at the same moment of its main thread."""
+        return Road(self.rank, self.size)
+
+    def _reduce(self, values: torch.Tensor, operation: Any, what: str) -> torch.Tensor:
+        if self.size > 1:
+            self._count(what, 2 * (self.size - 1) * values.nbytes // self.size)
+            dist.all_reduce(values, op=operation)
+        return values
+
+    def _count(self, what: str, sent_bytes: int) -> None:
+        self.sent_bytes[what] += sent_bytes
+        self.calls += 1
+
+
+class Road:
+    """Words of a thread of its own, in the order of its own; Ranks.another_road makes it."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENT) if size > 1 else None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def to_first(self, word: Any) -> list[Any]:
+        """At rank 0 what every rank says, in the order of ranks; an empty list at the others."""
+        if self.size == 1:
+            return [word]
+        words: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(word, words, dst=0, group=self._words)
+        return words or []
+
+    def from_first(self, word: Any) -> Any:
+        """As Ranks.from_first."""
+        if self.size == 1:
+            return word
+        words = [word]
+        dist.broadcast_object_list(words, src=0, group=self._words)
+        return words[0]
+
+
+def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:
+    """Join the run's processes, as the launcher's environment describes them.
+
+    Raises ValueError where that is not complete, RuntimeError where the others do not come within the time.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        # DeepSpeed asks for these whatever the backend.
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(name, value)
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+            os.environ.setdefault(name, value)
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; start with deepspeed or torchrun, "
+            "or set what they set (README: several processes)"
+        )
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        timeout = timedelta(seconds=timeout_seconds)
+        if size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group(backend, timeout=timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_seconds)
+
+
+def board() -> Any:
+    """A connection of its own to the table of short texts that the launcher or rank 0 keeps, for engine/watch.py.
+
+    It has set(key, text), get(key) -> bytes and check([key]) -> bool, and raises where the table is gone.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
+    # torchrun's table outlives an attempt of its own restarts.
+    return dist.PrefixStore(f"watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def of_the_wire(error: BaseException) -> bool:
+    """Whether an error is that of a collective: another process is gone, or did not come in time. Backends say so in words alone."""
+    words = ("gloo", "nccl", "tcpstore", "timed out", "connection closed", "connection reset", "connection refused")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the run's processes."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from engine.active_rows import ActiveRows
+from engine.ranks import Ranks
 from kernels.sampled_softmax import softmax_rows_gradient, softmax_rows_update_
 
 
@@ -47,10 +48,10 @@ class RowGradient(Protocol):
         """Forget what was added."""
 
 
-def row_gradient(rows: ActiveRows, *, micro_batches: int, clip: float) -> RowGradient:
-    """The way for a run with so many micro-batches a step, and gradients of all rows together of norm `clip` at most (0: any)."""
+def row_gradient(rows: ActiveRows, ranks: Ranks, *, micro_batches: int, clip: float) -> RowGradient:
+    """The way for a run with so many micro-batches a step, and gradients of all ranks' rows of norm `clip` at most (0: any)."""
     reason = why_written(micro_batches, clip)
-    return WrittenGradient(rows, clip, reason) if reason else FusedUpdate(rows)
+    return WrittenGradient(rows, ranks, clip, reason) if reason else FusedUpdate(rows)
 
 
 def why_written(micro_batches: int, clip: float) -> str | None:
@@ -63,8 +64,8 @@ def why_written(micro_batches: int, clip: float) -> str | None:
 class WrittenGradient:
     name = "written"
 
-    def __init__(self, rows: ActiveRows, clip: float, why: str) -> None:
-        self.rows, self.clip, self.why = rows, clip, why
+    def __init__(self, rows: ActiveRows, ranks: Ranks, clip: float, why: str) -> None:
+        self.rows, self.ranks, self.clip, self.why = rows, ranks, clip, why
         self._sum_KD: torch.Tensor | None = None
 
     def add(self, inputs: SoftmaxInputs) -> bool:
@@ -74,11 +75,21 @@ class WrittenGradient:
 
     def apply(self, eta: float) -> None:
         assert self._sum_KD is not None
-        self.rows.update(eta, _cut(self._sum_KD, self.clip))
+        self.rows.update(eta, self._cut(self._sum_KD))
         self.discard()
 
     def discard(self) -> None:
         self._sum_KD = None
+
+    def _cut(self, drows_KD: torch.Tensor) -> torch.Tensor:
+        """The gradient, scaled in place so that the norm of that of all ranks is at most `clip`; 0: as it is."""
+        if not self.clip:
+            return drows_KD
+        if self.ranks.size == 1:
+            norm = drows_KD.norm()
+        else:
+            norm = self.ranks.sum(drows_KD.double().square().sum(), "norm of rows' gradient").sqrt().to(drows_KD)
+        return drows_KD.mul_(self.clip / norm.clamp(min=self.clip))
 
 
 class FusedUpdate:
@@ -135,10 +146,3 @@ def _gradient(rows: ActiveRows, inputs: SoftmaxInputs) -> torch.Tensor:
         rows_need_grad_B=inputs.rows_need_grad_X,
         backend=rows.kernels["sampled_softmax"],
     )
-
-
-def _cut(drows_KD: torch.Tensor, largest: float) -> torch.Tensor:
-    """The gradient of all active rows, scaled in place to a norm of at most `largest`; 0: as it is."""
-    if not largest:
-        return drows_KD
-    return drows_KD.mul_(largest / drows_KD.norm().clamp(min=largest))

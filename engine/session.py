@@ -1,6 +1,7 @@
 """One run from wherever it stands to its end: resume, train, evaluate, and leave the output directory as promised.
 
-The training itself is engine/pretrain.py; this is what goes on around it.
+All ranks go through it together. Rank 0 evaluates and writes what people read, while the others wait for it. The training itself
+is engine/pretrain.py; this is what goes on around it.
 """
 
 import json
@@ -25,9 +26,10 @@ from engine.exports import export_backbone
 from engine.network import Network, backbone_of, embed
 from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
 from engine.progress import Progress, progress
+from engine.ranks import Ranks
 from engine.report import write_report
-from engine.row_gradients import row_gradient
-from engine.snapshots import RowReader, digest
+from engine.snapshots import RowReader, block_hashes, digest
+from engine.softmax import Softmax
 from engine.trunk import Trunk
 
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
@@ -58,10 +60,8 @@ class Settings:
     evaluate_every: int | None
     protocol: Protocol
     tensorboard: bool
-    temperature: float
     micro_batches: int
     rows_lr_scale: float
-    rows_clip: float
     backbone: str
 
 
@@ -69,6 +69,8 @@ def run(
     *,
     trunk: Trunk,
     rows: ActiveRows,
+    softmax: Softmax,
+    ranks: Ranks,
     batches: Iterator[Batch],
     schedule: Schedule,
     learning_rate: Callable[[int], float],
@@ -81,6 +83,7 @@ def run(
     probe: Probe | None,
     sample: ImageSet,
     rows_grad_V: list[bool],
+    stop: StopSignal,
     settings: Settings,
 ) -> int:
     """Train up to step `end` of `total`; returns the exit code: 0 done or stopped on request, 1 the loss was lost.
@@ -91,21 +94,21 @@ def run(
     started = time.time()
     totals = Totals()
     if kept := checkpoints.newest:
-        checkpoint.load_trunk(kept, trunk)
-        checkpoint.load_rows(kept, rows, last_window(schedule, kept.step))
-        totals = Totals(**kept.body["totals"], losses=array("d", kept.log()["loss"]))
+        checkpoint.load_trunk(kept, trunk, ranks)
+        log = ranks.from_first(kept.log() if ranks.is_first else None)
+        checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
+        totals = Totals(**kept.body["totals"], losses=array("d", log["loss"]))
     else:
-        (output / "metrics.jsonl").write_text("")
-        (output / "evaluations.jsonl").write_text("")
+        if ranks.is_first:
+            (output / "metrics.jsonl").write_text("")
+            (output / "evaluations.jsonl").write_text("")
         if rows.full:
-            rows.host.slide(range(-(-rows.host.size // rows.host.block)), step=0)
+            rows.host.slide(rows.lanes.chosen(range(-(-rows.host.size // rows.host.block))), step=0)
             rows.fill(schedule.instances)
-    chance_loss = float(np.log(rows.size))
-    gradient = row_gradient(rows, micro_batches=settings.micro_batches, clip=settings.rows_clip)
-    print(f"the gradient of rows is {gradient.name}: {gradient.why}")
-    backends = dict(rows.kernels)
-    if gradient.name == "fused":  # the softmax's own code makes the rows' step
-        backends["row_update"] = f"{backends['sampled_softmax']} (fused)"
+    active = sum(ranks.share(rows.size))
+    chance_loss = float(np.log(active))
+    print(softmax.why)
+    backends = {**rows.kernels, "row_update": softmax.rows_step}
     raw: dict[str, float] = {}
     latest: list[Evaluation] = []
 
@@ -124,10 +127,16 @@ def run(
         return waited
 
     def look() -> None:
+        network = trunk.for_evaluation()
+        if network is not None:
+            evaluate_alone(network)
+        ranks.wait()
+
+    def evaluate_alone(network: torch.nn.Module) -> None:
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
         if probe and not raw:
             raw.update(evaluate(raw_pixels, gallery, queries, settings.protocol).figures)
-        result = evaluate(embedder(trunk, settings.protocol.features), gallery, queries, settings.protocol)
+        result = evaluate(embedder(network, settings.protocol.features), gallery, queries, settings.protocol)
         latest[:] = [result]
         line = record(result, probe, raw, settings.protocol)
         with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
@@ -143,25 +152,25 @@ def run(
     )
     if settings.tensorboard:
         shown = tensorboard_beside(shown, output / "tensorboard")
-    with StopSignal() as stop, shown:
+    with shown:
         try:
             train(
                 batches,
                 trunk,
                 rows,
+                softmax,
+                ranks,
                 totals,
                 steps_per_window=schedule.steps_per_window,
                 window_blocks=schedule.window_blocks,
                 learning_rate=learning_rate,
                 rows_lr_scale=settings.rows_lr_scale,
-                temperature=settings.temperature,
                 micro_batches=settings.micro_batches,
                 rows_grad_V=rows_grad_V,
-                row_gradient=gradient,
                 rhythm=Rhythm(
                     end, settings.log_every, settings.checkpoint_every, settings.evaluate_every, settings.read_ahead
                 ),
-                metrics_path=output / "metrics.jsonl",
+                metrics_path=output / "metrics.jsonl" if ranks.is_first else None,
                 backends=backends,
                 checkpoint=save,
                 last_good=last_good,
@@ -185,6 +194,14 @@ def run(
 
     model, _ = trunk.state()
     backbone = backbone_of(model)
+    hashes = ranks.share(block_hashes(RowReader(rows)))
+    counted = ranks.share(
+        {"visited": rows.visited, "readmitted": rows.readmitted, "store_bytes": rows.host.store.bytes}
+    )
+    network = trunk.for_evaluation()
+    failed = status.startswith("stopped: ")
+    if network is None:  # not rank 0
+        return 1 if failed else 0
     export_backbone(output / "backbone.safetensors", backbone, settings.backbone)
     steps = rows.log.steps
     summary = {
@@ -192,8 +209,9 @@ def run(
         "method": settings.method,
         "status": status,
         "instances": settings.instances,
-        "visited": rows.visited,
-        "readmitted": rows.readmitted,
+        "ranks": ranks.size,
+        "visited": sum(own["visited"] for own in counted),
+        "readmitted": sum(own["readmitted"] for own in counted),
         "passes": steps / schedule.steps_per_pass,
         "steps": steps,
         "steps_of_schedule": total,
@@ -201,7 +219,7 @@ def run(
         "unreadable_images": totals.unreadable_images,
         "loss": mean_of_finite(totals.losses[-max(1, round(_LAST_SHARE * steps)) :]),
         "chance_loss": chance_loss,
-        "active": rows.size,
+        "active": active,
         "knn_top1": latest[0].figures.get("knn_top1") if latest else None,
         "rankme": latest[0].rankme if latest else None,
         "images_per_second": totals.images / max(totals.step_seconds, 1e-9),
@@ -210,22 +228,22 @@ def run(
         "session_seconds": time.time() - started,
         "peak_host_bytes": totals.peak_host_bytes,
         "peak_device_bytes": totals.peak_device_bytes,
-        "store_bytes": rows.host.store.bytes,
+        "store_bytes": sum(own["store_bytes"] for own in counted),
+        "sharding": softmax.name,
         "backends": backends,
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
-        "digest": digest(backbone, RowReader(rows)),
+        "digest": digest(backbone, {block: one for own in hashes for block, one in own.items()}),
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
     embeddings = (
-        embedding_sample(probe, sample, latest[0], embedder(trunk, settings.protocol.features)) if latest else None
+        embedding_sample(probe, sample, latest[0], embedder(network, settings.protocol.features)) if latest else None
     )
     report = write_report(output, neighbours, embeddings)
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
-    if status.startswith("stopped: "):
+    if failed:
         print(status)
-        return 1
-    return 0
+    return 1 if failed else 0
 
 
 def last_window(schedule: Schedule, step: int) -> np.ndarray:
@@ -233,9 +251,9 @@ def last_window(schedule: Schedule, step: int) -> np.ndarray:
     return schedule.window_blocks(max(step - 1, 0) // schedule.steps_per_window)
 
 
-def embedder(trunk: Trunk, features: str) -> Embed:
-    """images -> unit-length features of the trunk."""
-    return lambda images: embed(cast(Network, trunk.network), images, features)
+def embedder(network: torch.nn.Module, features: str) -> Embed:
+    """images -> unit-length features of the network."""
+    return lambda images: embed(cast(Network, network), images, features)
 
 
 def describe(what: str, line: dict[str, Any]) -> str:

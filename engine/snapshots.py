@@ -75,16 +75,24 @@ class RowReader:
             yield ids[filled], self.caught_up(number, instances)[0][filled]
 
 
-def digest(backbone: dict[str, torch.Tensor], reader: RowReader) -> str:
-    """sha256 over the backbone's tensors and over one hash for each visited block (w, u, last_step)."""
-    total = hashlib.sha256()
-    for name in sorted(backbone):
-        total.update(name.encode())
-        total.update(backbone[name].contiguous().numpy().tobytes())
+def block_hashes(reader: RowReader) -> dict[int, bytes]:
+    """sha256 over (w, u, last_step) of each visited block."""
+    hashes = {}
     for number in reader.blocks():
         rows = reader.block(number)
         if (rows.last_step != NEVER_VISITED).any():
             assert rows.momentum is not None
             parts = b"".join(part.tobytes() for part in (rows.weight, rows.momentum, rows.last_step))
-            total.update(number.to_bytes(8, "little") + hashlib.sha256(parts).digest())
+            hashes[number] = hashlib.sha256(parts).digest()
+    return hashes
+
+
+def digest(backbone: dict[str, torch.Tensor], hashes: dict[int, bytes]) -> str:
+    """sha256 over the backbone's tensors and over the hash of each visited block, whichever rank it came from."""
+    total = hashlib.sha256()
+    for name in sorted(backbone):
+        total.update(name.encode())
+        total.update(backbone[name].contiguous().numpy().tobytes())
+    for number in sorted(hashes):
+        total.update(number.to_bytes(8, "little") + hashes[number])
     return total.hexdigest()

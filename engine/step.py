@@ -1,11 +1,13 @@
 """One optimizer step, in data order: features, admit, softmax, update.
 
-Nothing here knows where batches come from or where rows go when they retire. The trunk is anything with forward, backward,
-update and discard (engine/trunk.py; the tests give features by hand), the rows are engine/active_rows.py, and how the softmax's
-gradient becomes their next step is engine/row_gradients.py.
+Nothing here knows where batches come from, where rows go when they retire, or which rank has which rows. The trunk is anything with
+forward, backward, update and discard (engine/trunk.py; the tests give features by hand), the rows are engine/active_rows.py, and
+the loss and its gradients over the rows of all ranks come from engine/softmax.py.
 
-A step whose loss, or whose gradient at z or at a row, is not finite changes no weight of the trunk or of the rows; the schedule,
-recency and the learning rate go on, and the log keeps an identity in its place.
+Each rank works for the places of its lanes. A rank whose places are all empty takes part all the same, with a batch of none.
+
+A step whose loss, or whose gradient at z or at a row, is not finite on any rank changes no weight of the trunk or of the rows; the
+schedule, recency and the learning rate go on, and the log keeps an identity in its place.
 """
 
 from dataclasses import dataclass
@@ -16,22 +18,22 @@ import torch
 
 from datasets.batch import Batch
 from engine.active_rows import ActiveRows
-from engine.row_gradients import RowGradient, SoftmaxInputs
+from engine.ranks import Ranks
+from engine.softmax import MicroBatch, Softmax
 from engine.stages import Stages
-from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
 
 
 class Features(Protocol):
     """What a step asks of the network that is trained."""
 
     def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
-        """V tensors [B, C, H, W] -> z float [V*B, D], views one after the other, with its graph."""
+        """V tensors [B, C, H, W] -> z float [V*B, D], views one after the other, with its graph. B may be 0."""
 
     def backward(self, z_XD: torch.Tensor, dz_XD: torch.Tensor) -> None:
-        """Add to the gradients, given the loss's gradient at z."""
+        """Add to the gradients, given the gradient at z of the loss of all ranks."""
 
     def update(self, lr: float) -> bool:
-        """Apply the gradients; False where a loss scaler skipped the step."""
+        """Apply the gradients; False where a loss scaler skipped the step. The same on every rank."""
 
     def discard(self) -> None:
         """Forget the gradients and the running statistics of this step."""
@@ -39,7 +41,9 @@ class Features(Protocol):
 
 @dataclass
 class StepResult:
-    """loss: mean over filled places and views (nan where no place was filled). applied: weights changed. finite: the loss was."""
+    """Of all ranks together. loss: mean over filled places and views (nan where no place was filled). applied: weights changed.
+    finite: the loss and its gradients were. filled: places.
+    """
 
     loss: float
     applied: bool
@@ -51,96 +55,80 @@ def train_step(
     batch: Batch,
     trunk: Features,
     rows: ActiveRows,
+    softmax: Softmax,
+    ranks: Ranks,
     *,
     lr: float,
     rows_lr: float,
-    temperature: float,
     micro_batches: int,
     rows_grad_V: list[bool],
-    row_gradient: RowGradient,
     stages: Stages,
 ) -> StepResult:
-    """Train on one batch of G places and V views; see the module's docstring."""
-    views = len(batch.views)
-    count = int(batch.filled_G.sum())
-    slots_G: np.ndarray | None = None
-    loss_sum = 0.0
+    """Train on one batch, of which this rank has G/R places in V views; see the module's docstring."""
+    filled_RP = filled_places(batch, ranks)
+    count = int(filled_RP.sum())
+    weight_RP = filled_RP / max(count * len(batch.views), 1)
+    slots_P: np.ndarray | None = None
+    loss_sum, finite = 0.0, True
 
     # Every micro-batch takes its share of every lane, so that the empty places of a ragged end are spread over all of them.
-    by_lane = np.arange(len(batch.filled_G)).reshape(rows.lanes, micro_batches, -1)
+    by_lane = np.arange(filled_RP.shape[1]).reshape(len(rows.lanes), micro_batches, -1)
     for places in by_lane.swapaxes(0, 1).reshape(micro_batches, -1):
-        kept = kept_places(batch.filled_G, places)
+        kept_RP = kept_places(filled_RP[:, places])
+        kept = places[kept_RP[ranks.rank]]
         with stages("trunk_forward"):
             z_XD = trunk.forward([view[torch.from_numpy(kept)] for view in batch.views])
             z_XD_detached = z_XD.detach().to(rows.w_KD.dtype)
 
-        if slots_G is None:  # once per optimizer step
+        if slots_P is None:  # once per optimizer step
             with stages("admit"):
-                first_view_GD = None
+                first_view_PD = None
                 if rows.start.feature:
-                    first_view_GD = z_XD_detached.new_zeros(len(batch.filled_G), z_XD.shape[1])
-                    first_view_GD[torch.from_numpy(kept)] = z_XD_detached[: len(kept)]
-                slots_G = rows.admit(batch.step, batch.positions_G, batch.ids_G, first_view_GD)
-                mask_K = rows.mask()
+                    first_view_PD = z_XD_detached.new_zeros(len(batch.filled_G), z_XD.shape[1])
+                    first_view_PD[torch.from_numpy(kept)] = z_XD_detached[: len(kept)]
+                slots_P = rows.admit(batch.step, batch.positions_G, batch.ids_G, first_view_PD)
 
         with stages("softmax"):
-            device = rows.w_KD.device
-            targets_X = torch.from_numpy(np.tile(slots_G[kept], views)).to(device)
-            weight_X = torch.from_numpy(np.tile(batch.filled_G[kept], views) / max(count * views, 1)).to(rows.w_KD)
-            rows_need_grad_X = torch.tensor(rows_grad_V).repeat_interleave(len(kept)).to(device)
-            forward = softmax_forward_negatives(
-                z_XD_detached,
-                rows.w_KD,
-                targets_X,
-                temperature=temperature,
-                row_mask_K=mask_K,
-                backend=rows.kernels["sampled_softmax"],
-            )
-            lse_X = combine([(forward.max_B, forward.sumexp_B)])
-            loss = float(torch.where(targets_X >= 0, (lse_X - forward.positive_B) * weight_X, 0.0).sum())
-            # A feature that is not finite may belong to a row that could not start at it, and then has no loss of its own.
-            loss_sum += loss if torch.isfinite(z_XD_detached).all() else float("nan")
-            if not np.isfinite(loss_sum):
-                break
-            dz_XD = features_gradient(
-                forward,
-                z_XD_detached,
-                rows.w_KD,
-                targets_X,
-                lse_X,
-                weight_X,
-                temperature=temperature,
-                row_mask_K=mask_K,
-            )
-            inputs = SoftmaxInputs(
-                z_XD_detached, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, temperature
-            )
-            if not (torch.isfinite(dz_XD).all() and row_gradient.add(inputs)):
-                loss_sum = float("nan")
+            micro = MicroBatch(z_XD_detached, slots_P[kept], kept_RP, weight_RP[:, places], rows_grad_V)
+            loss, dz_XD, finite = softmax.add(micro)
+            loss, finite = agreed(ranks, loss, finite)
+            loss_sum += loss
+            if not finite:
                 break
 
         with stages("trunk_backward"):
             trunk.backward(z_XD, dz_XD)
 
     with stages("update"):
-        finite = bool(np.isfinite(loss_sum))
-        if finite:
-            applied = trunk.update(lr)
-        else:
-            trunk.discard()
-            applied = False
+        applied = finite and trunk.update(lr)
         if applied:
-            row_gradient.apply(rows_lr)
+            softmax.apply(rows_lr)
         else:
-            row_gradient.discard()
+            softmax.discard()
+        if not finite:
+            trunk.discard()
         rows.log.append(rows_lr if applied else None)
-    return StepResult(loss_sum if count else float("nan"), applied, finite, count)
+    return StepResult(loss_sum if count and finite else float("nan"), applied, finite, count)
 
 
-def kept_places(filled_G: np.ndarray, places: np.ndarray) -> np.ndarray:
+def filled_places(batch: Batch, ranks: Ranks) -> np.ndarray:
+    """Which places hold an image, of every rank, bool [R, P]. Only the rank that decodes an image knows whether it can be read."""
+    filled_P = torch.from_numpy(batch.filled_G).to(torch.uint8).to(ranks.device)
+    return ranks.gather(filled_P, "filled places").cpu().numpy().astype(bool).reshape(ranks.size, -1)
+
+
+def kept_places(filled_RP: np.ndarray) -> np.ndarray:
     """The places that go through the trunk: the filled ones, since blank images would bend batch statistics.
 
-    Fewer than two cannot be normalised over a batch; then all go, and the empty ones weigh nothing in the loss.
+    Fewer than two on all ranks cannot be normalised over a batch; then all go, and the empty ones weigh nothing in the loss.
     """
-    filled = places[filled_G[places]]
-    return filled if len(filled) >= 2 else places
+    return filled_RP if filled_RP.sum() >= 2 else np.ones_like(filled_RP)
+
+
+def agreed(ranks: Ranks, loss: float, finite: bool) -> tuple[float, bool]:
+    """The loss of all ranks, and whether all was finite on all of them."""
+    if ranks.size == 1:
+        return loss, finite
+    told = torch.tensor([loss if finite else 0.0, float(not finite)], dtype=torch.float64, device=ranks.device)
+    loss, not_finite = ranks.sum(told, "loss").tolist()
+    return loss, not_finite == 0

@@ -332,9 +332,9 @@ def _ages(kept: Kept, blocks: int) -> np.ndarray:
     latest = np.full(blocks, NEVER_VISITED, dtype=np.int64)
     for block, entry in kept.entries(store).items():
         latest[block] = departure(store.read_last_step(block, entry)).max()
-    active = kept.arrays("active")
-    visited = active["position"][active["stamp"] != EMPTY]  # full PIC has rows in slots that no step has visited
-    latest[visited // store.block] = kept.step
+    for active in kept.active():
+        visited = active["position"][active["stamp"] != EMPTY]  # full PIC has rows in slots that no step has visited
+        latest[visited // store.block] = kept.step
     return np.where(latest == NEVER_VISITED, NEVER_VISITED, kept.step - latest)
 
 

@@ -24,7 +24,7 @@ neighbours), and partial reads. What the map costs: about 200 bytes of host memo
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore as ZarrMemoryStore
 
 from engine.files import TEMPORARY, Files, remove_any, write_whole
+from engine.lanes import ALL_LANES, Lanes
 from engine.store import Block, Damaged
 
 ROWS = "rows"
@@ -67,11 +68,16 @@ class Column(NamedTuple):
 
 @dataclass
 class Generation:
-    """A zarr group. blocks: how many of its blocks are still on the disk."""
+    """A zarr group.
+
+    blocks    how many of its blocks are still on the disk, as far as they are this rank's
+    shared    another rank may have blocks in it: it was written when there were fewer ranks
+    """
 
     name: str
     columns: tuple[Column, ...]
     blocks: int = 0
+    shared: bool = False
 
 
 class Entry(NamedTuple):
@@ -89,19 +95,28 @@ class ZarrStore:
     positions     length of the arrays
     dtype         numpy float32 or float64, of the rows
     bfloat16      store weight and momentum of departing blocks in bfloat16; `exact` writes are in `dtype` all the same
+    lanes         whose blocks these are. Ranks that share a disk write into generations of their own, with numbers of their own
     """
 
     def __init__(
-        self, files: Files, *, block: int, dim: int, positions: int, dtype: np.dtype | type, bfloat16: bool = False
+        self,
+        files: Files,
+        *,
+        block: int,
+        dim: int,
+        positions: int,
+        dtype: np.dtype | type,
+        bfloat16: bool = False,
+        lanes: Lanes = ALL_LANES,
     ) -> None:
-        self.files, self.block, self.positions = files, block, positions
+        self.files, self.block, self.positions, self.lanes = files, block, positions, lanes
         full = np.dtype(dtype).name
         self._exact_columns = _columns(full, dim)
         self._columns = _columns("bfloat16", dim) if bfloat16 else self._exact_columns
         self.generations: dict[int, Generation] = {}
         self._map: dict[int, Entry] = {}
         self._lock = threading.Lock()  # of the map, against iteration on another thread
-        self._next_generation = 1
+        self._next_generation = self._own_number(1)
         self._current: dict[tuple[Column, ...], int] = {}  # generations that may still be written into
         self._written: dict[int, set[int]] = {}  # blocks of each of those
         self._uncommitted: set[int] = set()  # blocks whose entry no checkpoint names yet
@@ -224,9 +239,13 @@ class ZarrStore:
         return len(self._map)
 
     def generation_table(self) -> dict[str, dict]:
-        """The generations that the map may speak of, for a manifest: number -> name and columns."""
+        """The generations that the map may speak of, for a manifest: number -> name, columns, shared."""
         return {
-            str(number): {"name": generation.name, "columns": [list(column) for column in generation.columns]}
+            str(number): {
+                "name": generation.name,
+                "columns": [list(column) for column in generation.columns],
+                "shared": generation.shared,
+            }
             for number, generation in self.generations.items()
         }
 
@@ -253,10 +272,13 @@ class ZarrStore:
         rows = zip(arrays["block"].tolist(), arrays["generation"].tolist(), arrays["checks"].tolist(), strict=True)
         return {block: Entry(number, tuple(checks[i] for i in kept[number])) for block, number, checks in rows}
 
-    def restore(self, versions: list[tuple[int, dict[int, Entry]]], next_generation: int) -> list[str]:
+    def restore(
+        self, versions: list[tuple[int, dict[int, Entry]]], next_generation: int, others: Set[str] | None = frozenset()
+    ) -> list[str]:
         """Take up what the kept commits name, [(commit, map)] oldest first; returns the paths below `rows` that none of them names.
 
-        The generations that the maps speak of are in `generations` already.
+        The generations that the maps speak of are in `generations` already. Of blocks that are another rank's nothing is returned.
+        others   the names of generations that other ranks' maps speak of; None: rank 0 looks after those that nobody names
         """
         assert not self._map
         live: dict[int, set[int]] = {}
@@ -267,14 +289,18 @@ class ZarrStore:
                 live.setdefault(entry.generation, set()).add(block)
         on_disk = self.files.listing(ROWS)
         numbers = [int(name.partition("-")[0]) for name in on_disk if name.partition("-")[0].isdigit()]
-        self._next_generation = max([next_generation, *(number + 1 for number in numbers)])
+        self._next_generation = self._own_number(max([next_generation, *(number + 1 for number in numbers)]))
         self.generations = {number: self.generations[number] for number in live}
-        garbage = [f"{ROWS}/{name}" for name in on_disk.keys() - {g.name for g in self.generations.values()}]
+        garbage = []
+        if others is not None:
+            known = others | {generation.name for generation in self.generations.values()}
+            garbage = [f"{ROWS}/{name}" for name in on_disk.keys() - known]
         for number, generation in self.generations.items():
             for column in generation.columns:
                 directory = f"{ROWS}/{generation.name}/{column.name}"
                 wanted = {column.file(block).partition("/")[2] for block in live[number]} | {"zarr.json"}
-                garbage += [f"{directory}/{name}" for name in self.files.listing(directory).keys() - wanted]
+                unnamed = self.files.listing(directory).keys() - wanted
+                garbage += [f"{directory}/{name}" for name in unnamed if self._is_ours(name, generation.shared)]
             generation.blocks = len(live[number])
             self.bytes += generation.blocks * self._block_bytes(generation)
         return garbage
@@ -330,7 +356,7 @@ class ZarrStore:
         if number is not None and block not in self._written[number]:
             return number
         number = self._next_generation
-        self._next_generation += 1
+        self._next_generation += self.lanes.ranks
         # The random part: a number may come again after a power cut took the generation that had it.
         generation = Generation(f"{number:06d}-{os.urandom(3).hex()}", columns)
         files, root = self.files, f"{ROWS}/{generation.name}"
@@ -378,7 +404,20 @@ class ZarrStore:
     def _remove_if_empty(self, number: int) -> None:
         if self.generations[number].blocks == 0 and number not in self._current.values():
             self._written.pop(number, None)
-            remove_any(self.files, f"{ROWS}/{self.generations.pop(number).name}")
+            generation = self.generations.pop(number)
+            if (
+                not generation.shared or self.lanes.ranks == 1
+            ):  # one that is shared goes at the next start, when no rank speaks of it
+                remove_any(self.files, f"{ROWS}/{generation.name}")
+
+    def _own_number(self, least: int) -> int:
+        """The first number from `least` on that no other rank takes."""
+        return least + (self.lanes.rank - least) % self.lanes.ranks
+
+    def _is_ours(self, name: str, shared: bool) -> bool:
+        """Whether a file among the chunks of a generation is this rank's to remove."""
+        block = name.split(".")[1] if name.startswith("c.") else ""
+        return self.lanes.has(int(block)) if block.isdigit() else not shared or self.lanes.ranks == 1
 
     def _block_bytes(self, generation: Generation) -> int:
         return sum(column.chunk_bytes(self.block) for column in generation.columns)

@@ -96,7 +96,9 @@ def go_on(sizes: Sizes, directory: Path, windows: int, step_seconds: float) -> d
     kept, complaints = manifest.recover(DiskFiles(directory))
     assert kept and not complaints, complaints
     Checkpoints(engine.files, engine.disk, keep=1).restore(kept, sweep=True)
-    load_rows(kept[-1], engine.rows, schedule.window_blocks(schedule.window_of(kept[-1].step - 1)))
+    load_rows(
+        kept[-1], engine.rows, schedule.window_blocks(schedule.window_of(kept[-1].step - 1)), kept[-1].log()["eta"]
+    )
     host.waited_seconds, host.blocks_read = 0.0, 0
 
     first, device = engine.rows.log.steps, bytes_from_device()

@@ -47,7 +47,10 @@ from engine.checkpoint import Checkpoints
 from engine.files import DiskFiles
 from engine.host_tier import HostTier
 from engine.implementations import implementations, names
+from engine.lane_softmax import LaneSoftmax
+from engine.lanes import Lanes
 from engine.memory_plan import host_places
+from engine.ranks import Ranks
 from engine.row_gradients import row_gradient
 from engine.stages import Stages
 from engine.step import StepResult, train_step
@@ -55,6 +58,8 @@ from engine.transitions import TransitionLog
 from engine.write_behind import WriteBehind
 from engine.zarr_store import ZarrStore
 from tests.bench_support import machine, scratch, spread
+
+ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
 
 START_BAR_SECONDS, RATIO_BAR = 15.0, 1.05
 SEED, INIT_NORM, MOMENTUM, RATE = 0, 1.0, 0.9, 0.1
@@ -126,7 +131,7 @@ class Engine:
                 readers=2,
             ),
             TransitionLog(MOMENTUM, 0.0, nesterov=False),
-            lanes=sizes.lanes,
+            lanes=Lanes(sizes.lanes),
             capacities=[sizes.active // sizes.lanes] * sizes.lanes,
             start=Start(SEED, INIT_NORM, feature=False),
             full=False,
@@ -134,6 +139,8 @@ class Engine:
             device=torch.device("cpu"),
             kernels=names(implementations(torch.device("cpu"), torch.float32, sizes.dim, kernels)),
         )
+        gradient = row_gradient(self.rows, ALONE, micro_batches=1, clip=0.0)
+        self.softmax = LaneSoftmax(self.rows, ALONE, gradient, temperature=0.2)
         self.trunk = RandomFeatures(sizes.dim)
         self.images = torch.zeros(sizes.batch, 1, 1, 1)
         self._first = True
@@ -155,12 +162,12 @@ class Engine:
             Batch(step, [self.images], positions_G, ids_G, ids_G >= 0),
             self.trunk,
             self.rows,
+            self.softmax,
+            ALONE,
             lr=RATE,
             rows_lr=RATE,
-            temperature=0.2,
             micro_batches=1,
             rows_grad_V=[True],
-            row_gradient=row_gradient(self.rows, micro_batches=1, clip=0.0),
             stages=Stages(),
         )
 

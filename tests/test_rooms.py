@@ -74,7 +74,7 @@ def test_nothing_imports_launch_but_tests():
 @pytest.mark.parametrize(
     ("package", "home"),
     [
-        ("deepspeed", "engine/trunk.py"),
+        ("deepspeed", "engine/zero.py"),
         ("faiss", "engine/knn.py"),
         ("torch.distributed", "engine/ranks.py"),
         ("zarr", "engine/zarr_store.py"),

@@ -3,14 +3,15 @@
 import numpy as np
 import torch
 
-from engine import manifest
 from engine.checkpoint import Checkpoints, load_rows, read_trunk
 from engine.files import DiskFiles
-from engine.snapshots import RowReader, digest
+from engine.lanes import Lanes
+from engine.recovery import recover_together
+from engine.snapshots import RowReader, block_hashes, digest
 from engine.store import MemoryStore
 from engine.write_behind import WriteBehind
 from engine.zarr_store import ZarrStore
-from tests.engine.harness import GivenFeatures, engine_step, make_engine
+from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine
 
 
 class UnsyncedFiles(DiskFiles):
@@ -39,11 +40,27 @@ class DiskRun:
     """A run that goes on from whatever is in `root`.
 
     in_memory   rows live in a MemoryStore, and the disk sees them in checkpoints only
+    ranks       the processes that run it together
+    own_disk    `root` is this rank's alone
     """
 
-    def __init__(self, case, root, *, keep=2, threaded=True, in_memory=False, limit_bytes=10**6, files=None):
-        self.case, self.files = case, files or UnsyncedFiles(root)
-        kept, self.complaints = manifest.recover(self.files)
+    def __init__(
+        self,
+        case,
+        root,
+        *,
+        keep=2,
+        threaded=True,
+        in_memory=False,
+        limit_bytes=10**6,
+        files=None,
+        ranks=ALONE,
+        own_disk=False,
+    ):
+        self.case, self.files, self.ranks = case, files or UnsyncedFiles(root), ranks
+        lanes = Lanes(case.lanes, ranks.rank, ranks.size)
+        kept, complaints = recover_together(self.files, ranks, lanes)
+        self.complaints = ranks.from_first(complaints)
         disk = ZarrStore(
             self.files,
             block=case.block,
@@ -51,17 +68,22 @@ class DiskRun:
             positions=case.size,
             dtype=case.dtype,
             bfloat16=case.bfloat16,
+            lanes=lanes,
         )
         self.disk = WriteBehind(disk, limit_bytes, threaded)
-        self.checkpoints = Checkpoints(self.files, self.disk, keep)
-        self.checkpoints.restore(kept, sweep=not self.complaints)
-        self.rows = make_engine(case, store=MemoryStore() if in_memory else self.disk, resumes=bool(kept))
+        self.checkpoints = Checkpoints(self.files, self.disk, keep, ranks.another_road())
+        self.checkpoints.restore(kept, sweep=not self.complaints, is_first=ranks.is_first or own_disk)
+        ranks.wait()
+        store = MemoryStore() if in_memory else self.disk
+        self.rows = make_engine(case, store=store, resumes=bool(kept), ranks=ranks)
         self.trunk = trunk_of(case)
         if kept:
             last = kept[-1]
             window = case.schedule.window_blocks(case.schedule.window_of(max(last.step - 1, 0)))
-            load_rows(last, self.rows, window)
-            assert read_trunk(last)["backbone.weight"][0, 0] == last.step
+            eta_T = ranks.from_first(last.log()["eta"] if ranks.is_first else None)
+            load_rows(last, self.rows, window, eta_T)
+            if ranks.is_first:
+                assert read_trunk(last)["backbone.weight"][0, 0] == last.step
 
     @property
     def step(self):
@@ -69,7 +91,7 @@ class DiskRun:
 
     def train(self, until, save_every=None):
         for step in range(self.step, until):
-            engine_step(self.case, self.rows, self.trunk, step)
+            engine_step(self.case, self.rows, self.trunk, step, self.ranks)
             self.trunk.dz.clear()
             if save_every and (step + 1) % save_every == 0:
                 self.save()
@@ -93,7 +115,8 @@ class DiskRun:
         return sum(store._block_bytes(store.generations[entry.generation]) for entry in store._map.values())
 
     def digest(self):
-        return digest(trunk_state(self.step)[0], RowReader(self.rows))
+        hashes = self.ranks.share(block_hashes(RowReader(self.rows)))
+        return digest(trunk_state(self.step)[0], {block: one for own in hashes for block, one in own.items()})
 
 
 def memory_digest(case):
@@ -101,4 +124,4 @@ def memory_digest(case):
     rows, trunk = make_engine(case), trunk_of(case)
     for step in range(case.steps):
         engine_step(case, rows, trunk, step)
-    return digest(trunk_state(case.steps)[0], RowReader(rows))
+    return digest(trunk_state(case.steps)[0], block_hashes(RowReader(rows)))

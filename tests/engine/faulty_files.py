@@ -24,10 +24,10 @@ import torch
 from engine import manifest
 from engine.checkpoint import Checkpoints, load_rows, load_trunk
 from engine.files import DiskFiles
-from engine.snapshots import RowReader, digest
+from engine.snapshots import RowReader, block_hashes, digest
 from engine.write_behind import WriteBehind
 from engine.zarr_store import ZarrStore
-from tests.engine.harness import engine_step, make_engine
+from tests.engine.harness import ALONE, engine_step, make_engine
 
 
 class Directory:
@@ -352,9 +352,9 @@ class Training:
             self.checkpoints.restore(kept, sweep=not self.complaints)
             if kept:
                 schedule = case.schedule
-                load_trunk(kept[-1], self.trunk)
+                load_trunk(kept[-1], self.trunk, ALONE)
                 window = schedule.window_blocks((self.first_step - 1) // schedule.steps_per_window)
-                load_rows(kept[-1], self.rows, window)
+                load_rows(kept[-1], self.rows, window, kept[-1].log()["eta"])
                 self.losses = kept[-1].log()["loss"].tolist()
         except BaseException:
             self.close()
@@ -384,7 +384,7 @@ class Training:
         """One hash over all that a run is between two steps: trunk, momentum, rows, slots, log, resident blocks."""
         model, momentum = self.trunk.state()
         total = hashlib.sha256(
-            digest(model | {f"momentum of {n}": m for n, m in momentum.items()}, self.reader).encode()
+            digest(model | {f"momentum of {n}": m for n, m in momentum.items()}, block_hashes(self.reader)).encode()
         )
         for array in [*self.rows.state().values(), self.rows.log.etas(0), np.array(self.losses)]:
             total.update(np.ascontiguousarray(array).tobytes())

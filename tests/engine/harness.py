@@ -13,7 +13,10 @@ from engine.folding import Folding
 from engine.host_tier import HostTier
 from engine.implementations import implementations, names
 from engine.initial_rows import initial_rows
+from engine.lane_softmax import LaneSoftmax
+from engine.lanes import Lanes
 from engine.learning_rate import learning_rate
+from engine.ranks import Ranks
 from engine.row_gradients import row_gradient
 from engine.snapshots import RowReader
 from engine.stages import Stages
@@ -21,6 +24,8 @@ from engine.step import train_step
 from engine.store import MemoryStore
 from engine.transitions import TransitionLog
 from tests.oracle import DensePIC
+
+ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
 
 
 class GivenFeatures:
@@ -108,17 +113,23 @@ class Case:
         )
 
 
-def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None, resumes=False):
+def capacities(case, lanes):
+    """Slots of each of a rank's lanes."""
+    if case.active >= case.size:
+        return [case.schedule.lane_size(lane) for lane in lanes.numbers]
+    return [case.active // case.lanes] * len(lanes)
+
+
+def make_engine(
+    case, rows_class=ActiveRows, log_class=TransitionLog, store=None, resumes=False, ranks=ALONE, held_by=None
+):
     """Fresh rows for a case, as launch.py makes them; their store is in memory unless one is given.
 
-    resumes: they will be loaded from a checkpoint.
+    resumes: they will be loaded from a checkpoint. held_by: as in ActiveRows.
     """
-    schedule = case.schedule
+    schedule, lanes = case.schedule, Lanes(case.lanes, ranks.rank, ranks.size)
     full = case.active >= case.size
     everything_active = full and not case.feature_init
-    capacity = (
-        [schedule.lane_size(lane) for lane in range(case.lanes)] if full else [case.active // case.lanes] * case.lanes
-    )
     places = (case.window + 2 * case.stride) // case.block
     log = log_class(case.momentum, case.weight_decay, case.nesterov)
     host = HostTier(
@@ -135,8 +146,8 @@ def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None
     rows = rows_class(
         host,
         log,
-        lanes=case.lanes,
-        capacities=capacity,
+        lanes=lanes,
+        capacities=capacities(case, lanes),
         start=Start(case.seed, 0.3, case.feature_init),
         full=everything_active,
         norm_floor=case.norm_floor,
@@ -149,9 +160,10 @@ def make_engine(case, rows_class=ActiveRows, log_class=TransitionLog, store=None
                 case.kernels,
             )
         ),
+        held_by=held_by,
     )
     if everything_active and not resumes:
-        host.slide(range(-(-case.size // case.block)), step=0)
+        host.slide(lanes.chosen(range(-(-case.size // case.block))), step=0)
         rows.fill(schedule.instances)
     return rows
 
@@ -173,32 +185,40 @@ def make_oracle(case):
     )
 
 
-def make_batch(case, step):
+def make_batch(case, step, lanes=None):
+    """The batch of a step, or the part of it that belongs to some lanes."""
     schedule = case.schedule
     positions = schedule.positions(step)
+    if lanes is not None:
+        positions = positions.reshape(case.lanes, -1)[lanes.numbers].reshape(-1)
     ids = schedule.instances(positions)
     image = torch.from_numpy(ids).to(torch.float64).view(-1, 1, 1, 1)
     return Batch(step, [image] * case.views, positions, ids, ids >= 0)
 
 
-def engine_step(case, rows, trunk, step):
+def lane_softmax(case, rows, ranks=ALONE):
+    gradient = row_gradient(rows, ranks, micro_batches=case.micro_batches, clip=0.0)
+    return LaneSoftmax(rows, ranks, gradient, temperature=case.temperature)
+
+
+def engine_step(case, rows, trunk, step, ranks=ALONE, softmax=None):
     schedule = case.schedule
     window = schedule.window_of(step)
     if step % schedule.steps_per_window == 0:
-        rows.host.slide(schedule.window_blocks(window), step)
+        rows.host.slide(rows.lanes.chosen(schedule.window_blocks(window)), step)
         ahead = [schedule.window_blocks(window + 1 + slides) for slides in range(case.read_ahead)]
-        rows.host.read_ahead(np.concatenate(ahead))
+        rows.host.read_ahead(rows.lanes.chosen(np.concatenate(ahead)))
     trunk.step, trunk.skip = step, step in case.skips
     return train_step(
-        make_batch(case, step),
+        make_batch(case, step, rows.lanes),
         trunk,
         rows,
+        softmax or lane_softmax(case, rows, ranks),
+        ranks,
         lr=case.eta(step),
         rows_lr=case.eta(step),
-        temperature=case.temperature,
         micro_batches=case.micro_batches,
         rows_grad_V=list(case.rows_grad) or [True] * case.views,
-        row_gradient=row_gradient(rows, micro_batches=case.micro_batches, clip=0.0),
         stages=Stages(),
     )
 
@@ -229,10 +249,10 @@ def run_both(case, rows_class=ActiveRows, log_class=TransitionLog, compare_dz=Fa
 
 
 def rows_of_engine(case, rows):
-    """(w, u) of all N instances, caught up, float64 [N, D]."""
+    """(w, u) of all N instances, caught up, float64 [N, D]; 0 where a row is another rank's."""
     reader, schedule = RowReader(rows), case.schedule
     w, u = np.zeros((case.size, case.dim)), np.zeros((case.size, case.dim))
-    for block in range(-(-case.size // case.block)):
+    for block in rows.lanes.chosen(range(-(-case.size // case.block))).tolist():
         positions = np.arange(block * case.block, min((block + 1) * case.block, case.size))
         ids = schedule.instances(positions)
         w[ids], u[ids] = reader.caught_up(block, schedule.instances)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine import manifest
 from engine.checkpoint import stored_blocks
-from engine.snapshots import RowReader, digest
+from engine.snapshots import RowReader, block_hashes, digest
 from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of, trunk_state
 from tests.engine.harness import Case, engine_step, make_engine, make_oracle, oracle_step
 from tests.engine.test_exactness import worst
@@ -205,8 +205,9 @@ def test_map_and_log_are_written_whole_seldom_and_read_back_whole(tmp_path):
             run.save()
             run.finish()
             count += 1
-            for name, seen in full.items():
-                seen.add(run.checkpoints.newest.body[name]["full"])
+            body = run.checkpoints.newest.body
+            full["log"].add(body["log"]["full"])
+            full["blocks"].add(body["parts"][0]["blocks"]["full"])
             log = run.checkpoints.newest.log()
             np.testing.assert_array_equal(log["eta"], run.rows.log.etas())
             np.testing.assert_array_equal(log["loss"], np.arange(step + 1.0))
@@ -361,10 +362,10 @@ def test_the_digest_notices_a_single_bit_of_a_single_row():
     rows, trunk = make_engine(CASE), trunk_of(CASE)
     for step in range(20):
         engine_step(CASE, rows, trunk, step)
-    before = digest(trunk_state(0)[0], RowReader(rows))
+    before = digest(trunk_state(0)[0], block_hashes(RowReader(rows)))
     value = rows.u_KD[0, 0].item()
     rows.u_KD[0, 0] = np.nextafter(value, np.inf)
-    assert digest(trunk_state(0)[0], RowReader(rows)) != before
+    assert digest(trunk_state(0)[0], block_hashes(RowReader(rows))) != before
 
 
 def test_a_thousand_slides_leave_nothing_behind(tmp_path):

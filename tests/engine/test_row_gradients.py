@@ -6,7 +6,7 @@ import torch
 
 from engine.row_gradients import FusedUpdate, SoftmaxInputs, WrittenGradient, row_gradient, why_written
 from kernels.sampled_softmax import combine, softmax_forward_negatives
-from tests.engine.harness import Case, make_engine
+from tests.engine.harness import ALONE, Case, make_engine
 
 
 def inputs_of(rows, samples=6, seed=0):
@@ -29,7 +29,7 @@ def full_rows(dtype=np.float64, **change):
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_fused_and_written_lead_to_the_same_rows(kernels, nesterov):
     ends = []
-    for way in (FusedUpdate, lambda rows: WrittenGradient(rows, 0.0, "for the test")):
+    for way in (FusedUpdate, lambda rows: WrittenGradient(rows, ALONE, 0.0, "for the test")):
         rows = full_rows(nesterov=nesterov, kernels=kernels)
         gradient = way(rows)
         before = rows.w_KD.clone()
@@ -46,14 +46,14 @@ def test_fused_and_written_lead_to_the_same_rows(kernels, nesterov):
 @pytest.mark.parametrize("way", ["fused", "written"])
 def test_what_was_discarded_leaves_no_trace(way):
     rows = full_rows()
-    gradient = row_gradient(rows, micro_batches=1 if way == "fused" else 2, clip=0.0)
+    gradient = row_gradient(rows, ALONE, micro_batches=1 if way == "fused" else 2, clip=0.0)
     assert gradient.name == way
     before = rows.w_KD.clone()
     assert gradient.add(inputs_of(rows, seed=1))
     gradient.discard()
     assert torch.equal(rows.w_KD, before)
     twin = full_rows()
-    for one in (gradient, row_gradient(twin, micro_batches=1, clip=0.0)):
+    for one in (gradient, row_gradient(twin, ALONE, micro_batches=1, clip=0.0)):
         assert one.add(inputs_of(one.rows, seed=2))
         one.apply(0.1)
     torch.testing.assert_close(rows.w_KD, twin.w_KD, rtol=1e-12, atol=1e-15)
@@ -69,7 +69,7 @@ def test_a_gradient_that_a_short_row_makes_infinite_is_told_and_one_that_it_does
     forward = softmax_forward_negatives(inputs.z_XD, rows.w_KD, inputs.targets_X, temperature=0.2)
     inputs.lse_X, inputs.shortest = combine([forward[:2]]), forward.shortest
     inputs.weight_X = inputs.weight_X * 1e-3  # 1e-38 is under what the bound vouches for, and finite all the same
-    gradient = row_gradient(rows, micro_batches=1 if way == "fused" else 2, clip=0.0)
+    gradient = row_gradient(rows, ALONE, micro_batches=1 if way == "fused" else 2, clip=0.0)
     before = rows.w_KD.clone()
     assert gradient.add(inputs) == finite
     assert torch.equal(rows.w_KD, before)
@@ -78,11 +78,11 @@ def test_a_gradient_that_a_short_row_makes_infinite_is_told_and_one_that_it_does
 def test_clipping_cuts_the_norm_over_all_rows_and_nothing_else():
     rows, free = full_rows(), full_rows()
     before = rows.w_KD.clone()
-    cut = row_gradient(rows, micro_batches=1, clip=1e-3)
+    cut = row_gradient(rows, ALONE, micro_batches=1, clip=1e-3)
     assert (cut.name, cut.why) == ("written", "its norm is cut")
     cut.add(inputs_of(rows))
     cut.apply(1.0)
-    whole = row_gradient(free, micro_batches=1, clip=0.0)
+    whole = row_gradient(free, ALONE, micro_batches=1, clip=0.0)
     whole.add(inputs_of(free))
     whole.apply(1.0)
     decay = 1e-3 * before

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.ranks import start
 from engine.trunk import Trunk
+
+ALONE = start(torch.device("cpu"))
 
 
 class Network(nn.Module):
@@ -21,11 +24,11 @@ def make_trunk(stage, micro_batches=1, clip=0.0, **options):
     settings = {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": False, **options}
     return Trunk(
         Network(),
+        ranks=ALONE,
         places=8,
         micro_batches=micro_batches,
         clip=clip,
         config={"zero_optimization": {"stage": stage}},
-        device=torch.device("cpu"),
         **settings,
     )
 

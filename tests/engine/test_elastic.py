@@ -1,0 +1,168 @@
+"""A run goes on with any number of ranks that divides the lanes: rows, checkpoints and what is left on the disk."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from engine import manifest
+from engine.files import DiskFiles
+from engine.lanes import Lanes
+from engine.store import Damaged
+from engine.zarr_store import ROWS
+from tests.engine.disk_runs import DiskRun
+from tests.engine.harness import Case, errors, run_both
+from tests.engine.rank_runs import all_rows
+from tests.engine.test_many_ranks import worst
+from tests.on_ranks import on_ranks
+
+CASE = Case(active=32, readers=1)
+FOLDED = Case(active=32, readers=1, fold=True, momentum=0.5, dtype=np.float32)
+
+
+def legs(ranks, case, root, until, save_every=7, own_disks=False, **options):
+    """Go on up to step `until` with checkpoints on the way; (w, u, step it began at, counters, digest, complaints)."""
+    directory = root / str(ranks.rank) if own_disks else root
+    run = DiskRun(case, directory, ranks=ranks, own_disk=own_disks, **options)
+    began = run.step
+    run.train(until, save_every)
+    if until % save_every:
+        run.save()
+    run.finish()
+    counters = np.sum(ranks.share(np.array([run.rows.visited, run.rows.readmitted])), axis=0)
+    told = *all_rows(case, ranks, run.rows), began, counters, run.digest(), run.complaints
+    run.close()
+    ranks.wait()
+    return told
+
+
+def go(count, *arguments, **options):
+    return on_ranks(count, leg, arguments, options)[0]
+
+
+def leg(ranks, arguments, options):
+    return legs(ranks, *arguments, **options)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_from_two_ranks_to_four_to_one_to_four_rows_equal_the_oracle(tmp_path, in_memory):
+    rows, oracle, _ = run_both(CASE)
+    stops = [CASE.steps // 4, CASE.steps // 2, 3 * CASE.steps // 4, CASE.steps]
+    began = 0
+    for count, stop in zip([2, 4, 1, 4], stops, strict=True):
+        w, u, start, counters, _, complaints = go(count, CASE, tmp_path, stop, in_memory=in_memory)
+        assert start == began and not complaints
+        began = stop
+    assert worst(CASE, w, u, oracle) <= 1e-12
+    assert counters.tolist() == [rows.visited, rows.readmitted]
+    kept, complaints = manifest.recover(DiskFiles(tmp_path))
+    assert not complaints and not any(manifest.problems_of(one, every_block=True) for one in kept)
+
+
+def test_on_the_same_ranks_a_resume_changes_no_bit(tmp_path):
+    whole = go(2, CASE, tmp_path / "whole", CASE.steps, save_every=10**9)[4]
+    for stop in (20, 41, CASE.steps):
+        digest = go(2, CASE, tmp_path / "legs", stop)[4]
+    assert digest == whole
+
+
+def test_one_rank_goes_on_from_two_as_it_does_from_one(tmp_path):
+    # What a rank computes differs in last bits with R; what it finds on the disk must not.
+    go(2, CASE, tmp_path / "two", 40)
+    shutil.copytree(tmp_path / "two", tmp_path / "again")
+    one, two = go(1, CASE, tmp_path / "two", 41), go(4, CASE, tmp_path / "again", 41)
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-12)
+    assert one[3].tolist() == two[3].tolist()
+
+
+def test_folded_blocks_are_any_ranks(tmp_path):
+    began = 0
+    for count, stop in zip([4, 1, 2], [60, 100, FOLDED.steps], strict=True):
+        w, u, start, *_ = go(count, FOLDED, tmp_path, stop)
+        assert start == began
+        began = stop
+    straight = go(1, FOLDED, tmp_path / "straight", FOLDED.steps, save_every=10**9)
+    error_w, error_u = errors(FOLDED, w, u, *(part.astype(np.float64) for part in straight[:2]))
+    assert max(error_w.max(), error_u.max()) < 1e-4
+    assert straight[3].tolist() == [FOLDED.size, straight[3][1]]
+
+
+def test_nothing_is_left_behind_when_the_number_of_ranks_changes(tmp_path):
+    for count, stop in zip([4, 2, 1, 4, 1], [30, 50, 70, 90, 110], strict=True):
+        go(count, CASE, tmp_path, stop, save_every=5)
+    go(1, CASE, tmp_path, 111, save_every=5)  # the last start sweeps what the one before could not know to be its own
+    files = DiskFiles(tmp_path)
+    kept, _ = manifest.recover(files)
+    named = {generation.name for one in kept for generation in one.generations().values()}
+    assert set(files.listing(ROWS)) <= named
+    directories = {name for name in files.listing("") if name.startswith("step-")}
+    assert directories == {path.partition("/")[0] for one in kept for path in one.body["files"]}
+    wanted = {path for one in kept for path in one.body["files"]}
+    assert {f"{name}/{file}" for name in directories for file in files.listing(name)} == wanted
+
+
+def test_every_node_may_have_a_disk_of_its_own_and_merged_they_are_one(tmp_path):
+    on_ranks(2, leg, (CASE, tmp_path, 40), {"own_disks": True})
+    straight = go(2, CASE, tmp_path / "shared", 60)
+    again = go(2, CASE, tmp_path, 60, own_disks=True)  # the same ranks find what is theirs
+    assert again[2] == 40 and again[4] == straight[4]
+    merged = tmp_path / "merged"
+    for rank in range(2):
+        shutil.copytree(tmp_path / str(rank), merged, dirs_exist_ok=True)
+    one = go(1, CASE, merged, 61)
+    np.testing.assert_allclose(one[0], go(2, CASE, tmp_path / "shared", 61)[0], rtol=1e-12)
+    alone = DiskFiles(tmp_path / "0")
+    kept = manifest.read(alone, manifest.numbers(alone)[0])
+    with pytest.raises(Damaged, match="missing"):  # a node's disk is half a checkpoint
+        manifest.check(kept)
+
+
+def test_damage_that_one_rank_finds_is_everybodys(tmp_path):
+    go(2, CASE, tmp_path, 40)
+    newest = manifest.recover(DiskFiles(tmp_path))[0][-1]
+    victim = tmp_path / newest.parts()[1]["active"]
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    _, _, began, _, _, complaints = go(2, CASE, tmp_path, 42)
+    assert began == 35
+    assert len(complaints) == 1 and "rank 1: active-1.safetensors does not match its checksum" in complaints[0]
+
+
+def test_a_killed_rank_costs_no_checkpoint(tmp_path):
+    with pytest.raises(ChildProcessError):
+        on_ranks(2, killed_at, CASE, tmp_path, 33)
+    w, u, began, _, _, complaints = go(4, CASE, tmp_path, CASE.steps)
+    assert 14 <= began <= 28 and not complaints
+    assert worst(CASE, w, u, run_both(CASE)[1]) <= 1e-12
+
+
+def killed_at(ranks, case, root, step):
+    """Rank 1 is gone after a step, wherever the writers' threads are."""
+    run = DiskRun(case, root, ranks=ranks)
+    run.train(step, 7)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    run.train(step + 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_lanes_and_blocks_belong_to_one_rank_each(ranks):
+    lanes = [Lanes(12, rank, ranks) for rank in range(ranks)]
+    assert sorted(number for own in lanes for number in own.numbers) == list(range(12))
+    for block in range(40):
+        (owner,) = [own for own in lanes if own.has(block)]
+        assert owner.numbers[owner.local(block)] == block % 12
+        assert block in owner.chosen(range(40))
+    for others in (1, 2, 3, 4, 6, 12):
+        for own in lanes:
+            theirs = {rank: set(Lanes(12, rank, others).numbers) for rank in range(others)}
+            assert all(own.meets(rank, others) == bool(numbers & set(own.numbers)) for rank, numbers in theirs.items())
+            assert all(own.contains(r, others) == (numbers <= set(own.numbers)) for r, numbers in theirs.items())
+
+
+def test_the_parts_of_ranks_in_the_order_of_the_batch():
+    lanes = Lanes(6, 0, 3)
+    batch = np.arange(24)
+    parts = [batch.reshape(6, 4)[Lanes(6, rank, 3).numbers].reshape(-1) for rank in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts)[lanes.in_batch_order(24)], batch)

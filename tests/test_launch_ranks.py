@@ -1,0 +1,213 @@
+"""Runs of several processes from the command line, with the real network and the real launchers: the same batches, losses and rows
+whatever the number of processes is, through stops, kills and changes of that number.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from engine import manifest
+from engine.files import DiskFiles
+from tests.conftest import REPOSITORY, TINY
+
+pytestmark = pytest.mark.timeout(600)
+BIN = Path(sys.executable).parent
+STEPS = 48
+
+
+class Runs:
+    """Launches of launch.py on one config; the output directory is `directory`/run."""
+
+    def __init__(self, directory, **changes):
+        self.directory, self.output = directory, directory / "run"
+        directory.mkdir(exist_ok=True)
+        self.config = directory / "config.json"
+        self.config.write_text(json.dumps({**TINY, "output": str(self.output), "log_every": 4, **changes}))
+
+    def words(self, count, launcher, *overrides):
+        head = {
+            "python": [sys.executable],
+            "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
+            "deepspeed": [str(BIN / "deepspeed"), "--master_port", "29617", "--num_accelerators", str(count)],
+        }[launcher]
+        return [*head, "launch.py", "--config", str(self.config), *overrides]
+
+    def start(self, count, *overrides, launcher="torchrun"):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        return subprocess.Popen(
+            self.words(count, launcher, *overrides),
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __call__(self, count, *overrides, launcher=None):
+        process = self.start(count, *overrides, launcher=launcher or ("python" if count == 1 else "torchrun"))
+        out, _ = process.communicate(timeout=300)
+        return process.returncode, out
+
+    def summary(self):
+        return json.loads((self.output / "summary.json").read_text())
+
+    def losses(self):
+        lines = [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines}
+
+    def rows(self):
+        """The rows of the newest checkpoint in instance order."""
+        code, out = self(1, "job=store", "store.verb=export")
+        assert code == 0, out
+        return np.load(max((self.output / "exports").glob("rows-*.npy"), key=lambda path: path.stat().st_mtime))
+
+    def wait_for(self, process, step):
+        """Until metrics.jsonl tells of this step."""
+        for _ in range(1200):
+            if (self.output / "metrics.jsonl").exists() and max([0, *self.losses()]) >= step:
+                return
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        raise AssertionError(f"step {step} was not reached")
+
+
+def ranks_of(launcher):
+    """The processes of launch.py under a launcher, by rank."""
+    found = {}
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        environment = child.environ() if child.is_running() and child.status() != psutil.STATUS_ZOMBIE else {}
+        if (
+            "launch.py" in child.cmdline()
+            and "RANK" in environment
+            and "deepspeed.launcher.launch" not in child.cmdline()
+        ):
+            found[int(environment["RANK"])] = child
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run of one process that nothing happens to."""
+    runs = Runs(tmp_path_factory.mktemp("one"))
+    code, out = runs(1, f"steps={STEPS}")
+    assert code == 0, out
+    return runs
+
+
+def assert_same_run(runs, undisturbed, step=STEPS):
+    ours, theirs = runs.losses(), undisturbed.losses()
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-3)
+    for name in ("visited", "readmitted", "steps", "status"):
+        assert runs.summary()[name] == undisturbed.summary()[name], name
+    rows, wanted = runs.rows(), undisturbed.rows()
+    # Two trunks in float32 whose sums have another order; the rows' own exactness has a test of its own (engine/test_elastic.py).
+    assert np.linalg.norm(rows - wanted) <= 2e-3 * np.linalg.norm(wanted)
+
+
+def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tmp_path, undisturbed):
+    runs = Runs(tmp_path / "runs", checkpoint={"every_steps": 5, "keep": 2}, ranks={"timeout_seconds": 20})
+    # Two processes, until the launcher is told to stop, as a cluster does that takes the machine back.
+    launcher = runs.start(2, f"steps={STEPS}", launcher="deepspeed")
+    runs.wait_for(launcher, 4)
+    launcher.send_signal(signal.SIGTERM)
+    out, _ = launcher.communicate(timeout=120)
+    stopped = runs.summary()
+    assert stopped["status"] == "stopped by SIGTERM", out
+    assert "SIGTERM: checkpoint written after step" in out
+    assert 4 <= stopped["steps"] < STEPS
+
+    # Four, of which one is killed.
+    launcher = runs.start(4, f"steps={STEPS}")
+    runs.wait_for(launcher, stopped["steps"] // 4 * 4 + 12)
+    victim = ranks_of(launcher)[2]
+    victim.kill()
+    killed = time.monotonic()
+    out, _ = launcher.communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert launcher.returncode != 0
+    assert f"going on after step {stopped['steps']} " in out
+    lost = [line for line in out.splitlines() if line.startswith("error:")]
+    assert len(lost) == 1 and f"rank 2 (process {victim.pid} on" in lost[0] and "was lost after step" in lost[0], out
+    # Then one, then four again to the end.
+    code, out = runs(1, "steps=36")
+    assert code == 0 and "going on after step" in out, out
+    code, out = runs(4, f"steps={STEPS}")
+    assert code == 0 and "going on after step 36 " in out, out
+    assert runs.summary()["ranks"] == 4
+    kept = {step: loss for step, loss in runs.losses().items() if step % 4 == 0}
+    np.testing.assert_allclose(
+        [kept[step] for step in range(40, STEPS + 1, 4)],
+        [undisturbed.losses()[step] for step in range(40, STEPS + 1, 4)],
+        rtol=2e-3,
+    )
+    for name in ("visited", "readmitted", "steps", "status"):
+        assert runs.summary()[name] == undisturbed.summary()[name], name
+    rows, wanted = runs.rows(), undisturbed.rows()
+    assert np.linalg.norm(rows - wanted) <= 2e-3 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (2, ["deepspeed.zero_optimization.stage=3", "data.cache=true", "data.workers=1"]),
+        (4, ["deepspeed.zero_optimization.stage=2"]),
+        (2, ["classifier.sharding=zero3", "deepspeed.zero_optimization.stage=1"]),
+        (4, ["classifier.sharding=zero3", "deepspeed.zero_optimization.stage=3"]),
+    ],
+    ids=str,
+)
+def test_any_number_of_processes_trains_the_same_run(tmp_path, undisturbed, count, words):
+    runs = Runs(tmp_path / "runs")
+    code, out = runs(count, f"steps={STEPS}", *words)
+    assert code == 0, out
+    assert runs.summary()["ranks"] == count
+    assert_same_run(runs, undisturbed)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_keeps_rows_in_float32_and_a_skipped_step_leaves_them(tmp_path, dtype):
+    runs = Runs(tmp_path / "runs", schedule={**TINY["schedule"], "micro_batches": 2})
+    code, out = runs(
+        2, "steps=12", f'deepspeed.torch_autocast={{"enabled": true, "dtype": "{dtype}"}}', "checkpoint.every_steps=6"
+    )
+    assert code == 0, out
+    summary = runs.summary()
+    assert summary["status"] == "finished" and np.isfinite(summary["loss"])
+    newest = manifest.recover(DiskFiles(runs.output / "checkpoints"))[0][-1]
+    assert newest.active()[0]["w"].dtype == np.float32
+    assert np.isnan(newest.log()["eta"]).sum() == summary["skipped_steps"]
+
+
+def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_path):
+    runs = Runs(tmp_path / "runs")
+    code, out = runs(3, "steps=4")
+    assert code != 0 and not runs.output.exists()
+    lines = [line for line in out.splitlines() if line.startswith("error:")]
+    assert lines == [
+        "error: 3 processes were launched, which do not divide schedule.lanes (4); "
+        "launch a number that does, or start a new run with other lanes"
+    ]
+
+
+def test_a_mistake_that_all_find_is_said_once_and_one_that_one_finds_is_said_by_it(tmp_path):
+    runs = Runs(tmp_path / "runs")
+    code, out = runs(2, "steps=4", "schedule.window=64000", "schedule.stride=64000")
+    assert code != 0 and out.count("error: ") == 1, out
+    assert not runs.output.exists()
+
+
+def test_the_other_jobs_run_in_one_process(tmp_path, undisturbed):
+    shutil.copytree(undisturbed.output, tmp_path / "runs" / "run")
+    runs = Runs(tmp_path / "runs")
+    code, out = runs(2, "job=knn")
+    assert code != 0 and out.count("error: job=knn runs in one process") == 1

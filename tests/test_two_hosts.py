@@ -1,0 +1,90 @@
+"""A run on two hosts, through DeepSpeed's launcher: what it ends with, and what it leaves where each host has a disk of its own."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import TINY
+from tests.two_hosts import RANKS, Hosts, why_not, why_not_by_ssh
+
+# Each launch imports torch three times: in the launcher, in what it starts on a host, in the rank.
+pytestmark = pytest.mark.timeout(600)
+
+STEPS, MORE_STEPS = 25, 40  # blocks leave for the disk from step 10 on, and the first come back at 30
+WORDS = (f"steps={STEPS}", "log_every=5", "checkpoint.every_steps=10")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _possible():
+    if reason := why_not():
+        pytest.skip(reason)
+
+
+def launch(directory, output, *words, **hosts):
+    """Run launch.py with WORDS on hosts as they are asked for; returns their disks, and what was said."""
+    directory.mkdir(exist_ok=True)
+    config = directory / "config.json"
+    config.write_text(json.dumps(TINY))
+    with Hosts(directory=directory, **hosts) as those:
+        code, said = those.deepspeed("launch.py", "--config", config, f"output={output}", *WORDS, *words)
+        print(f"{those.way}\n{said}")
+        assert code == 0, said
+    return [those.disk(number) for number in range(len(those.hosts))], said
+
+
+def read(output, name):
+    return json.loads((output / name).read_text())
+
+
+def losses(output):
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def paths(root):
+    return {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def on_one_host(_possible, tmp_path_factory):
+    """The output of the same run on one host; nobody writes into it."""
+    directory = tmp_path_factory.mktemp("one-host")
+    launch(directory, directory / "run", count=1)
+    return directory / "run"
+
+
+def test_a_run_on_two_hosts_ends_with_the_digest_of_one_host(on_one_host, tmp_path):
+    output = tmp_path / "run"
+    no_ssh = why_not_by_ssh()
+    _, said = launch(tmp_path, output, count=2, by_ssh=no_ssh is None)
+    if no_ssh is None:
+        assert "10.77.0.1: finished after" in said, "pdsh says whose line it is"
+    summary, expected = read(output, "summary.json"), read(on_one_host, "summary.json")
+    assert summary["status"] == "finished" and summary["ranks"] == expected["ranks"] == RANKS
+    assert losses(output) == losses(on_one_host) and len(losses(output)) == STEPS // 5
+    assert summary["digest"] == expected["digest"]
+    if no_ssh:
+        pytest.skip(f"passed, but with --no_ssh: {no_ssh}")
+
+
+def test_where_each_host_has_a_disk_of_its_own_the_merged_checkpoints_go_on_in_one_process(on_one_host, tmp_path, run):
+    own = tmp_path / "own"
+    disks, _ = launch(tmp_path, own / "run", "ranks.own_disks=true", count=2, own=own)
+    assert not list(own.iterdir()), "what the hosts wrote at this path is on their disks"
+    first, second = (disk / "run" for disk in disks)
+    assert read(first, "summary.json")["digest"] == read(on_one_host, "summary.json")["digest"]
+
+    parts = [paths(root / "checkpoints") for root in (first, second)]
+    assert not parts[0] & parts[1], "a name on both disks"
+    assert all(any(path.parts[0] == "rows" for path in part) for part in parts)
+    shutil.copytree(first, run.output)
+    shutil.copytree(second / "checkpoints", run.output / "checkpoints", dirs_exist_ok=True)
+    assert run(f"steps={MORE_STEPS}") == 0
+    merged = run.summary()
+    assert merged["status"] == "finished" and merged["ranks"] == 1 and merged["steps"] == MORE_STEPS
+
+    run.output = tmp_path / "from-one-host"
+    shutil.copytree(on_one_host, run.output)
+    assert run(f"steps={MORE_STEPS}") == 0
+    assert merged["digest"] == run.summary()["digest"]
