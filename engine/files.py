@@ -113,11 +113,17 @@ class DiskFiles:
         os.rmdir(self.root / path)
 
     def listing(self, path: str) -> dict[str, int]:
+        found = {}
         try:
             with os.scandir(self.root / path) as entries:
-                return {entry.name: -1 if entry.is_dir() else entry.stat().st_size for entry in entries}
+                for entry in entries:
+                    with suppress(
+                        FileNotFoundError
+                    ):  # another rank removed it just now; the others are there all the same
+                        found[entry.name] = -1 if entry.is_dir() else entry.stat().st_size
         except FileNotFoundError:
             return {}
+        return found
 
 
 def write_whole(files: Files, path: str, parts: Sequence[Buffer]) -> None:

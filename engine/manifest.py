@@ -280,7 +280,8 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
     bad = {line.split(" ", 2)[1] for line in missing}  # named already
     out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
     known = {} if known is None else known
-    resident = (block for active in kept.active(lanes) for block in active["resident"].tolist())
+    first_read = [] if every_block else kept.active(lanes)
+    resident = [block for active in first_read for block in active["resident"].tolist()]
     for block in sorted(entries) if every_block else resident:
         if block not in entries or str(block) in bad:
             continue

@@ -5,18 +5,18 @@
     lanes   features travel to the rows, and gradients back: engine/lane_softmax.py
     zero3   DeepSpeed gathers the rows on every rank and reduces their gradient: engine/zero3_softmax.py
 
-    bytes   that a rank sends in a step, by what was called and the ring convention of engine/ranks.py: lanes by Ranks.sent_bytes, zero3 by the
-            log that DeepSpeed keeps of its collectives, and Ranks.sent_bytes for masks and scalars. Beside it the prediction, 2 (R - 1)/R
-            times the bytes of all features or all rows, and what the kernel has really sent over the process's TCP connections: that
-            is gloo's doing, and NCCL's would be another
+    bytes   that a rank sends in a step, by what was called and the ring convention of engine/ranks.py: lanes by Ranks.sent_bytes, zero3
+            by the log that DeepSpeed keeps of its collectives, and Ranks.sent_bytes for masks and scalars. Beside it the prediction,
+            2 (R - 1)/R times the bytes of all features or all rows, and what the kernel has really sent over the process's TCP
+            connections: that is gloo's doing, and NCCL's would be another
     time    of a step, all of it: which positions, slide, admission, softmax, update. Both ways live in the same processes and take turns of
             TURN steps, the first turn of each not counted; of each step the slowest rank is told. Both do the same steps on the
             same features: the bench fails where their losses differ, or where not as many rows came back
     memory  of rows and momentum on one rank, as tensors and as growth of the resident set; and the most that was resident in a step
             (VmHWM, set back before it), in fresh processes that give back at once what they free (M_MMAP_THRESHOLD)
 
-The network is missing: features are random unit vectors, one view. A rank is a process with one thread, and all are on one machine: they share
-the memory's bandwidth, and the wire is the loopback. Times tell what the ways compute and copy, bytes what a network would add.
+The network is missing: features are random unit vectors, one view. Ranks are processes of one thread on one machine: they share the
+memory's bandwidth, and the wire is the loopback. Times tell what the ways compute and copy, bytes what a network would add.
 
 Windows are as in the shipped configs, W = 2K and S = W/8, and N = 2W. Before the time is taken, skipped steps, which admit rows and change
 none, go through the first window. From there on all slots are taken, and most rows that are visited come back and make others go.
@@ -114,10 +114,6 @@ class Side:
         assert told.applied and told.filled == self.case.batch
         return told.loss
 
-    def close(self) -> None:
-        if self.way == "zero3":
-            self.softmax.held.zero.close()
-
     def _next(self) -> Batch:
         """This rank's part of the next batch, with its window in the host tier."""
         rows, step = self.rows, self.rows.log.steps
@@ -129,24 +125,24 @@ class Side:
 
 def count_and_time(ranks: Ranks, cases: list[Case], steps: int) -> list[dict[str, Any]]:
     """For each case, on this rank: by way the bytes that a step sends, and of `steps` steps (0: none) what each was like, turn by turn."""
-    told = []
-    for case in cases:
-        sides = {way: Side(way, case, ranks) for way in WAYS}
-        sent = {way: bytes_of_a_step(side) for way, side in sides.items()}
-        turns: dict[str, list[list[dict[str, float]]]] = {way: [] for way in WAYS}
-        if steps:
-            for side in sides.values():
-                side.fill()
-            for turn in range(1 + steps // TURN):
-                for way in WAYS if turn % 2 else reversed(WAYS):
-                    ranks.wait()
-                    taken = [timed_step(sides[way]) for _ in range(TURN)]
-                    turns[way] += [taken] if turn else []
-        while sides:
-            sides.popitem()[1].close()
-        gc.collect()
-        told.append({"bytes": sent, "turns": turns})
-    return told
+    return [_count_and_time(ranks, case, steps) for case in cases]
+
+
+def _count_and_time(ranks: Ranks, case: Case, steps: int) -> dict[str, Any]:
+    sides = {way: Side(way, case, ranks) for way in WAYS}
+    sent = {way: bytes_of_a_step(side) for way, side in sides.items()}
+    turns: dict[str, list[list[dict[str, float]]]] = {way: [] for way in WAYS}
+    if steps:
+        for side in sides.values():
+            side.fill()
+        for turn in range(1 + steps // TURN):
+            for way in WAYS if turn % 2 else reversed(WAYS):
+                ranks.wait()
+                taken = [timed_step(sides[way]) for _ in range(TURN)]
+                turns[way] += [taken] if turn else []
+    sides["zero3"].softmax.held.zero.close()
+    gc.collect()
+    return {"bytes": sent, "turns": turns}
 
 
 def timed_step(side: Side) -> dict[str, float]:
@@ -161,7 +157,8 @@ def timed_step(side: Side) -> dict[str, float]:
 
 def bytes_of_a_step(side: Side, steps: int = 2) -> dict[str, float]:
     """What this rank sends in a step, by kind; "TCP": what its connections really sent, gloo's headers included."""
-    side.step()  # DeepSpeed records the order of its parameters in the first
+    for _ in range(2):
+        side.step()  # in the first ones DeepSpeed records the order of its parameters, and compares it
     ranks, sent = side.ranks, Counter[str]()
     ranks.wait()
     before, tcp_before = Counter(ranks.sent_bytes), tcp_bytes()
@@ -224,7 +221,6 @@ def memory(ranks: Ranks, way: str, case: Case, steps: int = 2) -> dict[str, int]
     ctypes.CDLL(None).mallopt(-3, 128 * 1024)  # M_MMAP_THRESHOLD
     warm = Side(way, case_of(case.batch * case.lanes, case.batch, case.dim, case.lanes), ranks)
     warm.step()  # what libraries load and keep is no row
-    warm.close()
     del warm
     before = resident_bytes()
     side = Side(way, case, ranks)
@@ -239,7 +235,6 @@ def memory(ranks: Ranks, way: str, case: Case, steps: int = 2) -> dict[str, int]
     for _ in range(steps):
         side.step()
     told["most"] = _proc_bytes("/proc/self/status", "VmHWM") - before
-    side.close()
     return told
 
 
@@ -287,19 +282,18 @@ def slowest(told: list[dict[str, Any]], way: str) -> list[list[dict[str, float]]
 
 
 def time_table(cases: list[Case], told: list[list[dict[str, Any]]]) -> str:
-    """told: by each rank, for each case. Medians with quartiles; those of the ratio are of two neighbouring turns' medians."""
+    """told: by each rank, for each case. Medians with quartiles, for the ratio those of neighbouring turns."""
     lines = []
     for number, case in enumerate(cases):
         turns = {way: slowest([one[number] for one in told], way) for way in WAYS}
         steps = {way: [step for turn in turns[way] for step in turn] for way in WAYS}
         check_same(steps["lanes"], steps["zero3"])
-        ratio = _median(steps["zero3"], "all") / _median(steps["lanes"], "all")
-        ratios = _quartiles([_median(b, "all") / _median(a, "all") for a, b in zip(*turns.values(), strict=True)], 2)
+        ratios = [_median(zero3, "all") / _median(lanes, "all") for lanes, zero3 in zip(*turns.values(), strict=True)]
         lines.append(
             [
                 f"{case.active:,}",
                 *(_quartiles([1e3 * step["all"] for step in steps[way]], 1) for way in WAYS),
-                f"{ratio:.2f} {ratios.partition(' ')[2]}",
+                _quartiles(ratios, 2),
                 *(f"{1e3 * _median(steps[way], 'cpu'):.1f}" for way in WAYS),
                 *(" + ".join(f"{1e3 * _median(steps[way], name):.1f}" for name in STAGES) for way in WAYS),
             ]

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import REPOSITORY, TINY
 from tests.two_hosts import RANKS, Hosts, why_not, why_not_by_ssh
 
 # Each launch imports torch three times: in the launcher, in what it starts on a host, in the rank.
 pytestmark = pytest.mark.timeout(600)
 
+WORDS = ("log_every=5", "checkpoint.every_steps=10")
 STEPS, MORE_STEPS = 25, 40  # blocks leave for the disk from step 10 on, and the first come back at 30
-WORDS = (f"steps={STEPS}", "log_every=5", "checkpoint.every_steps=10")
+BY_SSH = why_not_by_ssh() is None
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -22,15 +27,17 @@ def _possible():
 
 
 def launch(directory, output, *words, **hosts):
-    """Run launch.py with WORDS on hosts as they are asked for; returns their disks, and what was said."""
+    """Run launch.py on hosts as they are asked for, which ends well; returns what was said."""
     directory.mkdir(exist_ok=True)
     config = directory / "config.json"
     config.write_text(json.dumps(TINY))
     with Hosts(directory=directory, **hosts) as those:
-        code, said = those.deepspeed("launch.py", "--config", config, f"output={output}", *WORDS, *words)
+        code, said = those.deepspeed(
+            "launch.py", "--config", config, f"output={output}", f"steps={STEPS}", *WORDS, *words
+        )
         print(f"{those.way}\n{said}")
         assert code == 0, said
-    return [those.disk(number) for number in range(len(those.hosts))], said
+    return said
 
 
 def read(output, name):
@@ -54,25 +61,23 @@ def on_one_host(_possible, tmp_path_factory):
     return directory / "run"
 
 
-def test_a_run_on_two_hosts_ends_with_the_digest_of_one_host(on_one_host, tmp_path):
+@pytest.mark.parametrize("by_ssh", [BY_SSH], ids=["by-ssh" if BY_SSH else "without-ssh"])
+def test_a_run_on_two_hosts_ends_with_the_digest_of_one_host(on_one_host, tmp_path, by_ssh):
     output = tmp_path / "run"
-    no_ssh = why_not_by_ssh()
-    _, said = launch(tmp_path, output, count=2, by_ssh=no_ssh is None)
-    if no_ssh is None:
-        assert "10.77.0.1: finished after" in said, "pdsh says whose line it is"
+    said = launch(tmp_path, output, count=2, by_ssh=by_ssh)
+    assert ("10.77.0.1: finished after" in said) == by_ssh  # pdsh says whose line it is
     summary, expected = read(output, "summary.json"), read(on_one_host, "summary.json")
-    assert summary["status"] == "finished" and summary["ranks"] == expected["ranks"] == RANKS
+    assert summary["status"] == "finished" and summary["steps"] == STEPS
+    assert summary["ranks"] == expected["ranks"] == RANKS
     assert losses(output) == losses(on_one_host) and len(losses(output)) == STEPS // 5
     assert summary["digest"] == expected["digest"]
-    if no_ssh:
-        pytest.skip(f"passed, but with --no_ssh: {no_ssh}")
 
 
 def test_where_each_host_has_a_disk_of_its_own_the_merged_checkpoints_go_on_in_one_process(on_one_host, tmp_path, run):
     own = tmp_path / "own"
-    disks, _ = launch(tmp_path, own / "run", "ranks.own_disks=true", count=2, own=own)
+    launch(tmp_path, own / "run", "ranks.own_disks=true", count=2, own=own)
     assert not list(own.iterdir()), "what the hosts wrote at this path is on their disks"
-    first, second = (disk / "run" for disk in disks)
+    first, second = (tmp_path / f"disk-{number}" / "run" for number in range(2))
     assert read(first, "summary.json")["digest"] == read(on_one_host, "summary.json")["digest"]
 
     parts = [paths(root / "checkpoints") for root in (first, second)]
@@ -80,11 +85,30 @@ def test_where_each_host_has_a_disk_of_its_own_the_merged_checkpoints_go_on_in_o
     assert all(any(path.parts[0] == "rows" for path in part) for part in parts)
     shutil.copytree(first, run.output)
     shutil.copytree(second / "checkpoints", run.output / "checkpoints", dirs_exist_ok=True)
-    assert run(f"steps={MORE_STEPS}") == 0
+    assert run(f"steps={MORE_STEPS}", *WORDS) == 0
     merged = run.summary()
     assert merged["status"] == "finished" and merged["ranks"] == 1 and merged["steps"] == MORE_STEPS
 
     run.output = tmp_path / "from-one-host"
     shutil.copytree(on_one_host, run.output)
-    assert run(f"steps={MORE_STEPS}") == 0
+    assert run(f"steps={MORE_STEPS}", *WORDS) == 0
     assert merged["digest"] == run.summary()["digest"]
+
+
+def test_no_host_outlives_the_process_that_made_it(tmp_path):
+    lines = [
+        "import pathlib, sys, time",
+        "from tests.two_hosts import Hosts",
+        f"hosts = Hosts(2, pathlib.Path(sys.argv[1]), by_ssh={BY_SSH})",
+        "print(*(host.pid for host in hosts.hosts), flush=True)",
+        "time.sleep(600)",
+    ]
+    maker = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines), tmp_path], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    with maker:
+        shells = [psutil.Process(int(pid)) for pid in maker.stdout.readline().split()]
+        inside = [process for shell in shells for process in (shell, *shell.children(recursive=True))]
+        maker.send_signal(signal.SIGKILL)
+    assert len(shells) == 2 and len(inside) == (4 if BY_SSH else 2)  # each with its sshd
+    assert not psutil.wait_procs(inside, timeout=20)[1]

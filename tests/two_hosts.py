@@ -285,8 +285,7 @@ def main(arguments: list[str]) -> int:
             code, said = hosts.deepspeed(
                 "launch.py", "--config", config, *words, *(["ranks.own_disks=true"] if own else [])
             )
-            print(said)
-            print(f"exit code {code} after {time.monotonic() - start:.0f} s")
+            print(f"{said}\nexit code {code} after {time.monotonic() - start:.0f} s")
         for root in [hosts.disk(number) for number in range(2)] if own else [runs]:
             print(f"{root.name}:", *sorted(path.name for path in (root / "run").glob("*")))
             checkpoints = root / "run" / "checkpoints"

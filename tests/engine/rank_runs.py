@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from engine.lanes import Lanes
-from tests.engine.harness import GivenFeatures, capacities, engine_step, lane_softmax, make_engine, rows_of_engine
+from tests.engine.harness import (
+    GivenFeatures,
+    capacities,
+    engine_step,
+    lane_softmax,
+    make_batch,
+    make_engine,
+    rows_of_engine,
+)
 
 
 def held_rows(case, ranks):
@@ -82,7 +90,7 @@ class Watched:
     def forward(self, views):
         z = self.trunk.forward(views)
         ids = views[0][:, 0, 0, 0].long().tolist()
-        self.given.append(self.ranks.share((ids, z.detach().reshape(len(views), len(ids), -1).numpy())))
+        self.given.append(self.ranks.share((ids, z.detach().reshape(len(views), len(ids), z.shape[1]).numpy())))
         return z
 
     def backward(self, z, dz):
@@ -109,6 +117,20 @@ def real_trunk(case, ranks, stage, **block):
         clip=0.0,
         config={"zero_optimization": {"stage": stage}, **block},
     )
+
+
+def trunk_goes_on(ranks, case, stage, state, steps):
+    """A fresh trunk takes up `state` (None: it starts) and does some steps on given gradients; (as it began, as it ended)."""
+    trunk = real_trunk(case, ranks, stage)
+    if state is not None:
+        trunk.load(*({name: torch.from_numpy(value) for name, value in part.items()} for part in state))
+    began = trunk.state()
+    for step in steps:
+        batch = make_batch(case, step, Lanes(case.lanes, ranks.rank, ranks.size))
+        z = trunk.forward(batch.views)
+        trunk.backward(z, torch.sin(z.detach() * (step + 2)))
+        assert trunk.update(0.1)
+    return began, trunk.state()
 
 
 def train_with_trunk(ranks, case, sharding, stage):

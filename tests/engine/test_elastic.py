@@ -166,3 +166,24 @@ def test_the_parts_of_ranks_in_the_order_of_the_batch():
     batch = np.arange(24)
     parts = [batch.reshape(6, 4)[Lanes(6, rank, 3).numbers].reshape(-1) for rank in range(3)]
     np.testing.assert_array_equal(np.concatenate(parts)[lanes.in_batch_order(24)], batch)
+
+
+def test_a_file_that_another_rank_removes_meanwhile_does_not_hide_the_rest_of_its_directory(tmp_path, monkeypatch):
+    for name in ("gone", "here"):
+        (tmp_path / name).write_bytes(b"12")
+    scandir = os.scandir
+
+    class Racing:
+        """What os.scandir gives, with a file that is gone by the time that one asks for its size."""
+
+        def __enter__(self):
+            with scandir(tmp_path) as entries:
+                self.entries = list(entries)
+            (tmp_path / "gone").unlink()
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", lambda path: Racing())
+    assert DiskFiles(tmp_path).listing("") == {"here": 2}

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zarr
 
 from engine import manifest
@@ -30,21 +31,27 @@ GOLDEN_CASE = Case(
 )
 
 
-def test_a_checkpoint_of_format_2_is_read_to_the_bit(tmp_path):
-    shutil.copytree(HERE / "format-2", tmp_path / "run")
+# Format 2 was written by one process; format 3, which has a part for each, by two.
+FORMATS = ["format-2", "format-3"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_checkpoint_of_an_earlier_version_is_read_to_the_bit(tmp_path, name):
+    shutil.copytree(HERE / name, tmp_path / "run")
     kept, complaints = manifest.recover(DiskFiles(tmp_path / "run"))
     assert not complaints
     assert len(kept) == 2
     for one in kept:
         assert not manifest.problems_of(one, every_block=True)
     run = DiskRun(GOLDEN_CASE, tmp_path / "run")
-    assert run.digest() == (HERE / "format-2" / "digest.txt").read_text().strip()
+    assert run.digest() == (HERE / name / "digest.txt").read_text().strip()
     assert run.train(GOLDEN_CASE.steps).step == GOLDEN_CASE.steps
 
 
-def test_its_generations_open_with_plain_zarr():
-    kept, _ = manifest.recover(DiskFiles(HERE / "format-2"))
+@pytest.mark.parametrize("name", FORMATS)
+def test_its_generations_open_with_plain_zarr(name):
+    kept, _ = manifest.recover(DiskFiles(HERE / name))
     for generation in kept[-1].generations().values():
-        group = zarr.open_group(str(HERE / "format-2" / "rows" / generation.name), mode="r")
+        group = zarr.open_group(str(HERE / name / "rows" / generation.name), mode="r")
         assert group["weight"].shape == (26, 2)
         assert group["last_step"].dtype == np.int64

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from tests.engine.harness import Case, errors, make_batch, make_oracle, run_both
-from tests.engine.rank_runs import train_on_given_features, train_with_trunk
+from tests.engine.rank_runs import train_on_given_features, train_with_trunk, trunk_goes_on
 from tests.on_ranks import on_ranks
+
+# Fewer instances than the default case, since every step of DeepSpeed costs milliseconds; as ragged.
+SMALL = {"size": 110, "window": 48, "stride": 24, "active": 32, "dtype": np.float32}
 
 
 def worst(case, w, u, oracle):
@@ -82,7 +85,7 @@ def test_a_rank_without_any_image_takes_part():
     [
         (1, {}),
         (2, {}),
-        (4, {"active": 200}),
+        (4, {"active": 110}),
         (2, {"micro_batches": 2, "skips": frozenset({0, 5, 40, 41})}),
         (2, {"feature_init": True, "views": 2, "rows_grad": (True, False), "nesterov": True}),
         (2, {"momentum": 0.0}),
@@ -92,7 +95,7 @@ def test_a_rank_without_any_image_takes_part():
 def test_zero3_errs_at_most_twice_as_much_as_dense_float32_sgd(count, change):
     from tests.engine.test_exactness import _dense_float32
 
-    case = Case(**{"active": 32, "dtype": np.float32, **change})
+    case = Case(**{**SMALL, **change})
     _, oracle, losses = run_both(case)
     truth = oracle.rows.detach().numpy(), oracle.momentum.numpy()
     w, u, own_losses, visited = on_ranks(count, train_on_given_features, case, "zero3")[0]
@@ -106,7 +109,8 @@ def test_zero3_errs_at_most_twice_as_much_as_dense_float32_sgd(count, change):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("sharding", ["lanes", "zero3"])
 def test_with_a_real_trunk_rows_err_at_most_twice_as_much_as_dense_float32_sgd(sharding, stage):
-    case = Case(active=32, dtype=np.float32, lr=0.2)
+    case = Case(**SMALL, lr=0.2)
+    assert case.steps > 3 * case.schedule.steps_per_pass
     w, u, features, losses, _ = on_ranks(2, train_with_trunk, case, sharding, stage)[0]
     assert np.isfinite(losses).all()
     truth = dense(case, features, torch.float64)
@@ -118,10 +122,25 @@ def test_with_a_real_trunk_rows_err_at_most_twice_as_much_as_dense_float32_sgd(s
 )
 def test_every_number_of_ranks_trains_the_same_network(count, sharding, stage):
     # A plain run of one rank is the reference; what ranks change is the order of sums. The last batches of a pass are ragged.
-    case = Case(active=32, dtype=np.float32, lr=0.1, passes=1.2)
+    case = Case(**SMALL, lr=0.1, passes=1.2)
     one, many = (on_ranks(n, train_with_trunk, case, sharding, stage)[0] for n in (1, count))
     np.testing.assert_allclose(many[3], one[3], rtol=2e-4)
     model, momentum = (dict(part) for part in many[4])
     for name, value in one[4][0].items():
         np.testing.assert_allclose(model[name], value, rtol=0, atol=2e-4 * max(1.0, np.abs(value).max()), err_msg=name)
     assert momentum.keys() == one[4][1].keys()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_trunk_and_its_momentum_go_on_with_another_number_of_ranks(stage):
+    case = Case(**SMALL)
+    _, state = on_ranks(2, trunk_goes_on, case, stage, None, range(4))[0]
+    _, straight = on_ranks(2, trunk_goes_on, case, stage, state, range(4, 8))[0]
+    for count in (1, 4):
+        for began, ended in on_ranks(count, trunk_goes_on, case, stage, state, range(4, 8)):
+            for part in (0, 1):
+                for name, value in state[part].items():
+                    assert np.array_equal(began[part][name], value), name
+                for name, value in straight[part].items():
+                    scale = max(1.0, np.abs(value).max())
+                    np.testing.assert_allclose(ended[part][name], value, rtol=0, atol=1e-4 * scale, err_msg=name)
