@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python -m kernels.row_update.bench
 	$(BIN)/python -m kernels.catch_up.bench
 	$(BIN)/python -m tests.bench_step
+	$(BIN)/python -m tests.bench_ranks
 	$(BIN)/python -m tests.bench_store
 	$(BIN)/python -m tests.bench_disk
 	$(BIN)/python -m tests.bench_scale

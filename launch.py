@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 # Run in place: `datasets` and `kernels` are also names of public packages, and ours must win.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from engine.trunk import Trunk
     from engine.write_behind import WriteBehind
     from engine.zero import PartitionedRows
+
+PART_OF_A_RUN = "part-of-a-run"  # lies among the checkpoints of a node whose disk is its own and which is not the first
 
 
 def main(arguments: list[str]) -> int:
@@ -183,10 +185,15 @@ def _pretrain(
     is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
     locked = ranks.share(output.is_dir())[ranks.rank] and not options.dry_run
     if locked and is_keeper:
-        lock(output, at_end)
+        lock_disk(output, ranks, at_end)
     files = DiskFiles(output / "checkpoints")
     kept, complaints = ([], []) if options.fresh else recover_together(files, ranks, lanes)
     complaints = ranks.from_first(complaints)
+    if ranks.is_first and not kept and not options.fresh and (files.root / PART_OF_A_RUN).exists():
+        raise ValueError(
+            f"{files.root} is one node's part of a run, and its checkpoints' manifests are on the first node's disk; merge the two, "
+            "start the nodes in the order that the run had, or start over with --fresh"
+        )
     for complaint in complaints:
         print(complaint)
     if complaints and not kept:
@@ -234,7 +241,7 @@ def _pretrain(
         print(f"going on after step {last.step} from {files.root / last.name}")
 
     from engine import session
-    from engine.pretrain import StopSignal
+    from engine.pretrain import Heard, StopSignal
 
     def lr(step: int) -> float:
         return learning_rate(
@@ -272,17 +279,18 @@ def _pretrain(
     if is_keeper:
         prepare_output(output, options.fresh and locked)  # what came since the lock was not there is another job's
         if not locked:
-            lock(output, at_end)
+            lock_disk(output, ranks, at_end)
             if manifest.numbers(files):
                 raise ValueError(f"another job began in {output} just now; choose another output")
         write_json(output / "config.json", json.loads(config.model_dump_json()))
         write_json(output / "plan.json", tiers)
         source.save_index(output / "images.index")
+        if not ranks.is_first:
+            files.make_directory("")
+            (files.root / PART_OF_A_RUN).touch()
     ranks.wait()
-    if not output.is_dir():
-        raise ValueError(
-            f"{output} is not the directory that rank 0 has made; let all nodes share it, or set ranks.own_disks to true"
-        )
+    if not config.ranks.own_disks:
+        require_one_disk(output, ranks)
     disk = make_disk(config, schedule, files, lanes)
     at_end.callback(disk.close)
     checkpoints = Checkpoints(files, disk, config.checkpoint.keep, ranks.another_road())
@@ -295,6 +303,7 @@ def _pretrain(
     if held:
         at_end.callback(held.zero.close)
     stop = at_end.enter_context(StopSignal())
+    at_end.enter_context(redirect_stdout(cast("TextIO", Heard(sys.stdout, stop))))
     return session.run(
         trunk=trunk,
         rows=rows,
@@ -344,6 +353,31 @@ def require_same(ranks: "Ranks", what: str, mine: object) -> None:
         raise ValueError(
             f"rank {', '.join(different)} has another {what} than rank 0; start all with the same words and the same files"
         )
+
+
+def require_one_disk(output: Path, ranks: "Ranks") -> None:
+    """ValueError where some rank's `output` is another directory than rank 0's."""
+    path = output / f"seen-by-all-{ranks.from_first(os.urandom(8).hex())}"
+    if ranks.is_first:
+        path.touch()
+    ranks.wait()
+    blind = [str(rank) for rank, seen in enumerate(ranks.share(path.exists())) if not seen]
+    if ranks.is_first:
+        path.unlink()
+    if blind:
+        raise ValueError(
+            f"rank {', '.join(blind)} does not see rank 0's {output}; let all nodes share it, or set ranks.own_disks to true"
+        )
+
+
+def lock_disk(output: Path, ranks: "Ranks", at_end: ExitStack) -> None:
+    """As `lock`, for one of several ranks that each have a disk of their own."""
+    try:
+        lock(output, at_end)
+    except ValueError as error:
+        if ranks.is_first:
+            raise
+        raise ValueError(f"{error}. If the nodes share this disk, leave ranks.own_disks at false") from None
 
 
 def lane_instances(schedule: "Schedule", lanes: "Lanes") -> "Iterator[int]":

@@ -174,7 +174,8 @@ class Checkpoints:
     def _commit(self, snapshot: "_Snapshot") -> None:
         store, road = self.disk.disk, self.road
         store.sync()
-        directory = road.from_first(self._new_directory(snapshot.step) if road.is_first else None)
+        there = road.to_first(list(self.files.listing("")))  # every rank's disk may have other left-overs
+        directory = road.from_first(new_directory(snapshot.step, {name for names in there for name in names}))
         self.files.make_directory(directory)
         part, contents = self._part(snapshot, directory)
         log: dict[str, Any] = {}
@@ -243,12 +244,6 @@ class Checkpoints:
         }
         return part, {active: numpy_save(snapshot.active), **contents}
 
-    def _new_directory(self, step: int) -> str:
-        """A name that no checkpoint has, damaged ones included."""
-        there = self.files.listing("")
-        names = [f"step-{step:09d}", *(f"step-{step:09d}-{again}" for again in range(2, len(there) + 3))]
-        return next(name for name in names if name not in there)
-
     def _drop_old_manifests(self) -> None:
         """Those that the checkpoint just published is to replace; rank 0's work."""
         dropped = self._kept[: max(0, len(self._kept) + 1 - self.keep)]
@@ -284,6 +279,12 @@ class Checkpoints:
         for path in self._garbage:
             remove_any(self.files, path)
         self._garbage.clear()
+
+
+def new_directory(step: int, there: set[str]) -> str:
+    """A name that no checkpoint has, damaged ones included."""
+    names = [f"step-{step:09d}", *(f"step-{step:09d}-{again}" for again in range(2, len(there) + 3))]
+    return next(name for name in names if name not in there)
 
 
 @dataclass

@@ -74,8 +74,13 @@ def plan(
         "device": {
             "active rows": active * dim * _FLOAT_BYTES,
             "momentum of active rows": active * dim * _FLOAT_BYTES,
-            # ZeRO-3 has a copy of its part that it gathers; whole on every rank are the rows and their gradient, twice for a moment.
-            **({"rows and gradient while gathered": (3 * gathered + active) * dim * _FLOAT_BYTES} if gathered else {}),
+            # ZeRO-3 has two more copies of its part. Whole on every rank are the rows, their gradient, what autograd makes of the
+            # two, and the bucket in which gradients are reduced; measured by tests/bench_ranks.py.
+            **(
+                {"rows and gradient while gathered": (5 * gathered + 2 * active) * dim * _FLOAT_BYTES}
+                if gathered
+                else {}
+            ),
             # A micro-batch's part and the sum of those before it.
             **(
                 {"gradient of active rows": 2 * active * dim * _FLOAT_BYTES}

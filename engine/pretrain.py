@@ -5,6 +5,7 @@ together; what they decide, they decide alike. A signal to stop that any of them
 """
 
 import json
+import os
 import resource
 import signal
 import time
@@ -94,6 +95,10 @@ class StopSignal:
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])
 
+    def ask(self, name: str) -> None:
+        """As if that signal had come."""
+        self.name = name
+
     def agreed(self, ranks: Ranks) -> str | None:
         """The name of a signal that some rank got, or None; every rank calls it after every step, and hears the same."""
         if ranks.size > 1:
@@ -101,6 +106,35 @@ class StopSignal:
             number = int(ranks.max(torch.tensor([number], device=ranks.device), "stop"))
             self.name = signal.Signals(number).name if number else None
         return self.name
+
+
+class Heard:
+    """A text stream that asks the run to stop when nobody reads it any more, and swallows what is written from then on.
+
+    Whoever ends a run from a distance, as DeepSpeed's launcher does on Ctrl-C, may cut its output before its signal arrives.
+    """
+
+    def __init__(self, stream: TextIO, stop: StopSignal) -> None:
+        self._stream, self._stop = stream, stop
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, do: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return do()
+        except BrokenPipeError:
+            self._stop.ask("SIGPIPE")
+            # What is buffered would be tried again when the process ends, and fail again.
+            with open(os.devnull, "w", encoding="utf-8") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())
+            return otherwise
 
 
 def train(

@@ -10,7 +10,8 @@ long as they need, because one rank evaluates or writes while the others wait; t
 (engine/watch.py).
 
 What is sent is counted, in bytes that leave one rank in the usual ring algorithms: (R - 1) times its part for an all-gather,
-(R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. Libraries send about that; headers are left out.
+(R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. gloo sends a reduce-scatter as an all-reduce; headers and
+words are left out.
 """
 
 import os
@@ -22,6 +23,9 @@ import torch
 import torch.distributed as dist
 
 _PATIENT = timedelta(days=7)
+# By the names of torch 2.14; before that there were others.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Ranks:
@@ -57,7 +61,7 @@ class Ranks:
             return part
         self._count(what, (self.size - 1) * part.nbytes)
         whole = part.new_empty(self.size * len(part), *part.shape[1:])
-        dist.all_gather_single(whole, part.contiguous())
+        _gather(whole, part.contiguous())
         return whole
 
     def scatter_sum(self, whole: torch.Tensor, what: str) -> torch.Tensor:
@@ -66,7 +70,7 @@ class Ranks:
             return whole
         self._count(what, (self.size - 1) * whole.nbytes // self.size)
         part = whole.new_empty(len(whole) // self.size, *whole.shape[1:])
-        dist.reduce_scatter_single(part, whole.contiguous())
+        _scatter_sum(part, whole.contiguous())
         return part
 
     def sum(self, values: torch.Tensor, what: str) -> torch.Tensor:
@@ -146,7 +150,7 @@ class Road:
 def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:
     """Join the run's processes, as the launcher's environment describes them.
 
-    Raises ValueError where that is not complete, RuntimeError where the others do not come within the time.
+    Raises ValueError where that is not complete, or where the others do not come within the time.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -161,16 +165,23 @@ def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:
             f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; start with deepspeed or torchrun, "
             "or set what they set (README: several processes)"
         )
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        timeout = timedelta(seconds=timeout_seconds)
-        if size == 1:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    if size == 1:
+        if not dist.is_initialized():
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        else:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            dist.init_process_group(backend, timeout=timeout)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_seconds)
+        return Ranks(0, 1, device, timeout_seconds)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+        return Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_seconds)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes cannot reach each other ({str(error).splitlines()[0]});\n"
+            "see that MASTER_ADDR is the first node's, and set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME for GPUs) to the network "
+            "interface that the nodes share"
+        ) from None
 
 
 def board() -> Any:

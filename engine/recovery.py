@@ -15,8 +15,16 @@ from engine.store import Damaged
 def recover_together(files: Files, ranks: Ranks, lanes: Lanes) -> tuple[list[Kept], list[str]]:
     """What manifest.recover gives, the same on every rank; lines of complaint at rank 0 alone.
 
-    Raises OSError where something cannot be read that may be whole.
+    Raises OSError where something cannot be read that may be whole; ValueError where another rank's disk has checkpoints that rank 0's
+    has not, which would otherwise be taken for what nobody needs.
     """
+    newest = ranks.share(max(manifest.numbers(files), default=0))
+    later = [str(rank) for rank, number in enumerate(newest) if number > newest[0]]
+    if later:
+        raise ValueError(
+            f"the disk of rank {', '.join(later)} holds checkpoints that rank 0's does not; start the nodes in the order that the run "
+            "had, or merge their checkpoints directories"
+        )
     if not ranks.is_first:
         while (asked := ranks.from_first(None)) is not None:
             body, is_newest = asked

@@ -181,8 +181,14 @@ class PartitionedRows:
 
     def __init__(self, rows_each: int, dim: int, *, ranks: int, places: int, **settings: Any) -> None:
         module = _Rows(ranks * rows_each, dim)
-        stage_3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
-        self.zero = ZeroEngine(module, ranks=ranks, places=places, config=stage_3, **settings)
+        stage_3 = {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "reduce_bucket_size": ranks
+            * rows_each
+            * dim,  # the one gradient there is; by default room for 5 * 10^8 numbers
+        }
+        self.zero = ZeroEngine(module, ranks=ranks, places=places, config={"zero_optimization": stage_3}, **settings)
         self._rows = module.rows
         self.w_SD = safe_get_local_fp32_param(self._rows).detach().view(rows_each, dim)
         if settings["momentum"]:

@@ -14,6 +14,7 @@ import torch
 
 from engine.active_rows import ActiveRows
 from engine.ranks import Ranks
+from engine.row_gradients import is_finite
 from engine.softmax import MicroBatch
 from engine.zero import PartitionedRows
 from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives, softmax_rows_gradient
@@ -71,9 +72,8 @@ class Zero3Softmax:
                 rows_need_grad_B=rows_need_grad_X,
                 backend=backend,
             )
-            finite = bool(
-                torch.isfinite(micro.z_XD).all() and torch.isfinite(dz_XD).all() and torch.isfinite(drows_KD).all()
-            ) and bool(np.isfinite(loss))
+            finite = bool(torch.isfinite(micro.z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
+            finite = finite and is_finite(drows_KD)
             return drows_KD
 
         # Handed over while the rows are here. Whether the step is applied is decided later; `discard` forgets it.

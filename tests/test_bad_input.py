@@ -116,9 +116,16 @@ def test_read_only_output(run, capsys, monkeypatch):
     assert not run.output.exists()
 
 
-def test_more_processes_than_this_version_knows(run, capsys, monkeypatch):
+def test_a_number_of_processes_that_does_not_divide_the_lanes(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    refused(run, capsys, expect="3 processes were launched, which do not divide schedule.lanes (4)")
+
+
+def test_processes_whose_launcher_did_not_say_where_the_others_are(run, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run, capsys, expect="2 processes were launched")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    refused(run, capsys, expect="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set")
 
 
 def test_an_empty_and_a_missing_folder(run, capsys, tmp_path):

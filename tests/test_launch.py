@@ -421,6 +421,32 @@ def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
     assert list((run.output / "checkpoints").glob("step-*"))
 
 
+def test_a_run_whose_output_nobody_reads_any_more_ends_with_a_checkpoint(run):
+    # DeepSpeed's launcher of several nodes cuts the connection before it sends a signal.
+    config = run.directory / "config.json"
+    config.write_text(json.dumps(TINY))
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "launch.py",
+        "--config",
+        str(config),
+        f"output={run.output}",
+        "epochs=2000",
+    ]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    with process, process.stdout, process.stderr:
+        for line in process.stdout:
+            if line.startswith("step 10/"):
+                process.stdout.close()
+                break
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert run.summary()["status"] == "stopped by SIGPIPE"
+    assert list((run.output / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.parametrize(
     "launcher",
     [["deepspeed", "--num_accelerators", "1"], ["torchrun", "--standalone", "--nproc-per-node", "1"]],

@@ -83,6 +83,12 @@ def test_where_each_host_has_a_disk_of_its_own_the_merged_checkpoints_go_on_in_o
     parts = [paths(root / "checkpoints") for root in (first, second)]
     assert not parts[0] & parts[1], "a name on both disks"
     assert all(any(path.parts[0] == "rows" for path in part) for part in parts)
+    merged_output, run.output = run.output, tmp_path / "alone"
+    shutil.copytree(second, run.output)
+    assert run(f"steps={MORE_STEPS}", *WORDS) == 2, "one node's part is no run, and must not be taken for what nobody needs"
+    assert paths(run.output / "checkpoints") == parts[1]
+    run.output = merged_output
+
     shutil.copytree(first, run.output)
     shutil.copytree(second / "checkpoints", run.output / "checkpoints", dirs_exist_ok=True)
     assert run(f"steps={MORE_STEPS}", *WORDS) == 0

@@ -172,7 +172,7 @@ class Hosts:
         said = [self.directory / f"said-{host.number}.txt" for host in self.hosts]
         for path in said:
             path.write_text("")
-        launcher = [Path(sys.executable).parent / "deepspeed"]
+        launcher: list[str | Path] = [Path(sys.executable).parent / "deepspeed"]
         # What ranks need and ssh does not bring along. gloo would take the address that a host's name stands for, if any.
         variables = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": _INTERFACE if len(self.hosts) == 2 else "lo"}
         if cache := os.environ.get("PIC_KERNELS_CACHE"):

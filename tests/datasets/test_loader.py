@@ -48,7 +48,9 @@ class FakeSource:
 
 
 class FakeSchedule:
-    """Six places a step, out of 20 positions; position p holds instance 100 - p, but 18 and 19 are empty."""
+    """Six places a step in six lanes, out of 20 positions; position p holds instance 100 - p, but 18 and 19 are empty."""
+
+    lanes = 6
 
     def positions(self, step: int) -> np.ndarray:
         positions = shuffle(step, 20)[:PLACES]
@@ -101,6 +103,26 @@ def wait_for_line(process: subprocess.Popen, line: str) -> None:
     assert process.stdout is not None
     while (read := process.stdout.readline()) != f"{line}\n":
         assert read, f"the script ended before it printed {line}"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 6])
+@pytest.mark.parametrize(("augment", "shape"), [(GREY, (32, 32)), (PHOTOS, (40, 50, 3))], ids=["grey", "photos"])
+def test_the_parts_of_all_ranks_are_the_batch_of_one(augment: Augmentation, shape: tuple[int, ...], ranks: int) -> None:
+    source, schedule = FakeSource(shape, broken=frozenset({95})), FakeSchedule()
+    whole = StepDataset(source, schedule, augment, 1, "skip")
+    named = []
+    for step in range(8):
+        want = whole[step]
+        for rank in range(ranks):
+            part = StepDataset(source, schedule, augment, 1, "skip", rank, ranks)[step]
+            named += part.unreadable
+            places = np.arange(rank, schedule.lanes, ranks)  # one place a lane
+            for name in ("positions_G", "ids_G", "filled_G"):
+                np.testing.assert_array_equal(getattr(part, name), getattr(want, name)[places])
+            for view, wanted in zip(part.views, want.views, strict=True):
+                assert torch.equal(view, wanted[torch.from_numpy(places)])
+    assert named == ["photos/95.jpg"] * len(named) and named  # by the one rank that wanted it
+    assert len(named) == sum(len(whole[step].unreadable) for step in range(8))
 
 
 @pytest.mark.parametrize(("augment", "shape"), [(GREY, (32, 32)), (PHOTOS, (40, 50, 3))], ids=["grey", "photos"])

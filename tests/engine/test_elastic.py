@@ -119,6 +119,29 @@ def test_every_node_may_have_a_disk_of_its_own_and_merged_they_are_one(tmp_path)
         manifest.check(kept)
 
 
+def test_disks_in_another_order_are_refused_and_stay_as_they_are(tmp_path):
+    on_ranks(2, leg, (CASE, tmp_path, 20), {"own_disks": True})
+    (tmp_path / "0").rename(tmp_path / "aside")
+    (tmp_path / "1").rename(tmp_path / "0")
+    (tmp_path / "aside").rename(tmp_path / "1")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(ValueError, match="the disk of rank 1 holds checkpoints that rank 0's does not"):
+        on_ranks(2, leg, (CASE, tmp_path, 30), {"own_disks": True})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_a_killed_run_left_on_one_nodes_disk_is_not_written_into(tmp_path):
+    on_ranks(2, leg, (CASE, tmp_path, 14), {"own_disks": True})
+    newest = manifest.recover(DiskFiles(tmp_path / "0"), look=lambda kept, newest: None)[0][-1]
+    active = tmp_path / "0" / newest.parts()[0]["active"]
+    active.write_bytes(b"damaged")  # so that nothing is swept at once, and step 14 is done again
+    left = tmp_path / "1" / "step-000000021"
+    left.mkdir()
+    (left / "active-1.safetensors").write_bytes(b"left")
+    assert go(2, CASE, tmp_path, 21, own_disks=True)[2] == 7
+    assert go(2, CASE, tmp_path, 22, own_disks=True)[2] == 21
+
+
 def test_damage_that_one_rank_finds_is_everybodys(tmp_path):
     go(2, CASE, tmp_path, 40)
     newest = manifest.recover(DiskFiles(tmp_path))[0][-1]
