@@ -274,6 +274,7 @@ def _pretrain(
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
     probe = open_probe(config, source, augmentation) if ranks.is_first else None
+    ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
     trunk = make_trunk(config, network, schedule, ranks)
     at_end.callback(trunk.close)
     if is_keeper:

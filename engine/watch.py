@@ -138,7 +138,8 @@ class Watch:
     def failed(self, text: str) -> bool:
         """This rank stops by an error of its own: the others will be silent. Returns whether this one should print it.
 
-        It should not where a lower rank says the same within two beats, or where this one has already said that another is lost.
+        It should not where a lower rank says the same within five beats, for they find the same mistake at different times; or where
+        this one has already said that another is lost.
         """
         if not self._threads:
             return True
@@ -153,7 +154,7 @@ class Watch:
             if self.rank == 0:
                 self._wait(self._is_heard, 3 * self.beat_seconds)
             else:
-                self._wait(lower_rank_says_it, 2 * self.beat_seconds)
+                self._wait(lower_rank_says_it, 5 * self.beat_seconds)
             says_it = not lower_rank_says_it()
         self.stop()
         return says_it
