@@ -11,9 +11,11 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from engine.trunk import Trunk
     from engine.write_behind import WriteBehind
     from engine.zero import PartitionedRows
-
-PART_OF_A_RUN = "part-of-a-run"  # lies among the checkpoints of a node whose disk is its own and which is not the first
 
 
 def main(arguments: list[str]) -> int:
@@ -149,6 +149,8 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
             if ranks.size > 1:
                 if processes.of_the_wire(error):
                     watch.diagnose(error)
+                # The others leave when they hear of it, and then the launcher ends this process; it is to say its words first.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 explained = explanation(error, config.job)
                 code, text = explained or (1, f"{type(error).__name__}: {error}")
                 if not watch.failed(text):
@@ -167,7 +169,7 @@ def _pretrain(
 
     from datasets.catalog import view_sides
     from engine import manifest, memory_plan
-    from engine.checkpoint import Checkpoints
+    from engine.checkpoint import PART_OF_A_RUN, Checkpoints
     from engine.files import DiskFiles
     from engine.implementations import implementations, names, said
     from engine.lanes import Lanes
@@ -183,21 +185,26 @@ def _pretrain(
     require_writable(output)
     # Of the ranks that share a disk one looks after what is nobody's.
     is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
-    locked = ranks.share(output.is_dir())[ranks.rank] and not options.dry_run
+    locked = output.is_dir() and not options.dry_run
+    ranks.wait()  # all have looked before one makes it
     if locked and is_keeper:
         lock_disk(output, ranks, at_end)
     files = DiskFiles(output / "checkpoints")
     kept, complaints = ([], []) if options.fresh else recover_together(files, ranks, lanes)
     complaints = ranks.from_first(complaints)
-    if ranks.is_first and not kept and not options.fresh and (files.root / PART_OF_A_RUN).exists():
+    parts = [str(rank) for rank, there in enumerate(ranks.share((files.root / PART_OF_A_RUN).exists())) if there]
+    if parts and not kept and not options.fresh:
         raise ValueError(
-            f"{files.root} is one node's part of a run, and its checkpoints' manifests are on the first node's disk; merge the two, "
-            "start the nodes in the order that the run had, or start over with --fresh"
+            f"on the disk of rank {', '.join(parts)}, {files.root} is one node's part of a run whose manifests are on its first node;\n"
+            "start the nodes in the order that the run had, merge their checkpoints directories, or start over with --fresh"
         )
     for complaint in complaints:
         print(complaint)
     if complaints and not kept:
-        raise ValueError(f"no checkpoint in {files.root} is whole; start over with --fresh")
+        order = (
+            " or, if nodes with disks of their own have changed places, as they were" if config.ranks.own_disks else ""
+        )
+        raise ValueError(f"no checkpoint in {files.root} is whole; start over with --fresh{order}")
     last = kept[-1] if kept else None
     source, augmentation, schedule = open_data(config, last)
     require_same(ranks, "images", (len(source), source.fingerprint()))
@@ -224,10 +231,12 @@ def _pretrain(
         keep=config.checkpoint.keep,
         gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
     )
+    # Device and host are one process's, the disk is all of them, as in metrics.jsonl.
+    tiers["disk"] = {item: count * ranks.size for item, count in tiers["disk"].items()}
     print_said(config, source, schedule, active, total, ranks.size)
     if options.dry_run:
         print(config.model_dump_json(indent=2))
-        print(memory_plan.text(tiers))
+        print(memory_plan.text(tiers) + ("\n(device and host: of each process)" if ranks.size > 1 else ""))
         return 0
 
     end = min(config.steps or total, total)
@@ -286,16 +295,13 @@ def _pretrain(
         write_json(output / "config.json", json.loads(config.model_dump_json()))
         write_json(output / "plan.json", tiers)
         source.save_index(output / "images.index")
-        if not ranks.is_first:
-            files.make_directory("")
-            (files.root / PART_OF_A_RUN).touch()
     ranks.wait()
     if not config.ranks.own_disks:
         require_one_disk(output, ranks)
     disk = make_disk(config, schedule, files, lanes)
     at_end.callback(disk.close)
     checkpoints = Checkpoints(files, disk, config.checkpoint.keep, ranks.another_road())
-    checkpoints.restore(kept, sweep=not complaints, is_first=is_keeper)
+    checkpoints.restore(kept, sweep=not complaints, is_keeper=is_keeper)
     ranks.wait()  # what a rank writes from here on must not be taken for what nobody names
     held = partitioned_rows(config, schedule, ranks) if config.classifier.sharding == "zero3" else None
     rows = make_rows(config, schedule, device, disk, names(chosen), lanes, held)
@@ -360,8 +366,16 @@ def require_one_disk(output: Path, ranks: "Ranks") -> None:
     """ValueError where some rank's `output` is another directory than rank 0's."""
     path = output / f"seen-by-all-{ranks.from_first(os.urandom(8).hex())}"
     if ranks.is_first:
+        for left in output.glob("seen-by-all-*"):  # by a run that was killed just here
+            left.unlink()
         path.touch()
     ranks.wait()
+    # A network file system may remember for half a minute that a directory was not there.
+    patience_seconds = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < patience_seconds and ranks.size > 1:
+        with suppress(OSError):
+            os.listdir(output.parent)
+        time.sleep(1)
     blind = [str(rank) for rank, seen in enumerate(ranks.share(path.exists())) if not seen]
     if ranks.is_first:
         path.unlink()

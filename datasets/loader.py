@@ -9,7 +9,8 @@ Workers are forked. The index of a source (gigabytes for 10^8 paths) is then sha
 milliseconds, where `spawn` and `forkserver` import torch again and want the index pickled. Two things make a fork
 unsafe. Threads of the parent do not exist in the child: one that opens a parallel region waits for them for ever, so a
 worker runs torch with one thread. And a lock that another thread holds at that moment stays locked: call `batches`
-before opening stores and starting threads. It forks at once, not at the first batch.
+before opening stores and starting threads. It forks at once, not at the first batch. (With several ranks the process group has
+threads by then, and so has the watch over lost ranks; a worker calls neither, and no lock of theirs.)
 
 Ctrl-C in a terminal and the end of a batch job send their signal to every process, yet the parent still wants batches
 while it ends its step and writes a checkpoint. So workers are deaf to SIGINT, and to SIGTERM from anyone but the

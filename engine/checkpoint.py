@@ -21,8 +21,8 @@ What is written where, and when:
     2. on the writer's thread of each rank, after the blocks that left earlier: these blocks, then the files; then rank 0's manifest
     3. then the oldest checkpoints beyond `keep` go, and the blocks that only they named
 
-A checkpoint may still be on its way when the next is due; that one then waits for it, and the wait is counted. Nothing is unpickled
-when a checkpoint is read.
+A checkpoint may still be on its way when the next is due; that one then waits for it, and the wait is counted. No file
+is unpickled when a checkpoint is read.
 """
 
 import hashlib
@@ -49,6 +49,10 @@ from engine.write_behind import WriteBehind
 
 if TYPE_CHECKING:
     from engine.trunk import Trunk
+
+
+# Lies among the checkpoints of a node that has a disk of its own and is not the first: their manifests are elsewhere.
+PART_OF_A_RUN = "part-of-a-run"
 
 
 @dataclass
@@ -88,19 +92,21 @@ class Checkpoints:
         self._log = _Chain()
         self._changed: set[int] = set()  # blocks whose entry is not that of the last full map
         self._on_way = False
+        self._is_keeper = True
 
-    def restore(self, kept: list[Kept], sweep: bool, is_first: bool = True) -> None:
+    def restore(self, kept: list[Kept], sweep: bool, is_keeper: bool = True) -> None:
         """Go on after the last of `kept` (engine/recovery.py). No rank may write before all have come back from here.
 
-        sweep      remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
-        is_first   of the ranks on this disk: it looks after what is no lane's
+        sweep       remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
+        is_keeper   of the ranks on this disk, the one that looks after what is no lane's
         """
+        self._is_keeper = is_keeper
         store = self.disk.disk
         versions = [(one.number, one.entries(store, self.lanes)) for one in kept]
         last = kept[-1] if kept else None
         generations = {generation.name for one in kept for generation in one.generations().values()}
         self._garbage = store.restore(
-            versions, last.body["next_generation"] if last else 1, generations if is_first else None
+            versions, last.body["next_generation"] if last else 1, generations if is_keeper else None
         )
         self._kept, self.newest = list(kept), last
         if last:
@@ -110,7 +116,7 @@ class Checkpoints:
                 self._map.take_up(parts[0]["blocks"])
                 if delta := parts[0]["blocks"]["delta"]:
                     self._changed = set(last.arrays(delta)["block"].tolist())
-        if is_first:
+        if is_keeper:
             named = {manifest.path_of(one.number) for one in kept} | {
                 path for one in kept for path in one.body["files"]
             }
@@ -149,7 +155,9 @@ class Checkpoints:
             model=trunk_state[0],
             momentum=trunk_state[1],
             first_logged=first,
-            log={"eta": rows.log.etas(first), "loss": np.array(losses[first:steps], dtype=np.float64)},
+            log={"eta": rows.log.etas(first), "loss": np.array(losses[first:steps], dtype=np.float64)}
+            if self.road.is_first
+            else {},
             rows={
                 "block": host.block,
                 "dim": host.weight.shape[1],
@@ -195,11 +203,14 @@ class Checkpoints:
                 assert self.newest
                 files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
         self.files.sync_directory(directory)
+        if road.is_first:
+            self.files.make_directory(manifest.MANIFESTS)
+        elif self._is_keeper and PART_OF_A_RUN not in self.files.listing(""):
+            write_whole(self.files, PART_OF_A_RUN, [b""])
+        self.files.sync_directory("")
         said = road.to_first({"part": part, "files": files, "sizes": sizes, "next_generation": store.next_generation})
         body: dict[str, Any] = {}
         if road.is_first:
-            self.files.make_directory(manifest.MANIFESTS)
-            self.files.sync_directory("")
             body = {
                 "format": manifest.FORMAT,
                 "number": max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)]),

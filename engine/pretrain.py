@@ -100,11 +100,17 @@ class StopSignal:
         self.name = name
 
     def agreed(self, ranks: Ranks) -> str | None:
-        """The name of a signal that some rank got, or None; every rank calls it after every step, and hears the same."""
-        if ranks.size > 1:
-            number = signal.Signals[self.name].value if self.name else 0
-            number = int(ranks.max(torch.tensor([number], device=ranks.device), "stop"))
-            self.name = signal.Signals(number).name if number else None
+        """The name of a signal that some rank got, or None; every rank calls it after every step, and hears the same.
+
+        What all do next has to follow from this answer, and not from `name`, which a signal may change at any moment.
+        """
+        if ranks.size == 1:
+            return self.name
+        number = signal.Signals[self.name].value if self.name else 0
+        number = int(ranks.max(torch.tensor([number], device=ranks.device), "stop"))
+        if not number:
+            return None  # and a signal that came meanwhile is told at the next call
+        self.name = signal.Signals(number).name
         return self.name
 
 

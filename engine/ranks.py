@@ -5,13 +5,12 @@ which needs no port: its group lives in a store in memory, so that runs side by 
 call below returns what it was given and nothing is sent.
 
 There are two roads. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
-complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) travel over gloo as JSON-like objects and may take as
-long as they need, because one rank evaluates or writes while the others wait; that a process is gone is noticed there too
-(engine/watch.py).
+complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) are pickled, travel over gloo, and may take as long as
+they need, because one rank evaluates or writes while the others wait; that a process is gone is noticed there too (engine/watch.py).
 
 What is sent is counted, in bytes that leave one rank in the usual ring algorithms: (R - 1) times its part for an all-gather,
 (R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. gloo sends a reduce-scatter as an all-reduce; headers and
-words are left out.
+words are left out, and what libraries send by themselves: DeepSpeed for the trunk and for rows that it holds, SyncBatchNorm on GPUs.
 """
 
 import os
@@ -166,7 +165,8 @@ def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:
             "or set what they set (README: several processes)"
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_seconds)
+    # NCCL ends a process without a word when its time is over; engine/watch.py comes before that.
+    timeout = timedelta(seconds=timeout_seconds + 60 * (device.type == "cuda"))
     if size == 1:
         if not dist.is_initialized():
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

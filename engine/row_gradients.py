@@ -136,6 +136,8 @@ class FusedUpdate:
 
 def is_finite(values: torch.Tensor) -> bool:
     """Whether all are; without the [K, D] flags that torch.isfinite(values).all() would make."""
+    if not values.numel():  # a rank without rows
+        return True
     low, high = values.aminmax()  # NaN where there is one
     return bool(torch.isfinite(low) and torch.isfinite(high))
 

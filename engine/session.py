@@ -184,10 +184,11 @@ def run(
             checkpoints.finish()
         except NonFiniteLoss as error:
             status = f"stopped: {error}"
-        if stop.name:
-            status = f"stopped by {stop.name}"
+        stopped_by = stop.agreed(ranks)
+        if stopped_by:
+            status = f"stopped by {stopped_by}"
             shown.note(
-                f"{stop.name}: checkpoint written after step {rows.log.steps}; the same command goes on from there"
+                f"{stopped_by}: checkpoint written after step {rows.log.steps}; the same command goes on from there"
             )
         elif status == "finished":
             look()

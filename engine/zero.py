@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.ranks import of_the_wire
+
 # Set before the first import, which would otherwise print its guess.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -90,6 +92,8 @@ class ZeroEngine:
                 model=module, optimizer=optimizer, config=full_config, dist_init_required=False
             )
         except Exception as error:  # DeepSpeed raises plain Exceptions too
+            if of_the_wire(error):
+                raise
             raise ValueError(f"deepspeed refuses its block: {str(error).splitlines()[0]}") from error
         self._has_momentum = momentum > 0
         if self._has_momentum:

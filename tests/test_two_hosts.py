@@ -85,7 +85,9 @@ def test_where_each_host_has_a_disk_of_its_own_the_merged_checkpoints_go_on_in_o
     assert all(any(path.parts[0] == "rows" for path in part) for part in parts)
     merged_output, run.output = run.output, tmp_path / "alone"
     shutil.copytree(second, run.output)
-    assert run(f"steps={MORE_STEPS}", *WORDS) == 2, "one node's part is no run, and must not be taken for what nobody needs"
+    assert run(f"steps={MORE_STEPS}", *WORDS) == 2, (
+        "one node's part is no run, and must not be taken for what nobody needs"
+    )
     assert paths(run.output / "checkpoints") == parts[1]
     run.output = merged_output
 

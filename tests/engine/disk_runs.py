@@ -72,7 +72,7 @@ class DiskRun:
         )
         self.disk = WriteBehind(disk, limit_bytes, threaded)
         self.checkpoints = Checkpoints(self.files, self.disk, keep, ranks.another_road())
-        self.checkpoints.restore(kept, sweep=not self.complaints, is_first=ranks.is_first or own_disk)
+        self.checkpoints.restore(kept, sweep=not self.complaints, is_keeper=ranks.is_first or own_disk)
         ranks.wait()
         store = MemoryStore() if in_memory else self.disk
         self.rows = make_engine(case, store=store, resumes=bool(kept), ranks=ranks)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from engine import manifest
+from engine.checkpoint import PART_OF_A_RUN
 from engine.files import DiskFiles
 from engine.lanes import Lanes
+from engine.pretrain import StopSignal
 from engine.store import Damaged
 from engine.zarr_store import ROWS
 from tests.engine.disk_runs import DiskRun
@@ -18,7 +20,8 @@ from tests.engine.rank_runs import all_rows
 from tests.engine.test_many_ranks import worst
 from tests.on_ranks import on_ranks
 
-CASE = Case(active=32, readers=1)
+# As ragged as the default case, and half as long.
+CASE = Case(size=110, window=48, stride=24, active=32, readers=1)
 FOLDED = Case(active=32, readers=1, fold=True, momentum=0.5, dtype=np.float32)
 
 
@@ -90,9 +93,9 @@ def test_folded_blocks_are_any_ranks(tmp_path):
 
 
 def test_nothing_is_left_behind_when_the_number_of_ranks_changes(tmp_path):
-    for count, stop in zip([4, 2, 1, 4, 1], [30, 50, 70, 90, 110], strict=True):
+    for count, stop in zip([4, 2, 1, 4, 1], [20, 35, 50, 65, 80], strict=True):
         go(count, CASE, tmp_path, stop, save_every=5)
-    go(1, CASE, tmp_path, 111, save_every=5)  # the last start sweeps what the one before could not know to be its own
+    go(1, CASE, tmp_path, 81, save_every=5)  # the last start sweeps what the one before could not know to be its own
     files = DiskFiles(tmp_path)
     kept, _ = manifest.recover(files)
     named = {generation.name for one in kept for generation in one.generations().values()}
@@ -210,3 +213,26 @@ def test_a_file_that_another_rank_removes_meanwhile_does_not_hide_the_rest_of_it
 
     monkeypatch.setattr(os, "scandir", lambda path: Racing())
     assert DiskFiles(tmp_path).listing("") == {"here": 2}
+
+
+def stopped_alone(ranks, when):
+    """What each rank hears when rank 1 alone gets a signal, and whether it is still known after the next call."""
+    stop = StopSignal()
+    if when == "before" and ranks.rank == 1:
+        stop.ask("SIGTERM")
+    if when == "meanwhile" and ranks.rank == 1:
+        together, ranks.max = ranks.max, lambda *told: (stop.ask("SIGTERM"), together(*told))[1]
+    first = stop.agreed(ranks)
+    return first, stop.agreed(ranks)
+
+
+def test_a_signal_of_one_rank_is_heard_by_all_and_never_lost():
+    assert on_ranks(2, stopped_alone, "before") == [("SIGTERM", "SIGTERM")] * 2
+    assert on_ranks(2, stopped_alone, "meanwhile") == [(None, "SIGTERM")] * 2
+
+
+def test_a_node_that_is_not_the_first_marks_its_disk(tmp_path):
+    # launch.py refuses to start anew over it: what lies there would be taken for what nobody needs.
+    on_ranks(2, leg, (CASE, tmp_path, 20), {"own_disks": True})
+    assert PART_OF_A_RUN in DiskFiles(tmp_path / "1").listing("")
+    assert PART_OF_A_RUN not in DiskFiles(tmp_path / "0").listing("")

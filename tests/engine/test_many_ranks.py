@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.engine.harness import Case, errors, make_batch, make_oracle, run_both
-from tests.engine.rank_runs import train_on_given_features, train_with_trunk, trunk_goes_on
+from tests.engine.rank_runs import steps_of_a_loss_scaler, train_on_given_features, train_with_trunk, trunk_goes_on
 from tests.on_ranks import on_ranks
 
 # Fewer instances than the default case, since every step of DeepSpeed costs milliseconds; as ragged.
@@ -144,3 +144,13 @@ def test_the_trunk_and_its_momentum_go_on_with_another_number_of_ranks(stage):
                 for name, value in straight[part].items():
                     scale = max(1.0, np.abs(value).max())
                     np.testing.assert_allclose(ended[part][name], value, rtol=0, atol=1e-4 * scale, err_msg=name)
+
+
+def test_a_step_that_the_loss_scaler_skips_moves_no_row_on_any_rank():
+    case = Case(**{**SMALL, "active": 110}, lr=0.5)  # every row is there from the start
+    for told in on_ranks(2, steps_of_a_loss_scaler, case):
+        assert [applied for applied, *_ in told] == [False, False, True, True]
+        for applied, before, after, eta in told:
+            assert len(before) and before.dtype == np.float32
+            assert np.array_equal(before, after) == (not applied)
+            assert np.isnan(eta) == (not applied)

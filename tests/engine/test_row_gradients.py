@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.row_gradients import FusedUpdate, SoftmaxInputs, WrittenGradient, row_gradient, why_written
+from engine.row_gradients import FusedUpdate, SoftmaxInputs, WrittenGradient, is_finite, row_gradient, why_written
 from kernels.sampled_softmax import combine, softmax_forward_negatives
 from tests.engine.harness import ALONE, Case, make_engine
 
@@ -95,3 +95,10 @@ def test_what_needs_the_gradient_written_is_named():
     assert why_written(1, 0.0) is None
     assert why_written(4, 0.0) == "it is added up over micro-batches"
     assert why_written(1, 2.0) == "its norm is cut"
+
+
+def test_a_rank_without_rows_has_nothing_that_is_not_finite():
+    assert is_finite(torch.empty(0, 4))
+    assert is_finite(torch.ones(2, 2))
+    for value in (float("nan"), float("inf"), -float("inf")):
+        assert not is_finite(torch.tensor([[1.0, value]]))
