@@ -60,7 +60,7 @@ _GRACE_SECONDS = 1.0  # for other ranks to fail too, once one has
 _SAID_CHARACTERS = 6000  # of each rank, in a failure
 
 
-def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120.0) -> list[Any]:
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 200.0) -> list[Any]:
     """function(ranks, *arguments) on `count` processes -> what each returned, in the order of ranks.
 
     Raises what a rank raised, with its traceback, and with what the others did and said, as notes (of ranks that fail at the same time,

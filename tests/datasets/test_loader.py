@@ -261,6 +261,7 @@ def test_workers_do_not_hang_after_the_parent_has_used_its_threads() -> None:
         "assert len(os.listdir('/proc/self/task')) >= 4\n"
         # Enough places that a worker with four threads would open parallel regions.
         "class Wide(FakeSchedule):\n"
+        "    lanes = 5\n"
         "    def positions(self, step): return np.arange(500) % 18\n"
         "dataset = StepDataset(FakeSource(), Wide(), GREY, 1)\n"
         "print(len(list(batches(dataset, 0, 6, workers=2, pin=False))))\n"
