@@ -237,10 +237,10 @@ class LateNames(ZarrStore):
 class BlocksBeforeManifests(Checkpoints):
     """Blocks go before the manifest that names them has gone for good."""
 
-    def _drop_old(self):
-        if len(self._kept) > self.keep:
-            self.disk.disk.drop_before(self._kept[-self.keep].number)
-        super()._drop_old()
+    def _drop_old_manifests(self):
+        if len(self._kept) >= self.keep:  # the new one is not among them yet
+            self.disk.disk.drop_before(self._kept[len(self._kept) + 1 - self.keep].number)
+        super()._drop_old_manifests()
 
 
 class SweepAtOnce(Checkpoints):
