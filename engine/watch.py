@@ -151,6 +151,8 @@ class Watch:
             if self._give_way():
                 return False
             self._tell(words=text)
+            # The others look for these words, though they may have written theirs before.
+            self._wait(lambda: self._told.words is not None, 2 * self.beat_seconds)
             if self.rank == 0:
                 self._wait(self._is_heard, 3 * self.beat_seconds)
             else:
