@@ -151,7 +151,8 @@ def test_damage_that_one_rank_finds_is_everybodys(tmp_path):
     go(2, CASE, tmp_path, 40)
     newest = manifest.recover(DiskFiles(tmp_path))[0][-1]
     victim = tmp_path / newest.parts()[1]["active"]
-    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     _, _, began, _, _, complaints = go(2, CASE, tmp_path, 42)
     assert began == 35
     assert len(complaints) == 1 and "rank 1: active-1.safetensors does not match its checksum" in complaints[0]
