@@ -27,7 +27,36 @@ _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tenso
 _scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class Ranks:
+class Road:
+    """Words between the same thread of all ranks, in the order in which it says them; Ranks.another_road makes one for a thread."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENT) if size > 1 else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which speaks, evaluates and commits."""
+        return self.rank == 0
+
+    def to_first(self, word: Any) -> list[Any]:
+        """At rank 0 what every rank says, in the order of ranks; an empty list at the others."""
+        if self.size == 1:
+            return [word]
+        words: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(word, words, dst=0, group=self._words)
+        return words or []
+
+    def from_first(self, word: Any) -> Any:
+        """What rank 0 says; the argument of the others is not looked at."""
+        if self.size == 1:
+            return word
+        words = [word]
+        dist.broadcast_object_list(words, src=0, group=self._words)
+        return words[0]
+
+
+class Ranks(Road):
     """This process among the R of a run; `start` makes it.
 
     rank, size       r and R
@@ -39,18 +68,13 @@ class Ranks:
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, timeout_seconds: float) -> None:
-        self.rank, self.size, self.device, self.timeout_seconds = rank, size, device, timeout_seconds
+        super().__init__(rank, size)
+        self.device, self.timeout_seconds = device, timeout_seconds
         self.node_rank = int(os.environ.get("LOCAL_RANK", "0"))
         # deepspeed and torchrun have each a name for it
         self.node_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or size)
         self.sent_bytes: Counter[str] = Counter()
         self.calls = 0
-        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENT) if size > 1 else None
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is rank 0, which speaks, evaluates and commits."""
-        return self.rank == 0
 
     # Tensors
 
@@ -90,20 +114,12 @@ class Ranks:
         dist.all_gather_object(words, word, group=self._words)
         return words
 
-    def from_first(self, word: Any) -> Any:
-        """What rank 0 says; the argument of the others is not looked at."""
-        if self.size == 1:
-            return word
-        words = [word]
-        dist.broadcast_object_list(words, src=0, group=self._words)
-        return words[0]
-
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:
             dist.barrier(group=self._words)
 
-    def another_road(self) -> "Road":
+    def another_road(self) -> Road:
         """A road of words for another thread: every rank asks for one at the same moment of its main thread."""
         return Road(self.rank, self.size)
 
@@ -116,34 +132,6 @@ class Ranks:
     def _count(self, what: str, sent_bytes: int) -> None:
         self.sent_bytes[what] += sent_bytes
         self.calls += 1
-
-
-class Road:
-    """Words of a thread of its own, in the order of its own; Ranks.another_road makes it."""
-
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
-        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENT) if size > 1 else None
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    def to_first(self, word: Any) -> list[Any]:
-        """At rank 0 what every rank says, in the order of ranks; an empty list at the others."""
-        if self.size == 1:
-            return [word]
-        words: list[Any] | None = [None] * self.size if self.is_first else None
-        dist.gather_object(word, words, dst=0, group=self._words)
-        return words or []
-
-    def from_first(self, word: Any) -> Any:
-        """As Ranks.from_first."""
-        if self.size == 1:
-            return word
-        words = [word]
-        dist.broadcast_object_list(words, src=0, group=self._words)
-        return words[0]
 
 
 def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:

@@ -188,9 +188,8 @@ class PartitionedRows:
         stage_3 = {
             "stage": 3,
             "stage3_param_persistence_threshold": 0,
-            "reduce_bucket_size": ranks
-            * rows_each
-            * dim,  # the one gradient there is; by default room for 5 * 10^8 numbers
+            # Of the one gradient there is; by default there would be room for 5 * 10^8 numbers.
+            "reduce_bucket_size": ranks * rows_each * dim,
         }
         self.zero = ZeroEngine(module, ranks=ranks, places=places, config={"zero_optimization": stage_3}, **settings)
         self._rows = module.rows

@@ -393,21 +393,26 @@ def test_dry_run_prints_config_and_plan_and_writes_nothing(run, capsys):
     assert not run.output.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
-    config = run.directory / "config.json"
-    config.write_text(json.dumps({**TINY, "data": {**TINY["data"], "workers": 1}}))
+def long_run(run, config):
+    """A process of its own on a config, for far more epochs than a test waits for."""
+    path = run.directory / "config.json"
+    path.write_text(json.dumps(config))
     command = [
         sys.executable,
         "-W",
         "ignore",
         "launch.py",
         "--config",
-        str(config),
+        str(path),
         f"output={run.output}",
         "epochs=2000",
     ]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
+    process = long_run(run, {**TINY, "data": {**TINY["data"], "workers": 1}})
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 10/"):
@@ -423,19 +428,7 @@ def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
 
 def test_a_run_whose_output_nobody_reads_any_more_ends_with_a_checkpoint(run):
     # DeepSpeed's launcher of several nodes cuts the connection before it sends a signal.
-    config = run.directory / "config.json"
-    config.write_text(json.dumps(TINY))
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "launch.py",
-        "--config",
-        str(config),
-        f"output={run.output}",
-        "epochs=2000",
-    ]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = long_run(run, TINY)
     assert process.stdout is not None and process.stderr is not None
     with process, process.stdout, process.stderr:
         for line in process.stdout:
