@@ -315,7 +315,7 @@ def test_a_diagnosis_ends_though_the_table_does_not_answer(make_run, how):
 
 @pytest.mark.parametrize("way_out", ["ended", "failed"])
 def test_no_way_out_hangs_in_a_frozen_table(make_run, way_out):
-    run = make_run()
+    run = make_run(timeout_seconds=2.0)  # long after the last has left: before that, none is to find the table lost
     run.table.answers.clear()
     time.sleep(2 * BEAT_SECONDS)
     begin = time.monotonic()
