@@ -69,7 +69,7 @@ class WrittenGradient:
         self._sum_KD: torch.Tensor | None = None
 
     def add(self, inputs: SoftmaxInputs) -> bool:
-        part_KD = _gradient(self.rows, inputs)
+        part_KD = whole_gradient(self.rows.w_KD, inputs, self.rows.kernels["sampled_softmax"])
         self._sum_KD = part_KD if self._sum_KD is None else self._sum_KD.add_(part_KD)
         return is_finite(self._sum_KD)
 
@@ -107,7 +107,7 @@ class FusedUpdate:
         largest = float(inputs.weight_X.abs().sum()) / inputs.temperature / float(inputs.shortest)
         if largest < torch.finfo(self.rows.w_KD.dtype).max:
             return True
-        return is_finite(_gradient(self.rows, inputs))
+        return is_finite(whole_gradient(self.rows.w_KD, inputs, self.rows.kernels["sampled_softmax"]))
 
     def apply(self, eta: float) -> None:
         assert self._inputs is not None
@@ -142,15 +142,16 @@ def is_finite(values: torch.Tensor) -> bool:
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
-def _gradient(rows: ActiveRows, inputs: SoftmaxInputs) -> torch.Tensor:
+def whole_gradient(rows_KD: torch.Tensor, inputs: SoftmaxInputs, backend: str) -> torch.Tensor:
+    """drows [K, D] of what was added."""
     return softmax_rows_gradient(
         inputs.z_XD,
-        rows.w_KD,
+        rows_KD,
         inputs.targets_X,
         inputs.lse_X,
         inputs.weight_X,
         temperature=inputs.temperature,
         row_mask_K=inputs.row_mask_K,
         rows_need_grad_B=inputs.rows_need_grad_X,
-        backend=rows.kernels["sampled_softmax"],
+        backend=backend,
     )

@@ -193,8 +193,7 @@ def run(
         elif status == "finished":
             look()
 
-    model, _ = trunk.state()
-    backbone = backbone_of(model)
+    backbone = backbone_of(trunk.weights())
     hashes = ranks.share(block_hashes(RowReader(rows)))
     counted = ranks.share(
         {"visited": rows.visited, "readmitted": rows.readmitted, "store_bytes": rows.host.store.bytes}

@@ -5,7 +5,7 @@ gradient at z of the loss of all ranks, as the scalar (z * dz).sum(). Batch stat
 """
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,44 +18,16 @@ from engine.zero import ZeroEngine
 class Trunk:
     """A network under DeepSpeed.
 
-    network          module: list of views -> z [V*B, D], also for B = 0
-    ranks            the processes that train it together
-    places           G/R, instances of a step on this rank
-    micro_batches    A
-    clip             largest gradient norm, 0 = no clipping
-    config           the user's `deepspeed` block
-
-    Raises ValueError where DeepSpeed refuses the block.
+    network   module: list of views -> z [V*B, D], also for B = 0
+    ranks     the processes that train it together
+    train     puts a module under DeepSpeed: engine.zero.ZeroEngine with its settings
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        ranks: Ranks,
-        places: int,
-        micro_batches: int,
-        momentum: float,
-        weight_decay: float,
-        nesterov: bool,
-        clip: float,
-        config: dict[str, Any],
-    ) -> None:
+    def __init__(self, network: nn.Module, ranks: Ranks, train: Callable[[nn.Module], ZeroEngine]) -> None:
         self._ranks = ranks
         self._plain = copy.deepcopy(network) if ranks.size > 1 and ranks.is_first else None
         network = synchronised(network, ranks)
-        self._zero = ZeroEngine(
-            network,
-            ranks=ranks.size,
-            places=places,
-            micro_batches=micro_batches,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            clip=clip,
-            config=config,
-            device=ranks.device,
-        )
+        self._zero = train(network)
         self._buffers = list(network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
 
@@ -87,7 +59,11 @@ class Trunk:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """(parameters and buffers, momentum), float32 on the host; all ranks call it together."""
-        return self._zero.state()
+        return self.weights(), self._zero.momentum()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The first half of `state`."""
+        return self._zero.weights()
 
     def load(self, model: dict[str, torch.Tensor], momentum: dict[str, torch.Tensor]) -> None:
         """Take up what `state` gave, on however many ranks."""
@@ -100,7 +76,7 @@ class Trunk:
         """
         if self._ranks.size == 1:
             return self.network
-        model, _ = self.state()
+        model = self.weights()
         if self._plain is not None:
             self._plain.load_state_dict(model)
             self._plain.to(self._ranks.device)

@@ -135,26 +135,30 @@ class ZeroEngine:
             _forget_accumulated(self.optimizer)
         self._micro = 0
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """(parameters and buffers, momentum), float32 on the host, gathered from every ZeRO stage; all ranks call it together."""
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers, float32 on the host, gathered from every ZeRO stage; all ranks call it together."""
         kept = self.module.state_dict().keys()
-        buffers = self.module.named_buffers()
-        model = {name: buffer.detach().cpu().clone() for name, buffer in buffers if name in kept}
-        momentum: dict[str, torch.Tensor] = {}
+        model = {name: buffer for name, buffer in self.module.named_buffers() if name in kept}
         for name, parameter in self.module.named_parameters():
-            if _is_partitioned(parameter):
-                value = safe_get_full_fp32_param(parameter)
-                buffer = safe_get_full_optimizer_state(parameter, MOMENTUM) if self._has_momentum else None
-            else:
-                value, buffer = parameter.detach(), self.optimizer.state[parameter].get(MOMENTUM)
-            model[name] = value.cpu().clone(memory_format=torch.contiguous_format)
-            if buffer is not None:  # torch keeps none where the momentum is 0
-                momentum[name] = buffer.cpu().clone(memory_format=torch.contiguous_format)
-        return model, momentum
+            model[name] = safe_get_full_fp32_param(parameter) if _is_partitioned(parameter) else parameter
+        return {name: _on_host(value) for name, value in model.items()}
+
+    def momentum(self) -> dict[str, torch.Tensor]:
+        """The parameters' momentum in the same way; empty where torch keeps none, because it is 0."""
+        if not self._has_momentum:
+            return {}
+        return {
+            name: _on_host(
+                safe_get_full_optimizer_state(parameter, MOMENTUM)
+                if _is_partitioned(parameter)
+                else self.optimizer.state[parameter][MOMENTUM]
+            )
+            for name, parameter in self.module.named_parameters()
+        }
 
     @torch.no_grad()
     def load(self, model: dict[str, torch.Tensor], momentum: dict[str, torch.Tensor]) -> None:
-        """Take up what `state` gave on any number of ranks; every rank gives the whole of it."""
+        """Take up what `weights` and `momentum` gave on any number of ranks; every rank gives the whole of it."""
         for name, buffer in self.module.named_buffers():
             if name in model:
                 buffer.copy_(model[name])
@@ -229,6 +233,10 @@ class _Rows(nn.Module):
 
 def _is_partitioned(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def _on_host(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _start_momentum(optimizer: Any) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from engine.active_rows import ActiveRows
 from engine.ranks import Ranks
-from engine.row_gradients import is_finite
+from engine.row_gradients import SoftmaxInputs, is_finite, whole_gradient
 from engine.softmax import MicroBatch
 from engine.zero import PartitionedRows
-from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives, softmax_rows_gradient
+from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
 
 
 class Zero3Softmax:
@@ -61,17 +61,10 @@ class Zero3Softmax:
                 temperature=self.temperature,
                 row_mask_K=mask_K,
             )
-            drows_KD = softmax_rows_gradient(
-                micro.z_XD,
-                rows_KD,
-                targets_X,
-                lse_X,
-                weight_X,
-                temperature=self.temperature,
-                row_mask_K=mask_K,
-                rows_need_grad_B=rows_need_grad_X,
-                backend=backend,
+            inputs = SoftmaxInputs(
+                micro.z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
             )
+            drows_KD = whole_gradient(rows_KD, inputs, backend)
             finite = bool(torch.isfinite(micro.z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
             finite = finite and is_finite(drows_KD)
             return drows_KD

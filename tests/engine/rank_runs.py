@@ -1,5 +1,7 @@
 """Runs of a harness case on several ranks: what the tests of many ranks share. The functions here run on each rank (tests/on_ranks.py)."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
@@ -105,10 +107,11 @@ class Watched:
 
 def real_trunk(case, ranks, stage, **block):
     from engine.trunk import Trunk
+    from engine.zero import ZeroEngine
 
-    return Trunk(
-        SmallNetwork(case.dim),
-        ranks=ranks,
+    train = partial(
+        ZeroEngine,
+        ranks=ranks.size,
         places=case.batch // ranks.size,
         micro_batches=case.micro_batches,
         momentum=case.momentum,
@@ -116,7 +119,9 @@ def real_trunk(case, ranks, stage, **block):
         nesterov=False,
         clip=0.0,
         config={"zero_optimization": {"stage": stage}, **block},
+        device=ranks.device,
     )
+    return Trunk(SmallNetwork(case.dim), ranks, train)
 
 
 def trunk_goes_on(ranks, case, stage, state, steps):

@@ -1,11 +1,14 @@
 """One step of the DeepSpeed engine is one step of torch.optim.SGD, at every ZeRO stage, skipped and resumed steps included."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from engine.ranks import start
 from engine.trunk import Trunk
+from engine.zero import ZeroEngine
 
 ALONE = start(torch.device("cpu"))
 
@@ -22,15 +25,17 @@ class Network(nn.Module):
 
 def make_trunk(stage, micro_batches=1, clip=0.0, **options):
     settings = {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": False, **options}
-    return Trunk(
-        Network(),
-        ranks=ALONE,
+    train = partial(
+        ZeroEngine,
+        ranks=1,
         places=8,
         micro_batches=micro_batches,
         clip=clip,
         config={"zero_optimization": {"stage": stage}},
+        device=ALONE.device,
         **settings,
     )
+    return Trunk(Network(), ALONE, train)
 
 
 def assert_equal(trunk, reference, sgd):
