@@ -5,8 +5,8 @@ which needs no port: its group lives in a store in memory, so that runs side by 
 call below returns what it was given and nothing is sent.
 
 There are two roads. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
-complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) are pickled, travel over gloo, and may take as long as
-they need, because one rank evaluates or writes while the others wait; that a process is gone is noticed there too (engine/watch.py).
+complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) are pickled, travel over gloo, and have `patience_seconds`,
+because one rank evaluates or decodes while the others wait; a process that is gone is noticed earlier (engine/watch.py).
 
 What is sent is counted, in bytes that leave one rank in the usual ring algorithms: (R - 1) times its part for an all-gather,
 (R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. gloo sends a reduce-scatter as an all-reduce; headers and
@@ -21,18 +21,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_PATIENT = timedelta(days=7)
 # By the names of torch 2.14; before that there were others.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Road:
-    """Words between the same thread of all ranks, in the order in which it says them; Ranks.another_road makes one for a thread."""
+    """Words between the same thread of all ranks, in the order in which it says them; Ranks.another_road makes one for a thread.
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
-        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENT) if size > 1 else None
+    patience_seconds   how long a rank waits for the words of another
+    calls              begun so far on this road, for whoever looks at who is behind
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, patience_seconds: float = 7200.0) -> None:
+        self.rank, self.size, self.patience_seconds = rank, size, patience_seconds
+        self.calls = 0
+        self._words: Any = None
+        if size > 1:
+            self._words = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience_seconds))
 
     @property
     def is_first(self) -> bool:
@@ -43,6 +49,7 @@ class Road:
         """At rank 0 what every rank says, in the order of ranks; an empty list at the others."""
         if self.size == 1:
             return [word]
+        self.calls += 1
         words: list[Any] | None = [None] * self.size if self.is_first else None
         dist.gather_object(word, words, dst=0, group=self._words)
         return words or []
@@ -51,6 +58,7 @@ class Road:
         """What rank 0 says; the argument of the others is not looked at."""
         if self.size == 1:
             return word
+        self.calls += 1
         words = [word]
         dist.broadcast_object_list(words, src=0, group=self._words)
         return words[0]
@@ -64,17 +72,17 @@ class Ranks(Road):
     node_size        how many these are
     timeout_seconds  how long a collective of tensors may take
     sent_bytes       by what was sent, since the start; whoever reports it may look at any time
-    calls            collectives of tensors begun so far, for whoever looks at who is behind
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device, timeout_seconds: float) -> None:
-        super().__init__(rank, size)
+    def __init__(
+        self, rank: int, size: int, device: torch.device, timeout_seconds: float, patience_seconds: float = 7200.0
+    ) -> None:
+        super().__init__(rank, size, patience_seconds)
         self.device, self.timeout_seconds = device, timeout_seconds
         self.node_rank = int(os.environ.get("LOCAL_RANK", "0"))
         # deepspeed and torchrun have each a name for it
         self.node_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or size)
         self.sent_bytes: Counter[str] = Counter()
-        self.calls = 0
 
     # Tensors
 
@@ -110,6 +118,7 @@ class Ranks(Road):
         """What every rank says, in the order of ranks."""
         if self.size == 1:
             return [word]
+        self.calls += 1
         words: list[Any] = [None] * self.size
         dist.all_gather_object(words, word, group=self._words)
         return words
@@ -117,11 +126,12 @@ class Ranks(Road):
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:
+            self.calls += 1
             dist.barrier(group=self._words)
 
     def another_road(self) -> Road:
         """A road of words for another thread: every rank asks for one at the same moment of its main thread."""
-        return Road(self.rank, self.size)
+        return Road(self.rank, self.size, self.patience_seconds)
 
     def _reduce(self, values: torch.Tensor, operation: Any, what: str) -> torch.Tensor:
         if self.size > 1:
@@ -134,7 +144,7 @@ class Ranks(Road):
         self.calls += 1
 
 
-def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:
+def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds: float = 7200.0) -> Ranks:
     """Join the run's processes, as the launcher's environment describes them.
 
     Raises ValueError where that is not complete, or where the others do not come within the time.
@@ -158,12 +168,12 @@ def start(device: torch.device, timeout_seconds: float = 120.0) -> Ranks:
     if size == 1:
         if not dist.is_initialized():
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return Ranks(0, 1, device, timeout_seconds)
+        return Ranks(0, 1, device, timeout_seconds, patience_seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
         dist.init_process_group(backend, timeout=timeout)
-        return Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_seconds)
+        return Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_seconds, patience_seconds)
     except RuntimeError as error:
         raise ValueError(
             f"the processes cannot reach each other ({str(error).splitlines()[0]});\n"

@@ -294,9 +294,13 @@ class Watch:
         return f"error: {self._names(lost)}{doubt} {was} lost after {self._where()}: {why}; {_GO_ON}"
 
     def _behind(self, there: list[int], error: str) -> str | None:
-        """Nobody is lost: the ranks that have begun fewest collectives keep the others waiting."""
+        """Nobody is lost: the ranks that have begun fewest collectives, and wait for none in vain, keep the others waiting."""
         calls = [self._lines[rank].calls for rank in there]
-        behind = [rank for rank, begun in zip(there, calls, strict=True) if begun == min(calls) < max(calls)]
+        behind = [
+            rank
+            for rank, begun in zip(there, calls, strict=True)
+            if begun == min(calls) < max(calls) and not self._lines[rank].raised
+        ]
         if self.rank != min(set(there) - set(behind)):
             return None
         if not behind:

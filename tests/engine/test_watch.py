@@ -227,6 +227,15 @@ def test_a_rank_that_is_alive_but_behind_is_named_by_the_lowest_that_is_not(make
     assert run.message().endswith(": Connection closed by peer [127.0.0.1]")
 
 
+def test_a_rank_whose_wait_was_in_vain_is_not_called_behind(make_run):
+    run = make_run(3)
+    run.calls[:] = [41, 41, 42]
+    run.diagnose(0).join(10)
+    eventually(lambda: len(run.codes) == 3)
+    assert name(1) in run.message() and name(0) not in run.message()
+    assert "is alive but has not come to where the others wait (41 exchanges begun of 42)" in run.message()
+
+
 def test_where_nobody_is_lost_or_behind_rank_0_says_what_was_raised(make_run):
     run = make_run()
     threads = [run.diagnose(rank) for rank in (1, 2)]
