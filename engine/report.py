@@ -122,7 +122,12 @@ def _head(name: str, records: Records) -> str:
         ),
     ]
     status = str(records.summary.get("status", "no summary: still running, or killed"))
-    about = " · ".join(str(records.summary[field]) for field in ("job", "method") if field in records.summary)
+    about = " · ".join(
+        [
+            *(str(records.summary[field]) for field in ("job", "method") if field in records.summary),
+            *_processes(records, "{:.0f} processes"),
+        ]
+    )
     unreadable = records.unreadable_lines
     return "\n".join(
         [
@@ -133,6 +138,12 @@ def _head(name: str, records: Records) -> str:
             tiles(headline),
         ]
     )
+
+
+def _processes(records: Records, text: str) -> list[str]:
+    """The text with how many processes there were; nothing where there was one."""
+    count = records.figure("ranks") or 1
+    return [text.format(count)] if count > 1 else []
 
 
 def _verdict(loss: float | None, chance_loss: float | None, knn: float | None, raw: float | None) -> str:
@@ -273,6 +284,7 @@ def _memory(records: Records) -> list[str]:
     caption = "Upper bar: planned. Lower bar: measured, the largest count at any logged step."
     if not planned:
         caption = "The largest count at any logged step; the run left no plan to compare it with."
+    caption += "".join(_processes(records, " Device and host: of the largest of {:.0f} processes; disk: of all."))
     return [
         figure(memory_svg(tiers, planned, measured), caption),
         table(["tier", "planned", "measured", "measured / planned"], rows),
