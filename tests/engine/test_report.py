@@ -175,11 +175,11 @@ def test_headline_stands_beside_what_it_has_to_beat(whole_run: Path) -> None:
         assert said in html, said
 
 
-def test_the_number_of_processes_is_told_where_there_were_several(tmp_path):
+def test_the_number_of_processes_is_told_where_there_were_several(whole_run):
     pages = []
     for count in (1, 2):
-        write_run(tmp_path, [metrics_line(20)], [], summary={**SUMMARY, "ranks": count}, plan=PLAN)
-        pages.append(html_of(tmp_path))
+        write_run(whole_run, [metrics_line(20)], [], summary={**SUMMARY, "ranks": count}, plan=PLAN)
+        pages.append(html_of(whole_run))
     one, two = pages
     assert "processes" not in re.sub(r"<pre>.*?</pre>", "", one, flags=re.DOTALL)
     assert "pretrain · pic · 2 processes" in two
