@@ -219,7 +219,7 @@ def _pretrain(
     at_end.callback(stream.close)
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
-    probe = parts.open_probe(config, source, augmentation) if ranks.is_first else None
+    probe = parts.open_probe(config, source, augmentation)
 
     from engine import session
     from engine.checkpoint import Checkpoints
@@ -350,6 +350,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     from engine.evaluate import evaluate, raw_pixels, record
     from engine.network import embed
     from engine.output import prepare_output, write_json
+    from engine.ranks import Road
     from engine.session import describe
 
     path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
@@ -371,9 +372,10 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
 
     protocol = parts.protocol_of(config)
-    raw = evaluate(raw_pixels, gallery, queries, protocol).figures
-    result = evaluate(lambda images: embed(network, images, "backbone"), gallery, queries, protocol)
-    line = record(result, probe, raw, protocol)
+    raw = evaluate(raw_pixels, gallery, queries, protocol, Road())
+    result = evaluate(lambda images: embed(network, images, "backbone"), gallery, queries, protocol, Road())
+    assert raw and result
+    line = record(result, probe, raw.figures, protocol)
     print(describe(str(path), line))
     write_json(prepare_output(Path(config.output), fresh=False) / "knn.json", {"backbone": str(path), **line})
     return 0

@@ -5,7 +5,8 @@
     rankme     exp(entropy of the normalised singular values) of the features (Garrido et al. 2023): 1 = collapsed to a line,
                D = every direction used alike; needs no labels
 
-Features are read with the backbone in evaluation mode, without gradients; no state of the run changes.
+Features are read with the backbone in evaluation mode, without gradients; no state of the run changes. Ranks share out the images, in
+batches that do not depend on their number, and rank 0 compares.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 
 from datasets.batch import ImageSet, Probe
 from engine.knn import neighbours, vote
+from engine.ranks import Road
 
 _BATCH = 256
 _RAW_SIDE = 32  # larger images are averaged down to this side before pixels are compared
@@ -55,18 +57,22 @@ class Evaluation:
     queries: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def evaluate(embed: Embed, gallery: ImageSet, queries: list[ImageSet], protocol: Protocol) -> Evaluation:
-    """Embed gallery and queries, and classify every query by its k nearest gallery images.
+def evaluate(
+    embed: Embed, gallery: ImageSet, queries: list[ImageSet], protocol: Protocol, ranks: Road
+) -> Evaluation | None:
+    """Embed gallery and queries, and classify every query by its k nearest gallery images. All ranks call it; None at all but rank 0.
 
     With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
     """
-    gallery_MD = embed_set(embed, gallery, protocol.limit)
+    gallery_MD = embed_set(embed, gallery, protocol.limit, ranks)
+    queries_QD = [embed_set(embed, query, protocol.query_limit, ranks) for query in queries]
+    if not ranks.is_first:
+        return None
     readable_M = np.isfinite(gallery_MD).all(axis=1)
     result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
     headline = []
-    for query in queries:
+    for query, features_QD in zip(queries, queries_QD, strict=True):
         assert gallery.labels_M is not None and query.labels_M is not None
-        features_QD = embed_set(embed, query, protocol.query_limit)
         readable_Q = np.isfinite(features_QD).all(axis=1)
         gallery_labels = gallery.labels_M[: len(gallery_MD)][readable_M]
         similarity_Qk, index_Qk = neighbours(gallery_MD[readable_M], features_QD[readable_Q], protocol.k)
@@ -81,11 +87,15 @@ def evaluate(embed: Embed, gallery: ImageSet, queries: list[ImageSet], protocol:
     return result
 
 
-def embed_set(embed: Embed, images: ImageSet, limit: int) -> np.ndarray:
-    """Features of the first `limit` images, float32 [M, D]."""
+def embed_set(embed: Embed, images: ImageSet, limit: int, ranks: Road) -> np.ndarray:
+    """Features of the first `limit` images, float32 [M, D]; empty at all ranks but the first. Each embeds every R-th batch."""
     count = min(images.count, limit)
-    parts = [embed(images.load(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
-    return torch.cat(parts).numpy()
+    starts = range(0, count, _BATCH)
+    mine = [embed(images.load(start, min(start + _BATCH, count))).numpy() for start in starts[ranks.rank :: ranks.size]]
+    told = ranks.to_first(mine)
+    if not ranks.is_first:
+        return np.empty((0, 0), dtype=np.float32)
+    return np.concatenate([told[batch % ranks.size][batch // ranks.size] for batch in range(len(starts))])
 
 
 def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:

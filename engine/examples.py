@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from datasets.batch import ImageSet, Probe
-from engine.evaluate import Embed, Evaluation, embed_set
+from engine.evaluate import Evaluation
 from engine.knn import neighbours
 from engine.pictures import EmbeddingSample, NeighbourRow
 
@@ -34,10 +34,10 @@ def neighbour_rows(probe: Probe, result: Evaluation) -> list[NeighbourRow]:
     return rows
 
 
-def embedding_sample(probe: Probe | None, sample: ImageSet, result: Evaluation, embed: Embed) -> EmbeddingSample:
+def embedding_sample(probe: Probe | None, sample: ImageSet, result: Evaluation) -> EmbeddingSample:
     """Points for the map: the first query set where there is one, with its labels, else the sample of training images."""
     chosen = probe.queries[0] if probe else sample
-    features_MD = result.queries[chosen.name] if probe else embed_set(embed, sample, _MAP_POINTS)
+    features_MD = result.queries[chosen.name] if probe else result.gallery_MD
     numbers = spread(readable(features_MD), _MAP_POINTS)
     labels = None if chosen.labels_M is None else chosen.labels_M[numbers]
     images = [picture(chosen, int(number)) for number in numbers]

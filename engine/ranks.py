@@ -6,7 +6,7 @@ call below returns what it was given and nothing is sent.
 
 There are two roads. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
 complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) are pickled, travel over gloo, and have `patience_seconds`,
-because one rank evaluates or decodes while the others wait; a process that is gone is noticed earlier (engine/watch.py).
+because one rank may decode or write while the others wait; a process that is gone is noticed earlier (engine/watch.py).
 
 What is sent is counted, in bytes that leave one rank in the usual ring algorithms: (R - 1) times its part for an all-gather,
 (R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. gloo sends a reduce-scatter as an all-reduce; headers and
@@ -42,7 +42,7 @@ class Road:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which speaks, evaluates and commits."""
+        """Whether this is rank 0, which speaks and commits."""
         return self.rank == 0
 
     def to_first(self, word: Any) -> list[Any]:

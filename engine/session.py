@@ -1,6 +1,6 @@
 """One run from wherever it stands to its end: resume, train, evaluate, and leave the output directory as promised.
 
-All ranks go through it together. Rank 0 evaluates and writes what people read, while the others wait for it. The training itself
+All ranks go through it together. Rank 0 writes what people read, while the others wait for it. The training itself
 is engine/pretrain.py; this is what goes on around it.
 """
 
@@ -109,7 +109,7 @@ def run(
     chance_loss = float(np.log(active))
     print(softmax.why)
     backends = {**rows.kernels, "row_update": softmax.rows_step}
-    raw: dict[str, float] = {}
+    raw: dict[str, float] | None = None  # what pixels alone give, once it was measured
     latest: list[Evaluation] = []
 
     def save() -> None:
@@ -127,21 +127,20 @@ def run(
         return waited
 
     def look() -> None:
-        network = trunk.for_evaluation()
-        if network is not None:
-            evaluate_alone(network)
-        ranks.wait()
-
-    def evaluate_alone(network: torch.nn.Module) -> None:
+        nonlocal raw
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
-        if probe and not raw:
-            raw.update(evaluate(raw_pixels, gallery, queries, settings.protocol).figures)
-        result = evaluate(embedder(network, settings.protocol.features), gallery, queries, settings.protocol)
-        latest[:] = [result]
-        line = record(result, probe, raw, settings.protocol)
-        with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
-        shown.note(describe(f"after step {rows.log.steps}", line))
+        if raw is None:
+            pixels = evaluate(raw_pixels, gallery, queries, settings.protocol, ranks) if probe else None
+            raw = pixels.figures if pixels else {}
+        features = embedder(trunk.for_evaluation(), settings.protocol.features)
+        result = evaluate(features, gallery, queries, settings.protocol, ranks)
+        if result:
+            latest[:] = [result]
+            line = record(result, probe, raw, settings.protocol)
+            with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
+            shown.note(describe(f"after step {rows.log.steps}", line))
+        ranks.wait()
 
     status = "finished"
     shown = progress(
@@ -198,9 +197,8 @@ def run(
     counted = ranks.share(
         {"visited": rows.visited, "readmitted": rows.readmitted, "store_bytes": rows.host.store.bytes}
     )
-    network = trunk.for_evaluation()
     failed = status.startswith("stopped: ")
-    if network is None:  # not rank 0
+    if not ranks.is_first:
         return 1 if failed else 0
     export_backbone(output / "backbone.safetensors", backbone, settings.backbone)
     steps = rows.log.steps
@@ -236,9 +234,7 @@ def run(
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
-    embeddings = (
-        embedding_sample(probe, sample, latest[0], embedder(network, settings.protocol.features)) if latest else None
-    )
+    embeddings = embedding_sample(probe, sample, latest[0]) if latest else None
     report = write_report(output, neighbours, embeddings)
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
     if failed:

@@ -25,7 +25,7 @@ class Trunk:
 
     def __init__(self, network: nn.Module, ranks: Ranks, train: Callable[[nn.Module], ZeroEngine]) -> None:
         self._ranks = ranks
-        self._plain = copy.deepcopy(network) if ranks.size > 1 and ranks.is_first else None
+        self._plain = copy.deepcopy(network) if ranks.size > 1 else None
         network = synchronised(network, ranks)
         self._zero = train(network)
         self._buffers = list(network.buffers())
@@ -69,18 +69,15 @@ class Trunk:
         """Take up what `state` gave, on however many ranks."""
         self._zero.load(model, momentum)
 
-    def for_evaluation(self) -> nn.Module | None:
-        """The network as one rank can run it alone: the trained one itself, or a copy; None on all ranks but the first.
+    def for_evaluation(self) -> nn.Module:
+        """The network as a rank can run it alone: the trained one itself, or with several ranks a copy.
 
         All ranks call it together, since ZeRO may have spread the weights over them.
         """
-        if self._ranks.size == 1:
+        if self._plain is None:
             return self.network
-        model = self.weights()
-        if self._plain is not None:
-            self._plain.load_state_dict(model)
-            self._plain.to(self._ranks.device)
-        return self._plain
+        self._plain.load_state_dict(self.weights())
+        return self._plain.to(self._ranks.device)
 
     def close(self) -> None:
         """Release DeepSpeed's buffers."""

@@ -109,6 +109,7 @@ def assert_same_run(runs, undisturbed, words):
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-3)
     for name in ("visited", "readmitted", "steps", "status"):
         assert runs.summary()[name] == undisturbed.summary()[name], name
+    assert runs.summary()["rankme"] == pytest.approx(undisturbed.summary()["rankme"], rel=2e-2)
     rows, wanted = runs.rows(*words), undisturbed.rows()
     # Two trunks in float32 whose sums have another order; the rows' own exactness has a test of its own (engine/test_elastic.py).
     assert np.linalg.norm(rows - wanted) <= 2e-3 * np.linalg.norm(wanted)
