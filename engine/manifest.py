@@ -31,7 +31,8 @@ from safetensors.numpy import load as numpy_load
 from engine.files import Files, write_whole
 from engine.lanes import ALL_LANES, Lanes
 from engine.store import Damaged, empty_block
-from engine.zarr_store import Column, Entry, Generation, ZarrStore
+from engine.zarr_format import Column
+from engine.zarr_store import Entry, Generation, ZarrStore
 
 FORMAT = 3
 MANIFESTS = "manifests"

@@ -36,7 +36,8 @@ from engine.manifest import Kept, Known
 from engine.progress import bytes_text
 from engine.snapshots import RowReader
 from engine.store import NEVER_VISITED, Damaged
-from engine.zarr_store import ROWS, create_export
+from engine.zarr_format import create_export
+from engine.zarr_store import ROWS
 
 SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
 _REMEDY = "store.verb=repair goes back to the newest that is whole"

@@ -32,7 +32,8 @@ import zarr
 
 from engine.files import DiskFiles
 from engine.store import Block, empty_block
-from engine.zarr_store import ROWS, ZarrStore, _columns, group_metadata
+from engine.zarr_format import columns_of, group_metadata
+from engine.zarr_store import ROWS, ZarrStore
 from tests.bench_support import drop_from_cache, files_below, machine, scratch, share_in_cache, spread
 
 WRITE_BAR, READ_BAR = 0.8, 0.7  # of the raw throughput
@@ -76,7 +77,7 @@ class RawFiles:
     durable = "yes: fsync a file, directories at the end; no checksums"
 
     def __init__(self, directory: Path, count: int, rows: int, dim: int) -> None:
-        self.columns = _columns("float32", dim)
+        self.columns = columns_of("float32", dim)
         self.root = f"{directory}/{ROWS}/000001-000000"
         self.metadata = group_metadata(self.columns, rows, count * rows)
         self.begun = False
@@ -258,7 +259,7 @@ class PlainZarr:
 
 
 def _write_metadata(directory: Path, count: int, rows: int, dim: int) -> None:
-    for path, content in group_metadata(_columns("float32", dim), rows, count * rows).items():
+    for path, content in group_metadata(columns_of("float32", dim), rows, count * rows).items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(content)
 

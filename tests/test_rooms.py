@@ -84,7 +84,7 @@ def test_nothing_imports_launch_but_tests():
         ("deepspeed", "engine/zero.py"),
         ("faiss", "engine/knn.py"),
         ("torch.distributed", "engine/ranks.py"),
-        ("zarr", "engine/zarr_store.py"),
+        ("zarr", "engine/zarr_format.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):

@@ -16,7 +16,8 @@ from engine.checkpoint import Checkpoints
 from engine.files import DiskFiles
 from engine.store import Damaged, MemoryStore
 from engine.write_behind import WriteBehind
-from engine.zarr_store import ZarrStore, bound
+from engine.zarr_format import bound, checksum
+from engine.zarr_store import ZarrStore
 from tests.engine.store_contract import (
     DIM,
     ROWS,
@@ -228,8 +229,6 @@ def test_bfloat16_rounds_to_nearest_even_and_halves_the_bytes(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(min_size=1, max_size=64), flip=st.integers(0, 511))
 def test_the_checksum_is_bound_to_content_column_block_and_generation(content, flip):
-    from engine.zarr_store import checksum
-
     crc = checksum(np.frombuffer(content, np.uint8))
     check = bound(crc, "000001-aaaaaa", "weight", 17)
     assert check != bound(crc, "000002-aaaaaa", "weight", 17)
