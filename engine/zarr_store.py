@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ class ZarrStore:
         for column in columns:
             content = encoded(column, getattr(rows, column.name))
             crc = checksum(content)
-            parts = [memoryview(content), crc.to_bytes(CRC_BYTES, "little")]
+            parts: list[Any] = [content.data, crc.to_bytes(CRC_BYTES, "little")]
             write_whole(self.files, f"{ROWS}/{generation.name}/{column.file(block)}", parts)
             checks.append(bound(crc, generation.name, column.name, block))
         generation.blocks += 1
