@@ -11,9 +11,9 @@ the manifests of newer checkpoints become *.damaged, which nothing reads. Their 
 removes what no manifest names; until then the renaming can be undone by hand. Only the zarr.json files of a generation
 follow from what the manifest says of it, and are written anew.
 
-What is left out: a picture finer than 16,000 cells, and zarr written straight from the rows: neighbours in the order of positions lie
-anywhere in the order of instances, so every row would rewrite its chunk. Rows go into a memory-mapped file first and from there
-into zarr, which for a while takes their bytes twice, on the disk.
+What is left out: zarr written straight from the rows. Neighbours in the order of positions lie anywhere in the order of instances, so
+every row would rewrite its chunk. Rows go into a memory-mapped file first and from there into zarr, which for a while takes their
+bytes twice, on the disk.
 """
 
 import shutil
@@ -21,28 +21,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from engine import exports, manifest
-from engine.active_rows import EMPTY, ActiveRows
-from engine.charts import COLOURS
+from engine.active_rows import ActiveRows
 from engine.files import TEMPORARY, Files, remove_tree
-from engine.folding import departure
 from engine.manifest import Kept, Known
 from engine.progress import bytes_text
 from engine.snapshots import RowReader
-from engine.store import NEVER_VISITED, Damaged
+from engine.store import Damaged
+from engine.store_picture import ages_of, by_decade, draw
 from engine.zarr_format import create_export
 from engine.zarr_store import ROWS
 
 SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
 _REMEDY = "store.verb=repair goes back to the newest that is whole"
 _LISTED_GENERATIONS = 20
-_LARGEST_CELLS = 16_000  # of the picture: some 7 pixels each
 _EXPORT_CHUNK_BYTES = 16 * 2**20
 
 
@@ -137,12 +131,12 @@ def inspect(kept: Kept, picture: Path) -> int:
     said = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(sizes.items()))
     print(f"its own files: {bytes_text(sum(sizes.values()))} ({said})")
 
-    ages = _ages(kept, blocks)
+    ages = ages_of(kept, blocks)
     print("steps since a block last had an active row:")
-    for label, count in _ages_by_decade(ages):
+    for label, count in by_decade(ages):
         print(f"  {label:>24}  {count / blocks:6.1%}  {_count(count, 'block')}")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    _draw(ages, rows["block"], kept.step, picture)
+    draw(ages, rows["block"], kept.step, picture)
     print(f"a picture of that is in {picture}")
     return 0
 
@@ -322,87 +316,6 @@ def _remove(files: Files, garbage: list[str]) -> int:
 def _bytes_below(files: Files, path: str) -> int:
     sizes = files.listing(path)
     return sum(size if size >= 0 else _bytes_below(files, f"{path}/{name}") for name, size in sizes.items())
-
-
-def _ages(kept: Kept, blocks: int) -> np.ndarray:
-    """Steps since each block last had an active row, int64 [blocks]; 0: it has one; -1: it was never visited.
-
-    Of the stored blocks `last_step` alone is read: the steps that were done when a row left the device.
-    """
-    store = kept.store()
-    latest = np.full(blocks, NEVER_VISITED, dtype=np.int64)
-    for block, entry in kept.entries(store).items():
-        latest[block] = departure(store.read_last_step(block, entry)).max()
-    for active in kept.active():
-        visited = active["position"][active["stamp"] != EMPTY]  # full PIC has rows in slots that no step has visited
-        latest[visited // store.block] = kept.step
-    return np.where(latest == NEVER_VISITED, NEVER_VISITED, kept.step - latest)
-
-
-def _ages_by_decade(ages: np.ndarray) -> list[tuple[str, int]]:
-    """(label, blocks): active now, 1 to 9 steps, 10 to 99, ..., never visited."""
-    lines = [("active now", int((ages == 0).sum()))]
-    first = 1
-    while (ages >= first).any():
-        lines.append((f"{first:,} to {10 * first - 1:,}", int(((ages >= first) & (ages < 10 * first)).sum())))
-        first *= 10
-    return [*lines, ("never visited", int((ages == NEVER_VISITED).sum()))]
-
-
-def _draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
-    """The blocks as cells in the order of positions, from the top left, coloured by age."""
-    per_cell = -(-len(ages) // _LARGEST_CELLS)
-    cells = -(-len(ages) // per_cell)
-    columns = int(np.ceil(np.sqrt(cells * 1.6)))
-    # The most recent age in each cell; never visited is the oldest of all, places behind the last cell are none.
-    oldest, never = max(int(ages.max()), 1), np.iinfo(np.int64).max
-    padded = np.full(cells * per_cell, never)
-    padded[: len(ages)] = np.where(ages == NEVER_VISITED, never, ages)
-    youngest = padded.reshape(cells, per_cell).min(axis=1)
-    grid = np.full(-(-cells // columns) * columns, np.nan)
-    grid[:cells] = np.where(youngest == never, -1.0, youngest)
-    grid_RC = grid.reshape(-1, columns)
-    lines = len(grid_RC)
-
-    figure = Figure(figsize=(10, 6.6), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.1, 0.17, 0.74, 0.75))
-    colours = matplotlib.colormaps["viridis_r"].with_extremes(under=COLOURS["line"], bad="white")
-    drawn = axes.pcolormesh(
-        np.ma.masked_invalid(grid_RC),
-        cmap=colours,
-        vmin=0,
-        vmax=oldest,
-        edgecolors="white",
-        linewidth=0.8 if cells <= 1000 else 0,
-    )
-    axes.invert_yaxis()
-    axes.set_aspect("equal", anchor="NW")
-    # A line is named by its first block.
-    numbers = [int(line) for line in MaxNLocator(nbins=8, integer=True).tick_values(0, lines - 1) if 0 <= line < lines]
-    axes.yaxis.set_major_locator(FixedLocator([number + 0.5 for number in numbers]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{int(at) * columns * per_cell:,}"))
-    axes.set_xticks([])
-    axes.tick_params(length=0, labelcolor=COLOURS["muted"])
-    axes.spines[:].set_visible(False)
-    axes.set_ylabel("first block of the line", color=COLOURS["muted"])
-    axes.set_title(f"When each block was last active, after step {step:,} of the run", loc="left", color=COLOURS["ink"])
-    bar = figure.colorbar(drawn, cax=figure.add_axes((0.86, 0.17, 0.018, 0.75)))
-    bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda age, _: f"{int(age):,}"))
-    bar.ax.invert_yaxis()
-    bar.outline.set_visible(False)
-    bar.set_label("steps since a row of it was active; 0: now")
-    what = f"one block of {block:,} positions"
-    if per_cell > 1:
-        what = f"{per_cell:,} blocks of {block:,} positions, coloured by the one that was active last"
-    caption = (
-        f"One cell is {what}.\n"
-        f"Cells follow the order of positions, line by line from the top left, {columns:,} a line.\n"
-        f"Light grey: never visited, {(ages == NEVER_VISITED).mean():.1%} of {_count(len(ages), 'block')}."
-    )
-    figure.text(0.1, 0.03, caption, color=COLOURS["muted"], linespacing=1.5)
-    figure.savefig(picture, format="png")
 
 
 def _as_zarr(source: Path, path: Path) -> Path:

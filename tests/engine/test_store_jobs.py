@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from engine import manifest, store_jobs
+from engine import manifest, store_jobs, store_picture
 from engine.files import DiskFiles
 from engine.store_jobs import export, inspect, repair, scrub, verify
 from engine.zarr_store import ROWS
@@ -394,12 +394,12 @@ def test_the_age_of_a_block_is_that_of_its_latest_row(tmp_path, name):
     run.save()
     run.finish()
     kept = run.checkpoints.newest
-    ages = store_jobs._ages(kept, blocks)
+    ages = store_picture.ages_of(kept, blocks)
     run.close()
     assert (ages >= 0).any() and (ages == 0).any()
     # A row that leaves in the middle of step s has done s steps: the block was seen with it after step s - 1, s steps done.
     assert ages.tolist() == expected.tolist()
-    by_decade = store_jobs._ages_by_decade(ages)
+    by_decade = store_picture.by_decade(ages)
     assert sum(count for _, count in by_decade) == blocks
     assert dict(by_decade)["never visited"] == (expected == -1).sum()
 
@@ -408,7 +408,7 @@ def test_the_age_of_a_block_is_that_of_its_latest_row(tmp_path, name):
 def test_a_picture_of_any_number_of_blocks_has_the_colours_of_its_ages(tmp_path, blocks):
     ages = np.arange(blocks) * 100 // blocks
     ages[blocks // 2 :] = -1
-    store_jobs._draw(ages, 64, 1000, tmp_path / "store.png")
+    store_picture.draw(ages, 64, 1000, tmp_path / "store.png")
     cells = matplotlib.image.imread(tmp_path / "store.png")[:800, 160:1250, :3].reshape(-1, 3)  # no text, no colour bar
     never, now = (0xD9, 0xDD, 0xE4), matplotlib.colormaps["viridis_r"](0.0, bytes=True)[:3]
     for colour, is_there in ((never, True), (now, blocks > 1)):
