@@ -123,7 +123,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
         ranks.size,
         ranks.node_rank,
         timeout_seconds=ranks.timeout_seconds,
-        calls=lambda: ranks.calls,
+        calls=lambda: (ranks.calls, ranks.tensor_calls),
         where=lambda: f"step {at[0].log.steps}" if at else "the start",
     )
     watch.start()

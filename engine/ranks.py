@@ -71,6 +71,7 @@ class Ranks(Road):
     node_rank        this process among those of its machine, as the launcher says
     node_size        how many these are
     timeout_seconds  how long a collective of tensors may take
+    tensor_calls     those of the calls that were of tensors
     sent_bytes       by what was sent, since the start; whoever reports it may look at any time
     """
 
@@ -82,6 +83,7 @@ class Ranks(Road):
         self.node_rank = int(os.environ.get("LOCAL_RANK", "0"))
         # deepspeed and torchrun have each a name for it
         self.node_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or size)
+        self.tensor_calls = 0
         self.sent_bytes: Counter[str] = Counter()
 
     # Tensors
@@ -142,6 +144,7 @@ class Ranks(Road):
     def _count(self, what: str, sent_bytes: int) -> None:
         self.sent_bytes[what] += sent_bytes
         self.calls += 1
+        self.tensor_calls += 1
 
 
 def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds: float = 7200.0) -> Ranks:

@@ -1,14 +1,16 @@
 """Who is lost: a process that was killed or frozen is noticed by the others, one of them says so, and all of them stop.
 
-A collective cannot tell: it blocks, or says that some connection was closed. So every rank writes a line of its own into a
-table of short texts about once a second (its beat), and reads the lines of the others:
+A collective cannot tell: it blocks for ever (NCCL), or says that some connection was closed (gloo). So every rank writes a line of its
+own into a table of short texts about once a second (its beat), and reads the lines of the others:
 
     rank/2 -> {"who": "process 4711 on node-a", "beat": 812, "calls": 9744, "raised": null, "words": null, ...}
 
-A dead process's line stands still, a slow one's goes on. A line that did not change for `timeout_seconds` is that of a lost rank,
-and `beats_missed_seconds` are enough once a collective has raised anywhere. Times are taken on the watcher's own clock, which does
-not count while the watcher itself stands still (Ctrl-Z, a paused machine). The lowest rank that is there says what happened
-and puts the words into its line. Who reads words in another's line is silent, notes that it heard them, and leaves too.
+A dead process's line stands still, a slow one's goes on. A line that did not change for `timeout_seconds` is that of a lost rank, and
+`beats_missed_seconds` are enough once a collective has raised anywhere, or where a rank of the same machine sees that the process is gone.
+Where lines go on and a rank has not come to an exchange of tensors in which others wait, for `timeout_seconds`, it is stuck. Times are
+taken on the watcher's own clock, which does not count while the watcher itself stands still (Ctrl-Z, a paused machine). The lowest
+rank that is there says what happened and puts the words into its line. Who reads words in another's line is silent, notes that it
+heard them, and leaves too.
 
 Rank 0 or its launcher keeps the table. When it raises or does not answer, its keeper is lost, and nobody can know who else is
 there: rank 1 says it, and the first process of every other machine. Calls of a frozen table never return, whatever their timeout,
@@ -26,7 +28,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 _GO_ON = "checkpoints that were written before are whole, and the same command goes on from the newest"
@@ -47,8 +51,10 @@ class Line:
     """What a rank tells of itself, under one key, so that nobody reads half of it.
 
     who     its process and machine
+    process, place   its number, and where that number means it: one kernel, one namespace
     beat    how often it wrote
-    calls   collectives that it has begun
+    calls   exchanges that it has begun
+    tensors those of them that are in the middle of a step, where nobody may keep the others waiting
     heard   whether it has read words of another rank
     raised  what a collective raised here
     words   what it says about the end of the run; it leaves, and so must the others
@@ -56,8 +62,11 @@ class Line:
     """
 
     who: str = ""
+    process: int = 0
+    place: str = ""
     beat: int = 0
     calls: int = 0
+    tensors: int = 0
     heard: bool = False
     raised: str | None = None
     words: str | None = None
@@ -74,8 +83,9 @@ class Watch:
     board_of              opens a connection to the table; called once, on the thread that uses it
     node_rank             this process among those of its machine
     timeout_seconds       without a beat, after which a rank is lost
-    calls, where          collectives begun so far; what was done last, as "step 17". Called from threads
-    beats_missed_seconds  without a beat, after which a rank is lost when a collective has raised
+    calls                 exchanges begun so far: (all, those of tensors). Called from threads, as `where`
+    where                 what was done last, as "step 17"
+    beats_missed_seconds  without a beat, after which a rank is lost when an exchange has raised, or its process is known to be gone
     """
 
     def __init__(
@@ -86,7 +96,7 @@ class Watch:
         node_rank: int,
         *,
         timeout_seconds: float,
-        calls: Callable[[], int],
+        calls: Callable[[], tuple[int, int]],
         where: Callable[[], str],
         beats_missed_seconds: float = 3.0,
         beat_seconds: float = 1.0,
@@ -102,13 +112,15 @@ class Watch:
         self._wake = threading.Event()
         self._news = threading.Condition()  # guards all that follows; `calls` and `where` are called under it
         self._lines = [Line() for _ in range(size)]
-        self._lines[rank] = Line(who=f"process {os.getpid()} on {socket.gethostname()}")
+        self._lines[rank] = Line(f"process {os.getpid()} on {socket.gethostname()}", os.getpid(), _place())
         self._told = Line()  # this rank's line as the table has it
         self._gone: str | None = None  # why the table does not answer
         self._now_seconds, self._looked_at = 0.0, time.monotonic()
         self._changed_seconds = [0.0] * size  # when a line last changed; at [rank], when the table last answered
         self._raised_seconds: float | None = None  # when it was first known that a collective raised,
         self._words_seconds: float | None = None  # and that there are words
+        self._tensors: list[int] = []  # begun by each rank,
+        self._moved_seconds = 0.0  # and when one of these changed, or all were equal
         self._stood_still_seconds = 0.0  # this process, since the last news of another
         self._stopping = self._leaving = self._left = False
 
@@ -166,8 +178,10 @@ class Watch:
         if self._threads:
             with self._news:
                 self._tell(raised=_first_line(error))
-                left = self._news.wait_for(lambda: self._left, self.timeout_seconds + 10 * self.beat_seconds)
-            if not left:  # should the judging thread be stuck, in a pipe that nobody reads for instance
+                begun = self._now()  # by the clock of the judging thread, which says more than this one
+                while not self._left and self._now() - begun <= self.timeout_seconds + 10 * self.beat_seconds:
+                    self._news.wait(self.beat_seconds)
+            if not self._left:  # should the judging thread be stuck, in a pipe that nobody reads for instance
                 self._leave(1)
         raise error  # with one rank, or a `leave` that comes back
 
@@ -211,7 +225,8 @@ class Watch:
         with self._news:
             heard = any(self._lines[rank].words is not None for rank in self._others)
             line = self._lines[self.rank]
-            line = replace(line, beat=line.beat + 1, calls=self._calls(), heard=heard)
+            calls, tensors = self._calls()
+            line = replace(line, beat=line.beat + 1, calls=calls, tensors=tensors, heard=heard)
             self._lines[self.rank] = line
         board.set(f"rank/{self.rank}", json.dumps(asdict(line)))
         with self._news:
@@ -231,7 +246,8 @@ class Watch:
                 verdict = self._verdict()
             self._leaving = True
         if verdict:
-            self._say(verdict)
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                self._say(verdict)
             with self._news:
                 self._tell(words=verdict)
                 self._wait(self._is_heard, 3 * self.beat_seconds)
@@ -253,6 +269,9 @@ class Watch:
             # The main thread may be about to find the same error, and to end with a code of its own.
             return "" if own.raised or now - self._words_seconds > self.beats_missed_seconds else None
 
+        for rank in self._others:
+            if not own.raised and self._is_gone(rank):  # which NCCL would tell nobody
+                self._tell(raised=f"process {self._lines[rank].process} is gone")
         errors = [line.raised for line in self._lines if line.raised]
         if errors and self._raised_seconds is None:
             self._raised_seconds = now
@@ -268,6 +287,11 @@ class Watch:
         if lost and max(map(self._silence_seconds, lost)) > patience_seconds + 1.5 * self.beat_seconds:
             # The others wait for the words of the one that speaks, or until that one is lost as well.
             return self._lost(lost) if self.rank == there[0] else None
+        tensors = [line.tensors for line in self._lines]
+        if tensors != self._tensors or min(tensors) == max(tensors):
+            self._tensors, self._moved_seconds = tensors, now
+        if now - self._moved_seconds > self.timeout_seconds and not lost:
+            return self._behind(there, f"no exchange for {self.timeout_seconds:g} s")
         if self._raised_seconds is not None and now - self._raised_seconds > self.timeout_seconds:
             return self._behind(there, errors[0])
         return None
@@ -324,6 +348,12 @@ class Watch:
         self._now_seconds += min(passed_seconds, self.beat_seconds)
         return self._now_seconds
 
+    def _is_gone(self, rank: int) -> bool:
+        """Whether the process of a rank is known not to be there, without having said a last word."""
+        line, own = self._lines[rank], self._lines[self.rank]
+        is_silent = self._silence_seconds(rank) > 1.5 * self.beat_seconds
+        return is_silent and not line.ended and line.place == own.place and not _is_there(line.process)
+
     def _silence_seconds(self, rank: int) -> float:
         """For how long a line had not changed when the table last answered."""
         return self._changed_seconds[self.rank] - self._changed_seconds[rank]
@@ -346,6 +376,22 @@ class Watch:
     def _give_way(self) -> bool:
         """Whether the judging thread came first; if so it has left when this returns."""
         return self._leaving and (self._news.wait_for(lambda: self._left, 5 * self.beat_seconds) or True)
+
+
+def _place() -> str:
+    """Where process numbers mean the same: this boot of this kernel, this namespace. Host names can be the same elsewhere."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"nowhere else {os.getpid()}"
+
+
+def _is_there(process: int) -> bool:
+    """Whether a process runs; one that has ended and that its parent has not looked at yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:
