@@ -30,6 +30,7 @@ from engine.step import train_step
 from engine.trunk import Trunk
 
 _SKIPS_THAT_STOP = 3
+_REFUSED_THAT_STOP = 50  # by the loss scaler, which halves its scale each time
 
 
 class NonFiniteLoss(Exception):
@@ -43,6 +44,7 @@ class Totals:
     images: int = 0
     skipped_steps: int = 0
     skips_in_a_row: int = 0
+    refused_in_a_row: int = 0
     unreadable_images: int = 0
     step_seconds: float = 0.0  # in steps, waiting for images included; evaluations and checkpoints are not
     trunk_seconds: float = 0.0
@@ -226,6 +228,7 @@ def train(
             totals.images += result.filled
             totals.skipped_steps += not result.applied
             totals.skips_in_a_row = 0 if result.finite else totals.skips_in_a_row + 1
+            totals.refused_in_a_row = 0 if result.applied else totals.refused_in_a_row + result.finite
             totals.losses.append(result.loss)
             unreadable += [(name, step) for name in batch.unreadable]
             totals.step_seconds += time.perf_counter() - start
@@ -257,6 +260,11 @@ def train(
                 good = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise NonFiniteLoss(
                     f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row, up to step {step}; {good}.\n"
+                    "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
+                )
+            if totals.refused_in_a_row >= _REFUSED_THAT_STOP:
+                raise NonFiniteLoss(
+                    f"the loss scaler refused {_REFUSED_THAT_STOP} steps in a row, up to step {step}: no scale makes the gradient finite.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
             sound = done != rhythm.end and totals.skips_in_a_row == 0

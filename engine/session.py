@@ -95,6 +95,8 @@ def run(
     totals = Totals()
     if kept := checkpoints.newest:
         checkpoint.load_trunk(kept, trunk, ranks)
+        if kept.body.get("loss_scale"):
+            trunk.loss_scale = kept.body["loss_scale"]
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
         totals = Totals(**kept.body["totals"], losses=array("d", log["loss"]))
@@ -113,7 +115,8 @@ def run(
     latest: list[Evaluation] = []
 
     def save() -> None:
-        checkpoints.save(rows, trunk.state(), totals.losses, {**state, "totals": totals.kept()})
+        kept = {**state, "totals": totals.kept(), "loss_scale": trunk.loss_scale}
+        checkpoints.save(rows, trunk.state(), totals.losses, kept)
 
     def last_good() -> str | None:
         checkpoints.finish()
@@ -149,7 +152,7 @@ def run(
         chance_loss=chance_loss,
         planned_bytes={tier: sum(items.values()) for tier, items in planned.items()},
     )
-    if settings.tensorboard:
+    if settings.tensorboard and ranks.is_first:
         shown = tensorboard_beside(shown, output / "tensorboard")
     with shown:
         try:
@@ -184,7 +187,7 @@ def run(
         except NonFiniteLoss as error:
             status = f"stopped: {error}"
         stopped_by = stop.agreed(ranks)
-        if stopped_by:
+        if stopped_by and status == "finished":
             status = f"stopped by {stopped_by}"
             shown.note(
                 f"{stopped_by}: checkpoint written after step {rows.log.steps}; the same command goes on from there"

@@ -69,6 +69,15 @@ class Trunk:
         """Take up what `state` gave, on however many ranks."""
         self._zero.load(model, momentum)
 
+    @property
+    def loss_scale(self) -> tuple[float, int] | None:
+        """Of float16, None without it; see engine.zero.ZeroEngine. To be kept beside `state`."""
+        return self._zero.loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, kept: tuple[float, int]) -> None:
+        self._zero.loss_scale = kept
+
     def for_evaluation(self) -> nn.Module:
         """The network as a rank can run it alone: the trained one itself, or with several ranks a copy.
 

@@ -9,7 +9,9 @@ takes the mean over ranks, so that scalar is multiplied by R here, and loss scal
 
 Traps that this module steps around: without gradient_clipping DeepSpeed's ZeRO clips to 1; on a CPU it compiles a shared-memory
 operator at the first start (minutes, and a lock that hangs later runs when killed); an optimizer that it does not know needs a
-permission; under torch_autocast a gradient scaler can skip a step without was_step_applied() telling.
+permission; float16 under torch_autocast has three more. At stage 0 the gradient scaler skips a step without was_step_applied() telling.
+At stages 1 to 3 the scale never goes down again, and clipping cuts the scaled gradient: there the scale is kept here (LossScale). And
+every engine that is made after such a one gets a scaler too, also one that has no float16 in it.
 """
 
 import logging
@@ -17,6 +19,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,9 +95,14 @@ class ZeroEngine:
                 model=module, optimizer=optimizer, config=full_config, dist_init_required=False
             )
         except Exception as error:  # DeepSpeed raises plain Exceptions too
-            if of_the_wire(error):
+            if of_the_wire(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(f"deepspeed refuses its block: {str(error).splitlines()[0]}") from error
+        self._own_scale: LossScale | None = None
+        if getattr(self.optimizer, "torch_autocast_gradscaler", None) is not None:
+            self.optimizer.torch_autocast_gradscaler = None
+            if self.engine.torch_autocast_enabled() and self.engine.torch_autocast_dtype() is torch.float16:
+                self._own_scale = LossScale()
         self._has_momentum = momentum > 0
         if self._has_momentum:
             _start_momentum(self.optimizer)
@@ -115,6 +123,8 @@ class ZeroEngine:
         self._micro += 1
         if self.micro_batches > 1:
             self.engine.set_gradient_accumulation_boundary(self._micro == self.micro_batches)
+        if self._own_scale:
+            self.optimizer.override_loss_scale(self._own_scale.scale)
         self.engine.backward(scalar * self.ranks, scale_wrt_gas=False)
 
     def update(self, lr: float) -> bool:
@@ -126,7 +136,26 @@ class ZeroEngine:
         self.engine.step()
         self._micro = 0
         skipped_by_scaler = scaler is not None and scaler.get_scale() < scale
-        return bool(self.engine.was_step_applied()) and not skipped_by_scaler
+        applied = bool(self.engine.was_step_applied()) and not skipped_by_scaler
+        if self._own_scale:
+            self._own_scale.follow(applied)
+        return applied
+
+    @property
+    def loss_scale(self) -> tuple[float, int] | None:
+        """(scale, steps since it last changed) of float16; None where nothing is scaled. Settable, for a run that goes on."""
+        if self._own_scale:
+            return self._own_scale.scale, self._own_scale.good_steps
+        if scaler := self.engine.torch_autocast_z0_gradscaler:
+            return scaler.get_scale(), scaler._get_growth_tracker()
+        return None
+
+    @loss_scale.setter
+    def loss_scale(self, kept: tuple[float, int]) -> None:
+        if self._own_scale:
+            self._own_scale.scale, self._own_scale.good_steps = kept
+        elif scaler := self.engine.torch_autocast_z0_gradscaler:
+            scaler.load_state_dict({**scaler.state_dict(), "scale": kept[0], "_growth_tracker": kept[1]})
 
     def discard(self) -> None:
         """Forget the gradients of this step."""
@@ -179,6 +208,24 @@ class ZeroEngine:
     def close(self) -> None:
         """Release DeepSpeed's buffers. The process group stays: DeepSpeed keeps it for the life of the process."""
         self.engine.destroy()
+
+
+@dataclass
+class LossScale:
+    """What a float16 loss is multiplied by: halved when a step was refused, doubled after 2,000 that were applied.
+
+    These are the numbers of torch's GradScaler.
+    """
+
+    scale: float = 65536.0
+    good_steps: int = 0
+
+    def follow(self, applied: bool) -> None:
+        self.good_steps = self.good_steps + 1 if applied else 0
+        if not applied:
+            self.scale /= 2
+        elif self.good_steps == 2000:
+            self.scale, self.good_steps = 2 * self.scale, 0
 
 
 class PartitionedRows:

@@ -74,7 +74,8 @@ class Zero3Softmax:
         return loss, dz_XD, finite
 
     def apply(self, eta: float) -> None:
-        self.held.zero.update(eta)
+        applied = self.held.zero.update(eta)
+        assert applied, "ZeRO refused a step of the rows whose gradient was found finite"
 
     def discard(self) -> None:
         self.held.zero.discard()

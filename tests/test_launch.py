@@ -286,6 +286,30 @@ def test_three_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(r
     assert run.summary()["digest"] != good  # two good steps were taken before
 
 
+def test_a_loss_scaler_that_refuses_every_step_ends_the_run(run, capsys, monkeypatch):
+    from engine.trunk import Trunk
+
+    monkeypatch.setattr(Trunk, "update", lambda trunk, lr: trunk.discard())
+    assert run("steps=60") == 1
+    assert "the loss scaler refused 50 steps in a row, up to step 49" in capsys.readouterr().out
+    assert run.summary()["skipped_steps"] == run.summary()["steps"] == 50
+
+
+def test_a_signal_at_the_step_that_ends_a_run_tells_no_untruth(run, capsys, monkeypatch):
+    real = pretrain.train_step
+
+    def poisoned(batch, *arguments, **options):
+        batch.views = [view * float("nan") for view in batch.views]
+        if batch.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    assert run("steps=60") == 1
+    assert "checkpoint written" not in capsys.readouterr().out
+    assert run.summary()["status"].startswith("stopped: ")
+
+
 def test_one_poisoned_step_is_skipped_and_counted_and_training_goes_on(run, monkeypatch):
     real = pretrain.train_step
 

@@ -150,17 +150,16 @@ def train_with_trunk(ranks, case, sharding, stage):
     return *all_rows(case, ranks, rows), features, np.array(losses), trunk.state()
 
 
-def steps_of_a_loss_scaler(ranks, case):
+def steps_of_a_loss_scaler(ranks, case, sharding, stage):
     """Of some steps in float16 of which the scaler skips the first two: (applied, rows before, rows after, eta in the log)."""
-    rows, softmax = make_rows(case, ranks, "lanes")
-    trunk = real_trunk(case, ranks, 0, torch_autocast={"enabled": True, "dtype": "float16"})
-    scaler = trunk._zero.engine.torch_autocast_z0_gradscaler
+    trunk = real_trunk(case, ranks, stage, torch_autocast={"enabled": True, "dtype": "float16"})
+    rows, softmax = make_rows(case, ranks, sharding)
     told = []
     for step in range(4):
-        scale = 2.0**120 if step < 2 else 1.0  # the gradient of a float16 weight is then too large, or is not
-        scaler._init_scale = scale
-        if scaler._scale is not None:
-            scaler.update(scale)
+        trunk.loss_scale = (
+            2.0**120 if step < 2 else 1.0,
+            0,
+        )  # the gradient of a float16 weight is then too large, or is not
         before = rows.w_KD.clone()
         applied = engine_step(case, rows, Watched(trunk, ranks), step, ranks, softmax).applied
         stayed = [slot for slot in range(rows.size) if before[slot].any()]  # others were admitted in this step

@@ -146,9 +146,10 @@ def test_the_trunk_and_its_momentum_go_on_with_another_number_of_ranks(stage):
                     np.testing.assert_allclose(ended[part][name], value, rtol=0, atol=1e-4 * scale, err_msg=name)
 
 
-def test_a_step_that_the_loss_scaler_skips_moves_no_row_on_any_rank():
+@pytest.mark.parametrize(("sharding", "stage"), [("lanes", 0), ("lanes", 2), ("zero3", 3)])
+def test_a_step_that_the_loss_scaler_skips_moves_no_row_on_any_rank(sharding, stage):
     case = Case(**{**SMALL, "active": 110}, lr=0.5)  # every row is there from the start
-    for told in on_ranks(2, steps_of_a_loss_scaler, case):
+    for told in on_ranks(2, steps_of_a_loss_scaler, case, sharding, stage):
         assert [applied for applied, *_ in told] == [False, False, True, True]
         for applied, before, after, eta in told:
             assert len(before) and before.dtype == np.float32

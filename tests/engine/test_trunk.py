@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.ranks import start
 from engine.trunk import Trunk
-from engine.zero import ZeroEngine
+from engine.zero import PartitionedRows, ZeroEngine
 
 ALONE = start(torch.device("cpu"))
 
@@ -23,7 +23,7 @@ class Network(nn.Module):
         return nn.functional.normalize(self.last(torch.relu(self.norm(self.first(torch.cat(views))))))
 
 
-def make_trunk(stage, micro_batches=1, clip=0.0, **options):
+def make_trunk(stage, micro_batches=1, clip=0.0, block=None, **options):
     settings = {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": False, **options}
     train = partial(
         ZeroEngine,
@@ -31,7 +31,7 @@ def make_trunk(stage, micro_batches=1, clip=0.0, **options):
         places=8,
         micro_batches=micro_batches,
         clip=clip,
-        config={"zero_optimization": {"stage": stage}},
+        config={"zero_optimization": {"stage": stage}, **(block or {})},
         device=ALONE.device,
         **settings,
     )
@@ -120,3 +120,82 @@ def test_no_build_is_started_and_no_lock_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     make_trunk(0).close()
     assert not list(tmp_path.iterdir())
+
+
+FLOAT16 = {"torch_autocast": {"enabled": True, "dtype": "float16"}}
+
+
+def float16_steps(trunk, count, start=0):
+    """Whether each of some steps on random inputs was applied."""
+    applied = []
+    for step in range(start, start + count):
+        generator = torch.Generator().manual_seed(step)
+        z = trunk.forward([torch.randn(8, 6, generator=generator)])
+        trunk.backward(z, torch.randn(8, 4, generator=generator))
+        applied.append(trunk.update(0.01))
+    return applied
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_loss_scale_that_is_too_large_comes_down_until_steps_are_applied_and_is_kept(stage):
+    trunk = make_trunk(stage, block=FLOAT16)
+    assert trunk.loss_scale == (65536.0, 0)
+    trunk.loss_scale = (2.0**40, 0)
+    applied = float16_steps(trunk, 40)
+    refused = applied.index(True)
+    assert 0 < refused < 30 and all(applied[refused:])
+    assert trunk.loss_scale == (2.0 ** (40 - refused), 40 - refused)
+
+    again = make_trunk(stage, block=FLOAT16)
+    again.load(*trunk.state())
+    again.loss_scale = trunk.loss_scale
+    assert float16_steps(trunk, 3, 40) == float16_steps(again, 3, 40) == [True] * 3
+    assert again.loss_scale == trunk.loss_scale
+    for ours, theirs in zip(again.state(), trunk.state(), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_loss_scale_grows_after_2000_applied_steps(stage):
+    trunk = make_trunk(stage, block=FLOAT16)
+    trunk.loss_scale = (1024.0, 1999)
+    assert float16_steps(trunk, 1) == [True]
+    assert trunk.loss_scale == (2048.0, 0)
+
+
+@pytest.mark.parametrize("block", [None, FLOAT16], ids=["float32", "float16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_clipping_is_of_the_gradient_without_its_scale(stage, block):
+    trunk = make_trunk(stage, clip=0.1, block=block, momentum=0.0, weight_decay=0.0)
+    if block:
+        trunk.loss_scale = (256.0, 0)
+    before = trunk.state()[0]
+    trunk.backward(
+        trunk.forward([torch.randn(8, 6, generator=torch.Generator().manual_seed(0))]),
+        torch.linspace(-1, 2, 32).view(8, 4),
+    )
+    assert trunk.update(1.0)
+    after = trunk.state()[0]
+    moved = sum((after[name] - before[name]).square().sum() for name, _ in Network().named_parameters()).sqrt()
+    assert float(moved) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_rows_beside_a_float16_trunk_are_not_scaled():
+    make_trunk(0, block=FLOAT16)  # what DeepSpeed remembers of it concerns every engine that is made later
+    rows = PartitionedRows(
+        16,
+        4,
+        ranks=1,
+        places=8,
+        micro_batches=1,
+        momentum=0.9,
+        weight_decay=0.0,
+        nesterov=False,
+        clip=1.0,
+        device=ALONE.device,
+    )
+    rows.w_SD.fill_(1.0)
+    rows.publish()
+    rows.add(lambda rows_KD: torch.full_like(rows_KD, 0.5))  # of norm 4
+    assert rows.zero.update(1.0) and rows.zero.loss_scale is None
+    assert float((rows.w_SD - 1.0).norm()) == pytest.approx(1.0, rel=1e-4)
