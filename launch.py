@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -60,9 +61,14 @@ def main(arguments: list[str]) -> int:
         if explained is None:
             raise
         code, text = explained
-        rank = launched("RANK", 0)
-        print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr)
+        print_error(text)
         return code
+
+
+def print_error(text: str) -> None:
+    """On stderr, with the rank where it is not the one that speaks for all."""
+    rank = launched("RANK", 0)
+    print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
 
 
 def launched(name: str, default: int) -> int:
@@ -141,9 +147,14 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 explained = explanation(error, config.job)
                 code, text = explained or (1, f"{type(error).__name__}: {error}")
-                if not watch.failed(text):
-                    raise SystemExit(code) from error
+                if watch.failed(text):  # and at once: what is open takes its time to close, and a launcher may not wait
+                    if explained is None:
+                        traceback.print_exception(error)
+                    else:
+                        print_error(text)
+                raise SystemExit(code) from error
             raise
+    ranks.wait()  # rank 0 has written the report, and all leave together
     watch.ended()
     if ranks.size > 1:
         processes.stop()

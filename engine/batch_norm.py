@@ -9,7 +9,8 @@ The gradients of weight and bias stay this rank's part: whoever adds or averages
 other. Every rank must call the same layers in the same order, also one without images: it gives [0, C, ...], gets an empty result
 with a graph, must go backward through it, adds nothing to the sums, and its running statistics move like everyone's.
 
-On GPUs torch's nn.SyncBatchNorm does all this; it refuses tensors on the CPU, for which this module is. Elements are float32, float64
+On GPUs torch's nn.SyncBatchNorm does all this, but for one thing: under autocast a rank without images would send its zeros in half
+precision to ranks that send float32. It refuses tensors on the CPU, for which the rest of this module is. Elements are float32, float64
 or, under autocast, bfloat16 or float16 (the result is then too, the statistics are not). Local sums are taken in the elements' precision
 in two passes and around a mean, so a channel far from zero loses nothing; what ranks exchange and combine is float64.
 
@@ -47,12 +48,25 @@ def synchronised(network: nn.Module, ranks: Ranks) -> nn.Module:
                 "choose a backbone with nn.BatchNorm1d, 2d or 3d, or one process"
             )
     if ranks.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        for converted in network.modules():
+            if type(converted) is nn.SyncBatchNorm:
+                converted.__class__ = SynchronisedOnGpu
+        return network
     for module in layers.values():
         # Nothing but the class changes: hooks, names in state_dict, mode and what an optimizer holds stay.
         module.__class__ = _OURS[type(module)]
         module.ranks = ranks  # type: ignore[assignment]
     return network
+
+
+class SynchronisedOnGpu(nn.SyncBatchNorm):
+    """torch's, for a rank without images too: there the dtype of what is sent would be the input's, elsewhere it is float32."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.numel():
+            return super().forward(input)
+        return super().forward(_wide(input)).to(input.dtype)
 
 
 class _Synchronised(_BatchNorm):

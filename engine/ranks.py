@@ -173,6 +173,12 @@ def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return Ranks(0, 1, device, timeout_seconds, patience_seconds)
     if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise ValueError(
+                f"process {device.index} of this machine has no GPU: torch sees {count}, numbered from 0; "
+                "launch as many processes as there are GPUs, and let each of them see all"
+            )
         torch.cuda.set_device(device)
     try:
         dist.init_process_group(backend, timeout=timeout)

@@ -77,7 +77,8 @@ def train_step(
         kept_RP = kept_places(filled_RP[:, places])
         kept = places[kept_RP[ranks.rank]]
         with stages("trunk_forward"):
-            z_XD = trunk.forward([view[torch.from_numpy(kept)] for view in batch.views])
+            is_all = len(kept) == len(batch.filled_G)  # views may be in page-locked memory, and a selection is not
+            z_XD = trunk.forward([view if is_all else view[torch.from_numpy(kept)] for view in batch.views])
             z_XD_detached = z_XD.detach().to(rows.w_KD.dtype)
 
         if slots_P is None:  # once per optimizer step

@@ -25,9 +25,10 @@ class Trunk:
 
     def __init__(self, network: nn.Module, ranks: Ranks, train: Callable[[nn.Module], ZeroEngine]) -> None:
         self._ranks = ranks
-        self._plain = copy.deepcopy(network) if ranks.size > 1 else None
+        plain = copy.deepcopy(network) if ranks.size > 1 else None
         network = synchronised(network, ranks)
         self._zero = train(network)
+        self._plain = None if self._zero.is_whole else plain
         self._buffers = list(network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
 
@@ -79,14 +80,15 @@ class Trunk:
         self._zero.loss_scale = kept
 
     def for_evaluation(self) -> nn.Module:
-        """The network as a rank can run it alone: the trained one itself, or with several ranks a copy.
+        """The network as a rank can run it alone: the trained one itself, or where ranks have parts of its weights a copy for the moment.
 
-        All ranks call it together, since ZeRO may have spread the weights over them.
+        All ranks call it together.
         """
         if self._plain is None:
             return self.network
-        self._plain.load_state_dict(self.weights())
-        return self._plain.to(self._ranks.device)
+        network = copy.deepcopy(self._plain)  # which stays on the host
+        network.load_state_dict(self.weights())
+        return network.to(self._ranks.device)
 
     def close(self) -> None:
         """Release DeepSpeed's buffers."""

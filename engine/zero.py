@@ -114,6 +114,11 @@ class ZeroEngine:
         return self.engine.module
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every rank holds all weights, which stage 3 shares out."""
+        return self.engine.zero_optimization_stage() < 3
+
+    @property
     def is_new_step(self) -> bool:
         """Whether nothing was added since the last step."""
         return self._micro == 0

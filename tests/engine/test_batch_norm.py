@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.batch_norm import Synchronised2d, synchronised
+from engine.batch_norm import Synchronised2d, SynchronisedOnGpu, synchronised
 from engine.ranks import Ranks
 from tests.on_ranks import on_ranks
 
@@ -274,9 +274,21 @@ def test_on_gpus_torchs_own_layer_takes_over():
     network = residual()[0]
     before = list(network.parameters())
     converted = synchronised(network, SimpleNamespace(size=2, device=torch.device("cuda")))
-    norms = [module for module in converted.modules() if "Norm" in type(module).__name__]
-    assert len(norms) == 4 and all(type(module) is nn.SyncBatchNorm for module in norms)
+    norms = [module for module in converted.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 4 and all(type(module) is SynchronisedOnGpu for module in norms)
     assert all(one is other for one, other in zip(before, converted.parameters(), strict=True))
+
+
+def test_a_rank_without_images_sends_float32_on_a_gpu_as_the_others_do(monkeypatch):
+    # torch takes the type of what an empty rank sends from its input; images give float32 statistics whatever their type is.
+    seen = []
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda layer, x: seen.append(x.dtype) or x)
+    norm = synchronised(nn.Sequential(layer()), SimpleNamespace(size=2, device=torch.device("cuda")))[0]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert norm(torch.ones(0, C, 2, 2, dtype=dtype)).dtype == dtype
+        assert seen.pop() == torch.float32
+    norm(torch.ones(2, C, 2, 2, dtype=torch.bfloat16))
+    assert seen.pop() == torch.bfloat16  # copied by nobody
 
 
 class Unusual(nn.BatchNorm2d):
