@@ -68,13 +68,11 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout_
     timeout_seconds, with its stack. None of the processes is there any more afterwards.
     """
     packed = pickle.dumps((function, arguments))
-    # Libraries count their threads when they are loaded, and the server looks for modules where it is started.
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(_REPOSITORY)):
-        forkserver.ensure_running()
+    server_context()
     launched = {
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
@@ -90,6 +88,14 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout_
         if len(answers) < count:
             raise _failure(children, timeout_seconds)
         return [answer.result for answer in answers]
+
+
+def server_context() -> multiprocessing.context.ForkServerContext:
+    """What starts processes from the one server of this process, which has imported torch and is running when this returns."""
+    # Libraries count their threads when they are loaded, and the server looks for modules where it is started.
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(_REPOSITORY)):
+        forkserver.ensure_running()
+    return _CONTEXT
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,7 @@ def _filters() -> list[tuple[Any, ...]]:
     ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Outside the range from which the kernel takes ports by itself: nobody connects from it before rank 0 listens there."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)

@@ -18,10 +18,15 @@ import pytest
 from engine import manifest
 from engine.files import DiskFiles
 from tests.conftest import REPOSITORY, TINY
+from tests.on_ranks import free_port
 
 pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent
-STEPS = 48
+STEPS = 72
+# At TINY's rate a last bit in the trunk, such as one rank's and several ranks' batch normalisation differ in, grows to 2e-3 of the rows in
+# as many steps; with a slower trunk to 5e-4. The rows' own exactness has tests of its own (engine/test_elastic.py).
+SLOWER = {**TINY["optimizer"], "lr": 0.003, "rows_lr_scale": 100.0}
+TOLERANCE = 2e-3
 
 
 class Runs:
@@ -31,13 +36,15 @@ class Runs:
         self.directory, self.output = directory, directory / "run"
         directory.mkdir(exist_ok=True)
         self.config = directory / "config.json"
-        self.config.write_text(json.dumps({**TINY, "output": str(self.output), "log_every": 4, **changes}))
+        self.config.write_text(
+            json.dumps({**TINY, "optimizer": SLOWER, "output": str(self.output), "log_every": 4, **changes})
+        )
 
     def words(self, count, launcher, *overrides):
         head = {
             "python": [sys.executable],
             "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
-            "deepspeed": [str(BIN / "deepspeed"), "--master_port", "29617", "--num_accelerators", str(count)],
+            "deepspeed": [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(count)],
         }[launcher]
         return [*head, "launch.py", "--config", str(self.config), *overrides]
 
@@ -106,13 +113,12 @@ def undisturbed(tmp_path_factory):
 def assert_same_run(runs, undisturbed, words):
     ours, theirs = runs.losses(), undisturbed.losses()
     assert ours.keys() == theirs.keys()
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-3)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=TOLERANCE)
     for name in ("visited", "readmitted", "steps", "status"):
         assert runs.summary()[name] == undisturbed.summary()[name], name
     assert runs.summary()["rankme"] == pytest.approx(undisturbed.summary()["rankme"], rel=2e-2)
     rows, wanted = runs.rows(*words), undisturbed.rows()
-    # Two trunks in float32 whose sums have another order; the rows' own exactness has a test of its own (engine/test_elastic.py).
-    assert np.linalg.norm(rows - wanted) <= 2e-3 * np.linalg.norm(wanted)
+    assert np.linalg.norm(rows - wanted) <= TOLERANCE * np.linalg.norm(wanted)
 
 
 def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tmp_path, undisturbed):
@@ -140,21 +146,21 @@ def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tm
     lost = [line for line in out.splitlines() if line.startswith("error:")]
     assert len(lost) == 1 and f"rank 2 (process {victim.pid} on" in lost[0] and "was lost after step" in lost[0], out
     # Then one, then four again to the end.
-    code, out = runs(1, "steps=36")
+    alone = max(runs.losses()) + 8
+    assert alone < STEPS
+    code, out = runs(1, f"steps={alone}")
     assert code == 0 and "going on after step" in out, out
     code, out = runs(4, f"steps={STEPS}")
-    assert code == 0 and "going on after step 36 " in out, out
+    assert code == 0 and f"going on after step {alone} " in out, out
     assert runs.summary()["ranks"] == 4
-    kept = {step: loss for step, loss in runs.losses().items() if step % 4 == 0}
+    last = range(alone + 4, STEPS + 1, 4)
     np.testing.assert_allclose(
-        [kept[step] for step in range(40, STEPS + 1, 4)],
-        [undisturbed.losses()[step] for step in range(40, STEPS + 1, 4)],
-        rtol=2e-3,
+        [runs.losses()[step] for step in last], [undisturbed.losses()[step] for step in last], rtol=TOLERANCE
     )
     for name in ("visited", "readmitted", "steps", "status"):
         assert runs.summary()[name] == undisturbed.summary()[name], name
     rows, wanted = runs.rows(), undisturbed.rows()
-    assert np.linalg.norm(rows - wanted) <= 2e-3 * np.linalg.norm(wanted)
+    assert np.linalg.norm(rows - wanted) <= TOLERANCE * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +191,7 @@ def test_mixed_precision_keeps_rows_in_float32_and_a_skipped_step_leaves_them(tm
     newest = manifest.recover(DiskFiles(runs.output / "checkpoints"))[0][-1]
     assert newest.active()[0]["w"].dtype == np.float32
     assert np.isnan(newest.log()["eta"]).sum() == summary["skipped_steps"]
+    assert newest.body["loss_scale"] == (None if dtype == "bfloat16" else [65536.0 / 2 ** summary["skipped_steps"], 12])
 
 
 def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_path):
