@@ -139,6 +139,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
             at_end.enter_context(redirect_stdout(at_end.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         try:
             code = _pretrain(config, options, ranks, at, at_end)
+            ranks.wait()  # rank 0 has written the report, and all leave together
         except BaseException as error:
             if ranks.size > 1:
                 if processes.of_the_wire(error):
@@ -154,7 +155,6 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
                         print_error(text)
                 raise SystemExit(code) from error
             raise
-    ranks.wait()  # rank 0 has written the report, and all leave together
     watch.ended()
     if ranks.size > 1:
         processes.stop()
