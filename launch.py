@@ -231,6 +231,7 @@ def _pretrain(
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
     probe = parts.open_probe(config, source, augmentation)
+    require_same(ranks, "set of evaluation images", probe and probe.fingerprint())
 
     from engine import session
     from engine.checkpoint import Checkpoints

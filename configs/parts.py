@@ -1,6 +1,6 @@
 """From a config to the objects that it describes, each made of the sections that name it.
 
-The rooms take what they need, one argument each, and know nothing of configs; here the keys become those arguments. deepspeed, zarr
+The rooms take what they need, one argument each, and know nothing of configs; here the keys become those arguments. deepspeed
 and faiss are imported where they are used: they take long, and start threads, and the loader forks its workers before.
 """
 

@@ -189,7 +189,7 @@ class Ranks(Section):
     """Several processes; how many there are is the launcher's business."""
 
     timeout_seconds: AboveZero = 120.0  # without a sign of life, or in one exchange, after which a rank is lost
-    patience_seconds: AboveZero = 7200.0  # while one rank evaluates, decodes or compiles and the others wait
+    patience_seconds: AboveZero = 7200.0  # while one rank decodes, compiles or writes and the others wait
     own_disks: bool = False  # every node has a disk of its own at `output`; false: they share one
 
 

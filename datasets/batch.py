@@ -6,6 +6,7 @@ belong to lane 0, the next G/L to lane 1, and so on; within a lane a later place
 ranks has the G/R places of its lanes.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -77,3 +78,11 @@ class Probe:
     queries: list[ImageSet]
     protocol: str
     classes: int
+
+    def fingerprint(self) -> str:
+        """Of names, counts and labels; the images are not decoded for it."""
+        digest = hashlib.sha256(self.protocol.encode())
+        for images in (self.gallery, *self.queries):
+            digest.update(f"{images.name} {images.count} ".encode())
+            digest.update(b"" if images.labels_M is None else images.labels_M.tobytes())
+        return digest.hexdigest()

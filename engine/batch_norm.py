@@ -9,8 +9,9 @@ The gradients of weight and bias stay this rank's part: whoever adds or averages
 other. Every rank must call the same layers in the same order, also one without images: it gives [0, C, ...], gets an empty result
 with a graph, must go backward through it, adds nothing to the sums, and its running statistics move like everyone's.
 
-On GPUs torch's nn.SyncBatchNorm does all this, but for one thing: under autocast a rank without images would send its zeros in half
-precision to ranks that send float32. It refuses tensors on the CPU, for which the rest of this module is. Elements are float32, float64
+On GPUs torch's nn.SyncBatchNorm does all this, but for two things: under autocast a rank without images would send its zeros in half
+precision to ranks that send float32, and its parameters would get no gradient at all, on which ZeRO stumbles. It refuses tensors on
+the CPU, for which the rest of this module is. Elements are float32, float64
 or, under autocast, bfloat16 or float16 (the result is then too, the statistics are not). Local sums are taken in the elements' precision
 in two passes and around a mean, so a channel far from zero loses nothing; what ranks exchange and combine is float64.
 
@@ -61,12 +62,16 @@ def synchronised(network: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 class SynchronisedOnGpu(nn.SyncBatchNorm):
-    """torch's, for a rank without images too: there the dtype of what is sent would be the input's, elsewhere it is float32."""
+    """torch's, for a rank without images too: it sends float32 as the others do, and has gradients of zero and not none."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.numel():
             return super().forward(input)
-        return super().forward(_wide(input)).to(input.dtype)
+        wide = _wide(input)
+        nothing = super().forward(wide) + wide  # for the gradient of what is before this layer
+        if self.affine:
+            nothing = nothing * _per_channel(self.weight, wide) + _per_channel(self.bias, wide)
+        return nothing.to(input.dtype)
 
 
 class _Synchronised(_BatchNorm):

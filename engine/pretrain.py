@@ -30,7 +30,7 @@ from engine.step import train_step
 from engine.trunk import Trunk
 
 _SKIPS_THAT_STOP = 3
-_REFUSED_THAT_STOP = 50  # by the loss scaler, which halves its scale each time
+_REFUSED_THAT_STOP = 50  # a loss scaler halves its scale each time
 
 
 class NonFiniteLoss(Exception):
@@ -264,7 +264,7 @@ def train(
                 )
             if totals.refused_in_a_row >= _REFUSED_THAT_STOP:
                 raise NonFiniteLoss(
-                    f"the loss scaler refused {_REFUSED_THAT_STOP} steps in a row, up to step {step}: no scale makes the gradient finite.\n"
+                    f"DeepSpeed refused {_REFUSED_THAT_STOP} steps in a row, up to step {step}: the gradient was not finite.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
             sound = done != rhythm.end and totals.skips_in_a_row == 0

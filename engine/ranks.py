@@ -30,7 +30,7 @@ class Road:
     """Words between the same thread of all ranks, in the order in which it says them; Ranks.another_road makes one for a thread.
 
     patience_seconds   how long a rank waits for the words of another
-    calls              begun so far on this road, for whoever looks at who is behind
+    calls              begun so far on this road; on the main thread's for whoever looks at who is behind
     """
 
     def __init__(self, rank: int = 0, size: int = 1, patience_seconds: float = 7200.0) -> None:

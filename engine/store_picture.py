@@ -95,7 +95,7 @@ def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
     caption = (
         f"One cell is {what}.\n"
         f"Cells follow the order of positions, line by line from the top left, {columns:,} a line.\n"
-        f"Light grey: never visited, {(ages == NEVER_VISITED).mean():.1%} of {len(ages):,} blocks."
+        f"Light grey: never visited, {(ages == NEVER_VISITED).mean():.1%} of the blocks ({len(ages):,})."
     )
     figure.text(0.1, 0.03, caption, color=COLOURS["muted"], linespacing=1.5)
     figure.savefig(picture, format="png")

@@ -382,16 +382,19 @@ def _place() -> str:
     """Where process numbers mean the same: this boot of this kernel, this namespace. Host names can be the same elsewhere."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        if os.readlink("/proc/self") == str(os.getpid()):  # else /proc is another namespace's
+            return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return f"nowhere else {os.getpid()}"
 
 
 def _is_there(process: int) -> bool:
-    """Whether a process runs; one that has ended and that its parent has not looked at yet does not."""
+    """Whether a process runs, or that cannot be seen; one that has ended and that its parent has not looked at yet does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    except OSError:
+        return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -103,6 +103,8 @@ class ZeroEngine:
             self.optimizer.torch_autocast_gradscaler = None
             if self.engine.torch_autocast_enabled() and self.engine.torch_autocast_dtype() is torch.float16:
                 self._own_scale = LossScale()
+                # Without the scaler it is the norm that tells of an overflow, which the user's block may have switched off.
+                self.optimizer.check_grad_overflow = True
         self._has_momentum = momentum > 0
         if self._has_momentum:
             _start_momentum(self.optimizer)
@@ -172,10 +174,10 @@ class ZeroEngine:
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers, float32 on the host, gathered from every ZeRO stage; all ranks call it together."""
         kept = self.module.state_dict().keys()
-        model = {name: buffer for name, buffer in self.module.named_buffers() if name in kept}
+        model = {name: _on_host(buffer) for name, buffer in self.module.named_buffers() if name in kept}
         for name, parameter in self.module.named_parameters():
-            model[name] = safe_get_full_fp32_param(parameter) if _is_partitioned(parameter) else parameter
-        return {name: _on_host(value) for name, value in model.items()}
+            model[name] = _on_host(safe_get_full_fp32_param(parameter) if _is_partitioned(parameter) else parameter)
+        return model
 
     def momentum(self) -> dict[str, torch.Tensor]:
         """The parameters' momentum in the same way; empty where torch keeps none, because it is 0."""

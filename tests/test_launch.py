@@ -286,12 +286,12 @@ def test_three_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(r
     assert run.summary()["digest"] != good  # two good steps were taken before
 
 
-def test_a_loss_scaler_that_refuses_every_step_ends_the_run(run, capsys, monkeypatch):
+def test_a_run_whose_steps_are_all_refused_ends(run, capsys, monkeypatch):
     from engine.trunk import Trunk
 
     monkeypatch.setattr(Trunk, "update", lambda trunk, lr: trunk.discard())
     assert run("steps=60") == 1
-    assert "the loss scaler refused 50 steps in a row, up to step 49" in capsys.readouterr().out
+    assert "DeepSpeed refused 50 steps in a row, up to step 49" in capsys.readouterr().out
     assert run.summary()["skipped_steps"] == run.summary()["steps"] == 50
 
 

@@ -212,6 +212,62 @@ def test_a_mistake_that_all_find_is_said_once_and_one_that_one_finds_is_said_by_
     assert not runs.output.exists()
 
 
+# What launch.py does where one rank differs from the others: started by its ranks in its place, with what each is to change.
+HINDERED = """
+import sys
+sys.path.insert(0, {root!r})
+import launch
+from engine import ranks
+def hinder(rank):
+{how}
+start = ranks.start
+def started(*arguments):
+    made = start(*arguments)
+    hinder(made.rank)
+    return made
+ranks.start = started
+sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (
+            """
+    from engine import session
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+    if rank == 0:
+        session.write_report = full
+""",
+            "error: [Errno 28] No space left on device; checkpoints that were written before are whole",
+        ),
+        (
+            """
+    from datasets.batch import Probe
+    real = Probe.fingerprint
+    Probe.fingerprint = lambda probe: real(probe) + str(rank)
+""",
+            "error: rank 1 has another set of evaluation images than rank 0; start all with the same words and the same files",
+        ),
+    ],
+    ids=["report", "probe"],
+)
+def test_what_one_rank_finds_ends_all_with_its_words_and_no_traceback(tmp_path, how, said):
+    runs = Runs(tmp_path / "runs")
+    script = tmp_path / "hindered.py"
+    script.write_text(HINDERED.format(root=str(REPOSITORY), how=how))
+    words = [str(script) if word == "launch.py" else word for word in runs.words(2, "torchrun", "steps=4")]
+    done = subprocess.run(
+        words, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
+    )
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("error:", "rank"))]
+    assert done.returncode != 0 and lines == [said], done.stderr
+    # The launcher has a traceback of its own.
+    assert str(REPOSITORY / "engine") not in done.stderr and "launch.py" not in done.stderr, done.stderr
+
+
 def test_the_other_jobs_run_in_one_process(tmp_path, undisturbed):
     shutil.copytree(undisturbed.output, tmp_path / "runs" / "run")
     runs = Runs(tmp_path / "runs")

@@ -291,6 +291,32 @@ def test_a_rank_without_images_sends_float32_on_a_gpu_as_the_others_do(monkeypat
     assert seen.pop() == torch.bfloat16  # copied by nobody
 
 
+class AsTorchDoes(torch.autograd.Function):
+    """What torch's layer does on a rank without images: an empty result, and no gradient for anything."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None, None, None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_parameter_of_a_rank_without_images_has_a_gradient_of_zero_on_a_gpu(monkeypatch, dtype):
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda norm, x: AsTorchDoes.apply(x, norm.weight, norm.bias))
+    network = nn.Sequential(
+        nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), nn.Conv2d(C, C, 3), nn.BatchNorm2d(C, affine=False)
+    ).to(dtype)
+    network = synchronised(network, SimpleNamespace(size=2, device=torch.device("cuda")))
+    y = network(torch.zeros(0, 3, 8, 8, dtype=dtype))
+    assert y.shape == (0, C, 4, 4)
+    (y * torch.zeros_like(y)).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
 class Unusual(nn.BatchNorm2d):
     pass
 

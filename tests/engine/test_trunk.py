@@ -155,6 +155,15 @@ def test_a_loss_scale_that_is_too_large_comes_down_until_steps_are_applied_and_i
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_overflow_is_noticed_where_the_block_switches_the_norm_off(stage):
+    block = {**FLOAT16, "zero_optimization": {"stage": stage, "compute_grad_norm": False}}
+    trunk = make_trunk(stage, block=block)
+    trunk.loss_scale = (2.0**40, 0)
+    assert float16_steps(trunk, 1) == [False]
+    assert all(torch.isfinite(value).all() for value in trunk.weights().values())
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_loss_scale_grows_after_2000_applied_steps(stage):
     trunk = make_trunk(stage, block=FLOAT16)

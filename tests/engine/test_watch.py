@@ -1,7 +1,9 @@
 """A lost rank is noticed within a bounded time, all others stop, and exactly one message names it."""
 
+import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from engine.watch import Watch
+from engine.watch import Watch, _is_there, _place
 from tests.on_ranks import server_context
 
 BEAT_SECONDS, MISSED_SECONDS, TIMEOUT_SECONDS = 0.02, 0.15, 0.4
@@ -288,6 +290,22 @@ def test_a_process_that_is_not_looked_for_in_its_own_place_is_not_missed(make_ru
     run.watches[1].stop()
     time.sleep(4 * MISSED_SECONDS)
     assert not run.codes
+
+
+def test_a_process_is_there_until_it_has_ended_and_while_nobody_can_look(monkeypatch):
+    child = subprocess.Popen(["sleep", "60"])
+    assert _is_there(child.pid) and _is_there(os.getpid())
+    child.kill()
+    eventually(lambda: not _is_there(child.pid))  # a zombie
+    child.wait()
+    assert not _is_there(child.pid)
+
+    def too_many(path, *arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", too_many)
+    assert _is_there(child.pid)
+    assert _place().startswith("nowhere else")
 
 
 def test_a_verdict_that_nobody_reads_is_carried_out_all_the_same():
