@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:  # every process of this machine finds the same
         if launched("LOCAL_RANK", 0) == 0:
             print(f"error: {error}", file=sys.stderr)
+        else:
+            time.sleep(20)  # the launcher ends the others when one ends; the one that speaks is to be it
         return 2
     job = {"pretrain": pretrain, "knn": knn, "export": export, "store": store}[config.job]
     try:
