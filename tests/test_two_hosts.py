@@ -118,5 +118,6 @@ def test_no_host_outlives_the_process_that_made_it(tmp_path):
         shells = [psutil.Process(int(pid)) for pid in maker.stdout.readline().split()]
         inside = [process for shell in shells for process in (shell, *shell.children(recursive=True))]
         maker.send_signal(signal.SIGKILL)
-    assert len(shells) == 2 and len(inside) == (4 if BY_SSH else 2)  # each with its sshd
+    # Each with its sshd, and perhaps with what is left of the connection by which one waited for that.
+    assert len(shells) == 2 and len(inside) >= (4 if BY_SSH else 2)
     assert not psutil.wait_procs(inside, timeout=20)[1]
