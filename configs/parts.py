@@ -12,13 +12,7 @@ import numpy as np
 import torch
 
 from configs import schema
-from configs.sizes import (
-    capacities,
-    host_places,
-    is_full,
-    slots_each,
-    waiting_blocks,
-)
+from configs.sizes import capacities, host_places, is_full, slots_each, waiting_blocks
 from datasets.batch import Probe
 from datasets.cached import CachedSource
 from datasets.catalog import make_augmentation, make_probe, open_source
@@ -250,7 +244,6 @@ def make_rows(
     kernels   the implementation of each op; engine.implementations.names
     held      who keeps the active rows, where it is not they themselves
     """
-
     optimizer, classifier = config.optimizer, config.classifier
     on_disk = reads_only or config.store.kind == "zarr"
     log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov)

@@ -68,7 +68,6 @@ def slots_each(config: schema.Config, schedule: Schedule, ranks: int) -> int:
 def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
     """Refuse a config in which rows would come back from a gap with nothing left of them."""
     optimizer = config.optimizer
-    decay = optimizer.decay_of_rows
     if config.classifier.norm_floor == 0 and not is_full(config, schedule):
         # Stripes change places within half a pass.
         gap_passes = 1.5 if schedule.reshuffle else 1.0
@@ -76,7 +75,7 @@ def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
             memory_plan.predicted_shrink(
                 gap_steps=min(gap_passes * schedule.steps_per_pass, total),
                 eta=optimizer.lr * optimizer.rows_lr_scale,
-                weight_decay=decay,
+                weight_decay=optimizer.decay_of_rows,
                 momentum=optimizer.momentum,
             )
         )

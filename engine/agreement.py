@@ -27,8 +27,8 @@ def require_one_disk(output: Path, ranks: Ranks) -> None:
         path.touch()
     ranks.wait()
     # A network file system may remember for half a minute that a directory was not there.
-    patience_seconds = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < patience_seconds and ranks.size > 1:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline and ranks.size > 1:
         with suppress(OSError):
             os.listdir(output.parent)
         time.sleep(1)

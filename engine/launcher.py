@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from engine.process_table import fields
+
 _LAUNCHERS = ("deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
 
 
@@ -55,8 +57,7 @@ def _watch(above: list[int], stop: Callable[[], None], poll_seconds: float) -> N
 def _parent(process: int) -> int:
     """0 where there is no such process."""
     try:
-        # The name, in brackets, may hold anything; what follows is the state and the parent.
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(fields(process)[1])
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -54,6 +54,14 @@ class Totals:
         default_factory=lambda: array("d")
     )  # of every step, nan where it was skipped; kept with the log
 
+    def hopeless(self) -> str | None:
+        """Why it is no use to go on; None where it is."""
+        if self.skips_in_a_row >= _SKIPS_THAT_STOP:
+            return f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row"
+        if self.refused_in_a_row >= _REFUSED_THAT_STOP:
+            return f"the gradient was not finite: DeepSpeed refused {_REFUSED_THAT_STOP} steps in a row"
+        return None
+
     def kept(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps of it."""
         return {name: value for name, value in vars(self).items() if name != "losses"}
@@ -255,16 +263,11 @@ def train(
                     metrics.flush()
                 progress.update(line)
                 last_line, images_at_line = now, totals.images
-            if totals.skips_in_a_row >= _SKIPS_THAT_STOP:
+            if reason := totals.hopeless():
                 kept = last_good()
                 good = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise NonFiniteLoss(
-                    f"the loss was not finite in {_SKIPS_THAT_STOP} steps in a row, up to step {step}; {good}.\n"
-                    "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
-                )
-            if totals.refused_in_a_row >= _REFUSED_THAT_STOP:
-                raise NonFiniteLoss(
-                    f"DeepSpeed refused {_REFUSED_THAT_STOP} steps in a row, up to step {step}: the gradient was not finite.\n"
+                    f"{reason}, up to step {step}; {good}.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
             sound = done != rhythm.end and totals.skips_in_a_row == 0

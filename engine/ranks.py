@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_PATIENCE_SECONDS = 7200.0
 # By the names of torch 2.14; before that there were others.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -33,7 +34,7 @@ class Road:
     calls              begun so far on this road; on the main thread's for whoever looks at who is behind
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, patience_seconds: float = 7200.0) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self.rank, self.size, self.patience_seconds = rank, size, patience_seconds
         self.calls = 0
         self._words: Any = None
@@ -76,7 +77,12 @@ class Ranks(Road):
     """
 
     def __init__(
-        self, rank: int, size: int, device: torch.device, timeout_seconds: float, patience_seconds: float = 7200.0
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        timeout_seconds: float,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         super().__init__(rank, size, patience_seconds)
         self.device, self.timeout_seconds = device, timeout_seconds
@@ -147,7 +153,7 @@ class Ranks(Road):
         self.tensor_calls += 1
 
 
-def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds: float = 7200.0) -> Ranks:
+def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds: float = _PATIENCE_SECONDS) -> Ranks:
     """Join the run's processes, as the launcher's environment describes them.
 
     Raises ValueError where that is not complete, or where the others do not come within the time.

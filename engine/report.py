@@ -122,28 +122,19 @@ def _head(name: str, records: Records) -> str:
         ),
     ]
     status = str(records.summary.get("status", "no summary: still running, or killed"))
-    about = " · ".join(
-        [
-            *(str(records.summary[field]) for field in ("job", "method") if field in records.summary),
-            *_processes(records, "{:.0f} processes"),
-        ]
-    )
+    about = [str(records.summary[field]) for field in ("job", "method") if field in records.summary]
+    if (processes := records.figure("ranks") or 1) > 1:
+        about.append(f"{processes:.0f} processes")
     unreadable = records.unreadable_lines
     return "\n".join(
         [
-            f'<header><h1>{escape(name)}</h1><span class="muted">{escape(about)}</span>',
+            f'<header><h1>{escape(name)}</h1><span class="muted">{escape(" · ".join(about))}</span>',
             f'<span class="status {"good" if status == "finished" else "other"}">{escape(status)}</span></header>',
             paragraph(_verdict(loss, chance_loss, knn, raw)),
             paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
             tiles(headline),
         ]
     )
-
-
-def _processes(records: Records, text: str) -> list[str]:
-    """The text with how many processes there were; nothing where there was one."""
-    count = records.figure("ranks") or 1
-    return [text.format(count)] if count > 1 else []
 
 
 def _verdict(loss: float | None, chance_loss: float | None, knn: float | None, raw: float | None) -> str:
@@ -284,7 +275,8 @@ def _memory(records: Records) -> list[str]:
     caption = "Upper bar: planned. Lower bar: measured, the largest count at any logged step."
     if not planned:
         caption = "The largest count at any logged step; the run left no plan to compare it with."
-    caption += "".join(_processes(records, " Device and host: of the largest of {:.0f} processes; disk: of all."))
+    if (processes := records.figure("ranks") or 1) > 1:
+        caption += f" Device and host: of the largest of {processes:.0f} processes; disk: of all."
     return [
         figure(memory_svg(tiers, planned, measured), caption),
         table(["tier", "planned", "measured", "measured / planned"], rows),

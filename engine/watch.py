@@ -33,6 +33,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from engine.process_table import fields
+
 _GO_ON = "checkpoints that were written before are whole, and the same command goes on from the newest"
 
 
@@ -269,9 +271,9 @@ class Watch:
             # The main thread may be about to find the same error, and to end with a code of its own.
             return "" if own.raised or now - self._words_seconds > self.beats_missed_seconds else None
 
-        for rank in self._others:
-            if not own.raised and self._is_gone(rank):  # which NCCL would tell nobody
-                self._tell(raised=f"process {self._lines[rank].process} is gone")
+        gone = next(filter(self._is_gone, self._others), None)
+        if gone is not None and not own.raised:  # which NCCL would tell nobody
+            self._tell(raised=f"process {self._lines[gone].process} is gone")
         errors = [line.raised for line in self._lines if line.raised]
         if errors and self._raised_seconds is None:
             self._raised_seconds = now
@@ -318,7 +320,7 @@ class Watch:
         return f"error: {self._names(lost)}{doubt} {was} lost after {self._where()}: {why}; {_GO_ON}"
 
     def _behind(self, there: list[int], error: str) -> str | None:
-        """Nobody is lost: the ranks that have begun fewest collectives, and wait for none in vain, keep the others waiting."""
+        """Nobody is lost: the ranks that have begun fewest exchanges, and wait for none in vain, keep the others waiting."""
         calls = [self._lines[rank].calls for rank in there]
         behind = [
             rank
@@ -390,7 +392,7 @@ def _place() -> str:
 def _is_there(process: int) -> bool:
     """Whether a process runs, or that cannot be seen; one that has ended and that its parent has not looked at yet does not."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return fields(process)[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
     except OSError:

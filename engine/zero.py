@@ -290,7 +290,7 @@ def _is_partitioned(parameter: nn.Parameter) -> bool:
 
 
 def _on_host(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _start_momentum(optimizer: Any) -> None:

@@ -291,7 +291,7 @@ def test_a_run_whose_steps_are_all_refused_ends(run, capsys, monkeypatch):
 
     monkeypatch.setattr(Trunk, "update", lambda trunk, lr: trunk.discard())
     assert run("steps=60") == 1
-    assert "DeepSpeed refused 50 steps in a row, up to step 49" in capsys.readouterr().out
+    assert "DeepSpeed refused 50 steps in a row, up to step 49; the last good checkpoint is " in capsys.readouterr().out
     assert run.summary()["skipped_steps"] == run.summary()["steps"] == 50
 
 

@@ -30,7 +30,9 @@ TOLERANCE = 2e-3
 
 
 class Runs:
-    """Launches of launch.py on one config; the output directory is `directory`/run."""
+    """Launches of launch.py, or of a script in its place, on one config; the output directory is `directory`/run."""
+
+    script: str | Path = "launch.py"
 
     def __init__(self, directory, **changes):
         self.directory, self.output = directory, directory / "run"
@@ -46,7 +48,7 @@ class Runs:
             "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
             "deepspeed": [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(count)],
         }[launcher]
-        return [*head, "launch.py", "--config", str(self.config), *overrides]
+        return [*head, str(self.script), "--config", str(self.config), *overrides]
 
     def start(self, count, *overrides, launcher="torchrun"):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -256,16 +258,13 @@ sys.exit(launch.main(sys.argv[1:]))
 )
 def test_what_one_rank_finds_ends_all_with_its_words_and_no_traceback(tmp_path, how, said):
     runs = Runs(tmp_path / "runs")
-    script = tmp_path / "hindered.py"
-    script.write_text(HINDERED.format(root=str(REPOSITORY), how=how))
-    words = [str(script) if word == "launch.py" else word for word in runs.words(2, "torchrun", "steps=4")]
-    done = subprocess.run(
-        words, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
-    )
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("error:", "rank"))]
-    assert done.returncode != 0 and lines == [said], done.stderr
+    runs.script = tmp_path / "hindered.py"
+    runs.script.write_text(HINDERED.format(root=str(REPOSITORY), how=how))
+    code, out = runs(2, "steps=4")
+    lines = [line for line in out.splitlines() if line.startswith(("error:", "rank"))]
+    assert code != 0 and lines == [said], out
     # The launcher has a traceback of its own.
-    assert str(REPOSITORY / "engine") not in done.stderr and "launch.py" not in done.stderr, done.stderr
+    assert str(REPOSITORY / "engine") not in out and "launch.py" not in out, out
 
 
 def test_the_other_jobs_run_in_one_process(tmp_path, undisturbed):

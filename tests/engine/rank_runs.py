@@ -26,15 +26,22 @@ def held_rows(case, ranks):
     return PartitionedRows(
         each,
         case.dim,
-        ranks=ranks.size,
-        places=case.batch // ranks.size,
-        micro_batches=case.micro_batches,
-        momentum=case.momentum,
+        **engine_settings(case, ranks),
         weight_decay=case.weight_decay,
         nesterov=case.nesterov,
-        clip=0.0,
-        device=ranks.device,
     )
+
+
+def engine_settings(case, ranks):
+    """What rows and trunk have in common under DeepSpeed."""
+    return {
+        "ranks": ranks.size,
+        "places": case.batch // ranks.size,
+        "micro_batches": case.micro_batches,
+        "momentum": case.momentum,
+        "clip": 0.0,
+        "device": ranks.device,
+    }
 
 
 def make_rows(case, ranks, sharding, **options):
@@ -111,15 +118,10 @@ def real_trunk(case, ranks, stage, **block):
 
     train = partial(
         ZeroEngine,
-        ranks=ranks.size,
-        places=case.batch // ranks.size,
-        micro_batches=case.micro_batches,
-        momentum=case.momentum,
+        **engine_settings(case, ranks),
         weight_decay=1e-4,
         nesterov=False,
-        clip=0.0,
         config={"zero_optimization": {"stage": stage}, **block},
-        device=ranks.device,
     )
     return Trunk(SmallNetwork(case.dim), ranks, train)
 
@@ -156,10 +158,8 @@ def steps_of_a_loss_scaler(ranks, case, sharding, stage):
     rows, softmax = make_rows(case, ranks, sharding)
     told = []
     for step in range(4):
-        trunk.loss_scale = (
-            2.0**120 if step < 2 else 1.0,
-            0,
-        )  # the gradient of a float16 weight is then too large, or is not
+        scale = 2.0**120 if step < 2 else 1.0  # the gradient of a float16 weight is then too large, or is not
+        trunk.loss_scale = (scale, 0)
         before = rows.w_KD.clone()
         applied = engine_step(case, rows, Watched(trunk, ranks), step, ranks, softmax).applied
         stayed = [slot for slot in range(rows.size) if before[slot].any()]  # others were admitted in this step

@@ -23,19 +23,13 @@ class Network(nn.Module):
         return nn.functional.normalize(self.last(torch.relu(self.norm(self.first(torch.cat(views))))))
 
 
+SETTINGS = {"ranks": 1, "places": 8, "device": ALONE.device, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": False}
+
+
 def make_trunk(stage, micro_batches=1, clip=0.0, block=None, **options):
-    settings = {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": False, **options}
-    train = partial(
-        ZeroEngine,
-        ranks=1,
-        places=8,
-        micro_batches=micro_batches,
-        clip=clip,
-        config={"zero_optimization": {"stage": stage}, **(block or {})},
-        device=ALONE.device,
-        **settings,
-    )
-    return Trunk(Network(), ALONE, train)
+    config = {"zero_optimization": {"stage": stage}, **(block or {})}
+    settings = {**SETTINGS, "micro_batches": micro_batches, "clip": clip, "config": config, **options}
+    return Trunk(Network(), ALONE, partial(ZeroEngine, **settings))
 
 
 def assert_equal(trunk, reference, sgd):
@@ -191,18 +185,7 @@ def test_clipping_is_of_the_gradient_without_its_scale(stage, block):
 
 def test_rows_beside_a_float16_trunk_are_not_scaled():
     make_trunk(0, block=FLOAT16)  # what DeepSpeed remembers of it concerns every engine that is made later
-    rows = PartitionedRows(
-        16,
-        4,
-        ranks=1,
-        places=8,
-        micro_batches=1,
-        momentum=0.9,
-        weight_decay=0.0,
-        nesterov=False,
-        clip=1.0,
-        device=ALONE.device,
-    )
+    rows = PartitionedRows(16, 4, **{**SETTINGS, "micro_batches": 1, "weight_decay": 0.0, "clip": 1.0})
     rows.w_SD.fill_(1.0)
     rows.publish()
     rows.add(lambda rows_KD: torch.full_like(rows_KD, 0.5))  # of norm 4
