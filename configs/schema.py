@@ -83,7 +83,9 @@ class Data(Section):
     limit: Positive | None = None  # use the first so many instances only (fashion_mnist)
     held_out: tuple[str, ...] = ()  # glyphs: font families kept out of training, used as queries
     labels: str | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
+    exclude: tuple[str, ...] = ()  # folder: patterns of files and directories that are left out
     on_unreadable: Literal["skip", "stop"] = "skip"
+    max_unreadable: Fraction = 0.1  # share of a window's images that cannot be decoded, above which the run stops
     augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(
         kind="grey"
     )
@@ -91,6 +93,7 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0)] = (
         0  # processes that decode and augment; 0: the step does it itself, best for small images
     )
+    patience_seconds: AboveZero = 600.0  # how long a step waits for its batch before the run stops
 
 
 class Schedule(Section):

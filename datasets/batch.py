@@ -14,6 +14,10 @@ import numpy as np
 import torch
 
 
+# The file by which this engine knows a directory that it made; no walk over images enters one.
+MARK = ".pic-engine"
+
+
 class UnreadableImage(Exception):
     """An image that could not be decoded; `name` says which (a path, or `source:instance`)."""
 
@@ -27,6 +31,32 @@ class UnreadableImage(Exception):
         return (UnreadableImage, (self.name, self.reason))
 
 
+class ImagesUnavailable(OSError):
+    """The machine could not give an image (its disk, its network, a limit); the image itself may be good. Ends the run."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return (ImagesUnavailable, (self.name, self.reason))
+
+
+class NoBatch(Exception):
+    """The run was asked to stop while it waited for a batch that did not come."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image of a batch that could not be decoded. place: where in the rank's part of the batch it would have been."""
+
+    place: int
+    instance: int
+    name: str
+    reason: str
+
+
 @dataclass
 class Batch:
     """What step `step` sees.
@@ -35,7 +65,7 @@ class Batch:
     positions_G   int64, place in the schedule's order, -1 = empty
     ids_G         int64, the instance (index in the source), -1 = empty
     filled_G      bool
-    unreadable    names of the images of this batch that could not be decoded (their places are empty)
+    unreadable    the images of this batch that could not be decoded (their places are empty)
     """
 
     step: int
@@ -43,7 +73,7 @@ class Batch:
     positions_G: np.ndarray
     ids_G: np.ndarray
     filled_G: np.ndarray
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
