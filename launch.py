@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from engine.files import DiskFiles
     from engine.lanes import Lanes
     from engine.manifest import Kept
+    from engine.output import Output
     from engine.ranks import Ranks
 
 
@@ -178,17 +179,20 @@ def _pretrain(
     from engine.implementations import implementations, names, said
     from engine.lanes import Lanes
     from engine.network import check_sides
-    from engine.output import is_finished, prepare_output, require_writable, write_json
+    from engine.output import CHECKPOINTS, EVENTS, PRETRAIN, UNREADABLE, Output, is_finished, write_json
+    from engine.reading import Reading, listed
+    from engine.stop_signal import Heard, StopSignal
 
     output = Path(config.output)
     lanes = Lanes(config.schedule.lanes, ranks.rank, ranks.size)
     require_same(ranks, "config", config.model_dump_json())
-    require_writable(output)
+    own = Output(output, [*PRETRAIN, *(EVENTS if config.evaluate.tensorboard else ())], parts.images_directory(config))
     # Of the ranks that share a disk one looks after what is nobody's.
     is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
     locked = output.is_dir() and not options.dry_run
     ranks.wait()  # all have looked before one makes it
     if locked and is_keeper:
+        own.make()
         lock_disk(output, ranks, at_end)
     files = DiskFiles(output / "checkpoints")
     kept, complaints = ([], []) if options.fresh else whole_checkpoints(files, ranks, lanes, config.ranks.own_disks)
@@ -228,6 +232,7 @@ def _pretrain(
         ranks.rank,
         ranks.size,
     )
+    stop = StopSignal()
     # Workers are forked here, before DeepSpeed and the store start threads.
     stream = batches(dataset, last.step if last else 0, end, config.data.workers, pin=device.type == "cuda")
     at_end.callback(stream.close)
@@ -238,20 +243,23 @@ def _pretrain(
 
     from engine import session
     from engine.checkpoint import Checkpoints
-    from engine.pretrain import Heard, StopSignal
 
     ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
     trunk = parts.make_trunk(config, network, schedule, ranks)
     at_end.callback(trunk.close)
     if is_keeper:
-        prepare_output(output, options.fresh and locked)  # what came since the lock was not there is another job's
+        own.make()
+        if options.fresh and locked:  # what came since the lock was not there is another job's
+            for path in own.remove_run():
+                print(f"{output / path} was not written by this engine and stays")
         if not locked:
             lock_disk(output, ranks, at_end)
             if manifest.numbers(files):
                 raise ValueError(f"another job began in {output} just now; choose another output")
         write_json(output / "config.json", json.loads(config.model_dump_json()))
         write_json(output / "plan.json", planned)
-        source.save_index(output / "images.index")
+        files.make_directory("")
+        source.save_index(output / CHECKPOINTS / "images.index")
     ranks.wait()
     if not config.ranks.own_disks:
         require_one_disk(output, ranks)
@@ -266,7 +274,7 @@ def _pretrain(
     at_end.callback(rows.host.close)
     if held:
         at_end.callback(held.zero.close)
-    stop = at_end.enter_context(StopSignal())
+    at_end.enter_context(stop)
     at_end.enter_context(redirect_stdout(cast("TextIO", Heard(sys.stdout, stop))))
     return session.run(
         trunk=trunk,
@@ -291,6 +299,14 @@ def _pretrain(
         sample=sample_images(source, config.data.image_size, min(2000, config.evaluate.limit)),
         rows_grad_V=list(augmentation.rows_grad_V),
         stop=stop,
+        reading=Reading(
+            config.data.max_unreadable,
+            schedule.steps_per_window,
+            end,
+            source.file_bytes,
+            path=output / UNREADABLE if ranks.is_first else None,
+            known=ranks.from_first(listed(output / UNREADABLE) if last else {}),
+        ),
         settings=session.Settings(
             job=config.job,
             method=config.classifier.method,
@@ -298,6 +314,7 @@ def _pretrain(
             seed=config.seed,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint.every_steps,
+            on_unreadable=config.data.on_unreadable,
             read_ahead=config.store.read_ahead,
             evaluate_every=config.evaluate.every_steps,
             protocol=parts.protocol_of(config),
@@ -364,7 +381,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     from datasets.catalog import sample_images
     from engine.evaluate import evaluate, raw_pixels, record
     from engine.network import embed
-    from engine.output import prepare_output, write_json
+    from engine.output import KNN, Output, write_json
     from engine.ranks import Road
     from engine.session import describe
 
@@ -373,6 +390,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
         raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
     if config.evaluate.features != "backbone":
         raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
+    output = Output(Path(config.output), KNN, parts.images_directory(config))
     source, augmentation, _ = parts.open_data(config, None)
     network = parts.network_of(config)
     try:
@@ -392,7 +410,8 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     assert raw and result
     line = record(result, probe, raw.figures, protocol)
     print(describe(str(path), line))
-    write_json(prepare_output(Path(config.output), fresh=False) / "knn.json", {"backbone": str(path), **line})
+    output.make()
+    write_json(output.path / "knn.json", {"backbone": str(path), **line})
     return 0
 
 
@@ -403,15 +422,17 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
     from engine import checkpoint, exports
     from engine.chosen import chosen_checkpoint, while_it_is_there
     from engine.network import backbone_of, embed
-    from engine.output import prepare_output
+    from engine.output import EXPORT, Output
     from engine.snapshots import RowReader
 
+    output = Output(Path(config.output), EXPORT, parts.images_directory(config))
     kept, complaints = chosen_checkpoint(Path(config.output), None)
     source, _, schedule = parts.open_data(config, kept, grows=False)
     with while_it_is_there(kept):
         model = checkpoint.read_trunk(kept)
         rows = parts.rows_of(config, kept, schedule)
-        directory = prepare_output(Path(config.output), fresh=False) / "exports"
+        output.make()
+        directory = output.path / "exports"
         directory.mkdir(exist_ok=True)
         shape = exports.export_rows(directory / "rows.npy", RowReader(rows), schedule.size, schedule.instances)
     network = parts.network_of(config)
@@ -436,6 +457,7 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
     from engine import store_jobs
     from engine.chosen import chosen_checkpoint, while_it_is_there
     from engine.files import DiskFiles
+    from engine.output import LOCK, PICTURE, Output, rows_of_step
 
     output, wanted = Path(config.output), config.store
     files = DiskFiles(output / "checkpoints")
@@ -446,6 +468,7 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
             raise ValueError(f"store.verb={wanted.verb} is for all checkpoints; leave store.step out")
         if not files.listing(""):
             raise ValueError(f"there are no checkpoints in {files.root}; train with job=pretrain")
+        Output(output, [LOCK]).make()
         with ExitStack() as at_end:
             lock(output, at_end)
             return store_jobs.scrub(files) if wanted.verb == "scrub" else store_jobs.repair(files)
@@ -453,11 +476,14 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
     print("\n".join(complaints), end="\n" if complaints else "")
     with while_it_is_there(kept):
         if wanted.verb == "inspect":
+            Output(output, PICTURE).make()
             return store_jobs.inspect(kept, output / "store.png")
         from configs import parts
 
+        own = Output(output, rows_of_step(kept.step, wanted.format), parts.images_directory(config))
         _, _, schedule = parts.open_data(config, kept, grows=False)
         rows = parts.rows_of(config, kept, schedule)
+        own.make()
         return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)
 
 

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     from engine.zero import PartitionedRows
 
 
+def images_directory(config: schema.Config) -> Path | None:
+    """Where the user's images lie; None where the source brings its own."""
+    return Path(config.data.root).expanduser() if config.data.root else None
+
+
 def open_data(
     config: schema.Config, last: "Kept | None", grows: bool = True
 ) -> tuple[Source, GreyAugment | PhotoAugment, Schedule]:

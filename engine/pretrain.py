@@ -4,10 +4,8 @@ The loop knows the step number and nothing else about the past; all state is in 
 together; what they decide, they decide alike. A signal to stop that any of them got is obeyed by all between two steps.
 """
 
-import json
 import os
 import resource
-import signal
 import time
 from array import array
 from collections import Counter
@@ -15,18 +13,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 import torch
 
-from datasets.batch import Batch
+from datasets.batch import Batch, NoBatch
 from engine.active_rows import ActiveRows
+from engine.output import json_text
 from engine.progress import Progress
 from engine.ranks import Ranks
+from engine.reading import UNREADABLE, Reading, TooMuchUnread
 from engine.softmax import Softmax
 from engine.stages import Stages
-from engine.step import train_step
+from engine.step import places_of_all, train_step
+from engine.stop_signal import StopSignal
 from engine.trunk import Trunk
 
 _SKIPS_THAT_STOP = 3
@@ -45,7 +46,6 @@ class Totals:
     skipped_steps: int = 0
     skips_in_a_row: int = 0
     refused_in_a_row: int = 0
-    unreadable_images: int = 0
     step_seconds: float = 0.0  # in steps, waiting for images included; evaluations and checkpoints are not
     trunk_seconds: float = 0.0
     peak_host_bytes: int = 0
@@ -61,6 +61,12 @@ class Totals:
         if self.refused_in_a_row >= _REFUSED_THAT_STOP:
             return f"the gradient was not finite: DeepSpeed refused {_REFUSED_THAT_STOP} steps in a row"
         return None
+
+    @classmethod
+    def restored(cls, kept: dict[str, Any], losses: Iterable[float]) -> "Totals":
+        """What `kept` gave, also in an earlier version, which counted visits to images that could not be read."""
+        known = {name: value for name, value in kept.items() if name != "unreadable_images"}
+        return cls(**known, losses=array("d", losses))
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps of it."""
@@ -79,78 +85,6 @@ class Rhythm:
     checkpoint_every: int
     evaluate_every: int | None
     read_ahead: int
-
-
-class StopSignal:
-    """SIGINT and SIGTERM ask the loop to end after the step it is in; a second SIGINT interrupts at once.
-
-    A second SIGTERM does nothing: launchers send it to each process in turn and may send it twice.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        self.name = signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
-
-    def ask(self, name: str) -> None:
-        """As if that signal had come."""
-        self.name = name
-
-    def agreed(self, ranks: Ranks) -> str | None:
-        """The name of a signal that some rank got, or None; every rank calls it after every step, and hears the same.
-
-        What all do next has to follow from this answer, and not from `name`, which a signal may change at any moment.
-        """
-        if ranks.size == 1:
-            return self.name
-        number = signal.Signals[self.name].value if self.name else 0
-        number = int(ranks.max(torch.tensor([number], device=ranks.device), "stop"))
-        if not number:
-            return None  # and a signal that came meanwhile is told at the next call
-        self.name = signal.Signals(number).name
-        return self.name
-
-
-class Heard:
-    """A text stream that asks the run to stop when nobody reads it any more, and swallows what is written from then on.
-
-    Whoever ends a run from a distance, as DeepSpeed's launcher does on Ctrl-C, may cut its output before its signal arrives.
-    """
-
-    def __init__(self, stream: TextIO, stop: StopSignal) -> None:
-        self._stream, self._stop = stream, stop
-
-    def write(self, text: str) -> int:
-        return self._try(lambda: self._stream.write(text), len(text))
-
-    def flush(self) -> None:
-        self._try(self._stream.flush, None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _try(self, do: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            return do()
-        except BrokenPipeError:
-            self._stop.ask("SIGPIPE")
-            # What is buffered would be tried again when the process ends, and fail again.
-            with open(os.devnull, "w", encoding="utf-8") as nothing:
-                os.dup2(nothing.fileno(), self._stream.fileno())
-            return otherwise
 
 
 def train(
@@ -178,6 +112,8 @@ def train(
     progress: Progress,
     stop: StopSignal,
     seed: int,
+    reading: Reading,
+    stop_at_unreadable: bool,
 ) -> None:
     """Train from step `rows.log.steps` up to `rhythm.end`, or until `stop` asks, or until the loss stays non-finite.
 
@@ -186,31 +122,62 @@ def train(
     window_blocks         window number -> its blocks
     checkpoint            begins one; called every `checkpoint_every` steps, when stopped, and at the end
     last_good             the name of the newest checkpoint that is there
+    evaluate              ends early where a stop is asked for
     disk_bytes            what checkpoints and stored rows occupy
     take_waited_seconds   for how long the disk was waited for since the last call
     seed                  of torch's generator, together with the step
-    Raises NonFiniteLoss after three skipped steps in a row; no checkpoint is written then.
+    stop_at_unreadable    the first image that cannot be read ends the run, before its step
+    Raises NonFiniteLoss after three skipped steps in a row, and TooMuchUnread; no checkpoint is written then. Raises ValueError
+    where an image that cannot be read ends the run; then there is a checkpoint of the steps before.
     """
     stages = Stages()
     waits = {"steps": 0, "seconds": 0.0}
     last_line = time.perf_counter()
     images_at_line = totals.images
     first_step = rows.log.steps
-    unreadable: list[tuple[str, int]] = []  # (image, step) that the other ranks have not been told of
+    images_at_checkpoint = totals.images
     sent_bytes = Counter(ranks.sent_bytes)
 
-    def tell_unreadable() -> None:
-        for name, step in (one for told in ranks.share(unreadable) for one in told):
-            totals.unreadable_images += 1
-            progress.note(f"cannot read {name}; its place in step {step} stays empty")
-        unreadable.clear()
+    def tell_unreadable() -> list[str]:
+        lines = reading.tell(ranks)
+        for line in lines:
+            progress.note(line)
+        return lines
 
-    with opened(metrics_path) as metrics:
+    def good() -> str:
+        kept = last_good()
+        return f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
+
+    def end_for_unread(reason: str | None, step: int) -> NoReturn:
+        known = len(reading.known)
+        lines = tell_unreadable()
+        if reason:
+            raise TooMuchUnread(f"{reason}; the first: {reading.first_names()}, up to step {step}; {good()}")
+        if step and (totals.images > images_at_checkpoint or len(reading.known) > known):
+            checkpoint()
+        told = lines[0].removesuffix("; its place stays empty") if lines else f"cannot read {reading.first_names()}"
+        raise ValueError(
+            f"{told}; the run stops before step {step}, {good()}.\n"
+            "Repair the file, or set data.on_unreadable to skip, and start the same command again"
+        )
+
+    with opened_or_none(metrics_path) as metrics:
         for step in range(rows.log.steps, rhythm.end):
             start = time.perf_counter()
             with stages("data"):
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except NoBatch:
+                    if ranks.size > 1:  # the others wait for this rank in the step's exchanges
+                        raise TimeoutError(
+                            f"{stop.name} came while this rank waited for the images of step {step}"
+                        ) from None
+                    break
             assert batch.step == step, (batch.step, step)
+            places_RP = places_of_all(batch, ranks)
+            reason = reading.add(step, places_RP, batch.unreadable)
+            if reason or (stop_at_unreadable and (places_RP == UNREADABLE).any()):
+                end_for_unread(reason, step)
             window = step // steps_per_window
             if step % steps_per_window == 0:
                 with stages("slide"):
@@ -232,13 +199,14 @@ def train(
                 micro_batches=micro_batches,
                 rows_grad_V=rows_grad_V,
                 stages=stages,
+                places_RP=places_RP,
             )
             totals.images += result.filled
             totals.skipped_steps += not result.applied
             totals.skips_in_a_row = 0 if result.finite else totals.skips_in_a_row + 1
-            totals.refused_in_a_row = 0 if result.applied else totals.refused_in_a_row + result.finite
+            refused = result.finite and result.filled > 0
+            totals.refused_in_a_row = 0 if result.applied else totals.refused_in_a_row + refused
             totals.losses.append(result.loss)
-            unreadable += [(name, step) for name in batch.unreadable]
             totals.step_seconds += time.perf_counter() - start
             waited = take_waited_seconds()
             waits["steps"] += waited > 0
@@ -259,40 +227,52 @@ def train(
                 line["sent_bytes"] = dict(ranks.sent_bytes - sent_bytes)
                 sent_bytes = Counter(ranks.sent_bytes)
                 if metrics:
-                    metrics.write(json.dumps(line) + "\n")
+                    metrics.write(json_text(line) + "\n")
                     metrics.flush()
                 progress.update(line)
                 last_line, images_at_line = now, totals.images
             if reason := totals.hopeless():
-                kept = last_good()
-                good = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise NonFiniteLoss(
-                    f"{reason}, up to step {step}; {good}.\n"
+                    f"{reason}, up to step {step}; {good()}.\n"
                     "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
                 )
             sound = done != rhythm.end and totals.skips_in_a_row == 0
-            due = sound and done % rhythm.checkpoint_every == 0
+            # Where nothing was read since the last one, another would only push a good one out.
+            due = sound and done % rhythm.checkpoint_every == 0 and totals.images > images_at_checkpoint
             if stopped_by or due:
                 tell_unreadable()
                 checkpoint()
+                images_at_checkpoint = totals.images
             if stopped_by:
                 return
             if sound and rhythm.evaluate_every and done % rhythm.evaluate_every == 0:
                 evaluate()
-    if first_step < rows.log.steps == rhythm.end:
-        checkpoint()  # the last line has told what was unreadable
+                if stop.agreed(ranks):
+                    break
+    if first_step < rows.log.steps and (rows.log.steps == rhythm.end or totals.images > images_at_checkpoint):
+        tell_unreadable()
+        checkpoint()
 
 
 @contextmanager
-def opened(metrics_path: Path | None) -> Iterator[TextIO | None]:
-    """The file to add lines to; a line that a killed run left half is ended."""
+def opened_or_none(metrics_path: Path | None) -> Iterator[TextIO | None]:
+    """The file that rank 0 adds lines to; None at the others."""
     if metrics_path is None:
         yield None
         return
-    torn = metrics_path.stat().st_size and not metrics_path.read_bytes().endswith(b"\n")
+    with opened(metrics_path) as metrics:
+        yield metrics
+
+
+@contextmanager
+def opened(metrics_path: Path) -> Iterator[TextIO]:
+    """A file of lines to add to, made where it is missing; a line that a killed run left half is ended."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(metrics_path, flags, 0o666), "ab") as existing:
+        size = existing.seek(0, os.SEEK_END)
+        if size and os.pread(existing.fileno(), 1, size - 1) != b"\n":
+            existing.write(b"\n")
     with open(metrics_path, "a", encoding="utf-8") as metrics:
-        if torn:
-            metrics.write("\n")
         yield metrics
 
 

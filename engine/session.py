@@ -4,11 +4,11 @@ All ranks go through it together. Rank 0 writes what people read, while the othe
 is engine/pretrain.py; this is what goes on around it.
 """
 
-import json
 import time
-from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from typing import Protocol as TypingProtocol
@@ -20,16 +20,19 @@ from datasets.batch import Batch, ImageSet, Probe
 from engine import checkpoint
 from engine.active_rows import ActiveRows
 from engine.checkpoint import Checkpoints
-from engine.evaluate import Embed, Evaluation, Protocol, evaluate, raw_pixels, record
+from engine.evaluate import Embed, Evaluation, Protocol, Stopped, evaluate, raw_pixels, record
 from engine.examples import embedding_sample, neighbour_rows
 from engine.exports import export_backbone
 from engine.network import Network, backbone_of, embed
-from engine.pretrain import NonFiniteLoss, Rhythm, StopSignal, Totals, mean_of_finite, train
+from engine.output import UNREADABLE, json_text, write_json, write_text
+from engine.pretrain import NonFiniteLoss, Rhythm, Totals, mean_of_finite, opened, train
 from engine.progress import Progress, progress
 from engine.ranks import Ranks
+from engine.reading import Reading, TooMuchUnread
 from engine.report import write_report
 from engine.snapshots import RowReader, block_hashes, digest
 from engine.softmax import Softmax
+from engine.stop_signal import StopSignal
 from engine.trunk import Trunk
 
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
@@ -56,6 +59,7 @@ class Settings:
     seed: int
     log_every: int
     checkpoint_every: int
+    on_unreadable: str
     read_ahead: int
     evaluate_every: int | None
     protocol: Protocol
@@ -84,9 +88,10 @@ def run(
     sample: ImageSet,
     rows_grad_V: list[bool],
     stop: StopSignal,
+    reading: Reading,
     settings: Settings,
 ) -> int:
-    """Train up to step `end` of `total`; returns the exit code: 0 done or stopped on request, 1 the loss was lost.
+    """Train up to step `end` of `total`; returns the exit code: 0 done or stopped on request, 1 the loss was lost, or too many images.
 
     checkpoints   restored: the run goes on after the newest of them
     state         what each checkpoint is to keep for launch.py: the config, and what the images were
@@ -99,11 +104,13 @@ def run(
             trunk.loss_scale = kept.body["loss_scale"]
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
-        totals = Totals(**kept.body["totals"], losses=array("d", log["loss"]))
+        totals = Totals.restored(kept.body["totals"], log["loss"])
+        reading.known = {instance: size for instance, size in kept.body.get("unreadable", [])} | reading.known
     else:
         if ranks.is_first:
-            (output / "metrics.jsonl").write_text("")
-            (output / "evaluations.jsonl").write_text("")
+            for name in ("metrics.jsonl", "evaluations.jsonl"):
+                write_text(output / name, "")
+            (output / UNREADABLE).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         if rows.full:
             rows.host.slide(rows.lanes.chosen(range(-(-rows.host.size // rows.host.block))), step=0)
             rows.fill(schedule.instances)
@@ -111,11 +118,16 @@ def run(
     chance_loss = float(np.log(active))
     print(softmax.why)
     backends = {**rows.kernels, "row_update": softmax.rows_step}
-    raw: dict[str, float] | None = None  # what pixels alone give, once it was measured
+    raw: dict[str, float | None] | None = None  # what pixels alone give, once it was measured
     latest: list[Evaluation] = []
 
     def save() -> None:
-        kept = {**state, "totals": totals.kept(), "loss_scale": trunk.loss_scale}
+        kept = {
+            **state,
+            "totals": totals.kept(),
+            "loss_scale": trunk.loss_scale,
+            "unreadable": list(reading.known.items()),
+        }
         checkpoints.save(rows, trunk.state(), totals.losses, kept)
 
     def last_good() -> str | None:
@@ -130,18 +142,22 @@ def run(
         return waited
 
     def look() -> None:
+        with suppress(Stopped):
+            evaluate_now(partial(stop.agreed_in_words, ranks))
+
+    def evaluate_now(stopped: Callable[[], object]) -> None:
         nonlocal raw
         gallery, queries = (probe.gallery, probe.queries) if probe else (sample, [])
         if raw is None:
-            pixels = evaluate(raw_pixels, gallery, queries, settings.protocol, ranks) if probe else None
+            pixels = evaluate(raw_pixels, gallery, queries, settings.protocol, ranks, stopped) if probe else None
             raw = pixels.figures if pixels else {}
         features = embedder(trunk.for_evaluation(), settings.protocol.features)
-        result = evaluate(features, gallery, queries, settings.protocol, ranks)
+        result = evaluate(features, gallery, queries, settings.protocol, ranks, stopped)
         if result:
             latest[:] = [result]
             line = record(result, probe, raw, settings.protocol)
-            with open(output / "evaluations.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
+            with opened(output / "evaluations.jsonl") as file:
+                file.write(json_text({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
             shown.note(describe(f"after step {rows.log.steps}", line))
         ranks.wait()
 
@@ -182,18 +198,22 @@ def run(
                 progress=shown,
                 stop=stop,
                 seed=settings.seed,
+                reading=reading,
+                stop_at_unreadable=settings.on_unreadable == "stop",
             )
             checkpoints.finish()
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, TooMuchUnread) as error:
             status = f"stopped: {error}"
         stopped_by = stop.agreed(ranks)
+        if status == "finished" and not stopped_by:
+            look()
+            stopped_by = stop.agreed(ranks)
         if stopped_by and status == "finished":
             status = f"stopped by {stopped_by}"
-            shown.note(
-                f"{stopped_by}: checkpoint written after step {rows.log.steps}; the same command goes on from there"
+            newest = (
+                f"checkpoint written after step {checkpoints.newest.step}" if checkpoints.newest else "no checkpoint"
             )
-        elif status == "finished":
-            look()
+            shown.note(f"{stopped_by}: {newest}; the same command goes on from there")
 
     backbone = backbone_of(trunk.weights())
     hashes = ranks.share(block_hashes(RowReader(rows)))
@@ -217,7 +237,7 @@ def run(
         "steps": steps,
         "steps_of_schedule": total,
         "skipped_steps": totals.skipped_steps,
-        "unreadable_images": totals.unreadable_images,
+        "unreadable_images": reading.count,
         "loss": mean_of_finite(totals.losses[-max(1, round(_LAST_SHARE * steps)) :]),
         "chance_loss": chance_loss,
         "active": active,
@@ -235,10 +255,12 @@ def run(
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "digest": digest(backbone, {block: one for own in hashes for block, one in own.items()}),
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(output / "summary.json", summary)
     neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
     embeddings = embedding_sample(probe, sample, latest[0]) if latest else None
     report = write_report(output, neighbours, embeddings)
+    if reading.count:
+        print(f"{reading.count:,} images could not be read; they are listed in {output / 'unreadable.jsonl'}")
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
     if failed:
         print(status)
@@ -258,11 +280,21 @@ def embedder(network: torch.nn.Module, features: str) -> Embed:
 def describe(what: str, line: dict[str, Any]) -> str:
     """An evaluation for people: every figure beside raw pixels and chance, and the protocol it was made by."""
     if not line["figures"]:
-        return f"{what}: RankMe {line['rankme']:.1f} of {line['rankme_dim']}"
+        return f"{what}:{_rankme_text(line)[1:]}"
     lines = [f"{what}: kNN, right answers (raw pixels; chance {line['chance']:.2%})"]
     for name, share in line["figures"].items():
-        lines.append(f"  {name:40} {share:6.1%}  ({line['raw_pixels'][name]:.1%})")
-    return "\n".join([*lines, f"  {line['protocol']}", f"  RankMe {line['rankme']:.1f} of {line['rankme_dim']}"])
+        pixels = line["raw_pixels"].get(name)
+        lines.append(f"  {name:40} {_text(share, '6.1%')}  ({_text(pixels, '.1%')})")
+    return "\n".join([*lines, f"  {line['protocol']}", _rankme_text(line)])
+
+
+def _rankme_text(line: dict[str, Any]) -> str:
+    return f"  RankMe {_text(line['rankme'], '.1f')} of {line['rankme_dim']}"
+
+
+def _text(figure: float | None, format: str) -> str:
+    """A figure, or that there is none: nothing could be read of what it is about."""
+    return "none" if figure is None else f"{figure:{format}}"
 
 
 def tensorboard_beside(shown: Progress, directory: Path) -> Progress:

@@ -7,7 +7,7 @@ the loss and its gradients over the rows of all ranks come from engine/softmax.p
 Each rank works for the places of its lanes. A rank whose places are all empty takes part all the same, with a batch of none.
 
 A step whose loss, or whose gradient at z or at a row, is not finite on any rank changes no weight of the trunk or of the rows; the
-schedule, recency and the learning rate go on, and the log keeps an identity in its place.
+schedule, recency and the learning rate go on, and the log keeps an identity in its place. So does a step of whose images none can be read.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import torch
 from datasets.batch import Batch
 from engine.active_rows import ActiveRows
 from engine.ranks import Ranks
+from engine.reading import FILLED, UNREADABLE
 from engine.softmax import MicroBatch, Softmax
 from engine.stages import Stages
 
@@ -63,10 +64,18 @@ def train_step(
     micro_batches: int,
     rows_grad_V: list[bool],
     stages: Stages,
+    places_RP: np.ndarray | None = None,
 ) -> StepResult:
-    """Train on one batch, of which this rank has G/R places in V views; see the module's docstring."""
-    filled_RP = filled_places(batch, ranks)
+    """Train on one batch, of which this rank has G/R places in V views; see the module's docstring.
+
+    places_RP   what places_of_all gave for this batch; None: it is asked here
+    """
+    places_RP = places_of_all(batch, ranks) if places_RP is None else places_RP
+    filled_RP = places_RP == FILLED
     count = int(filled_RP.sum())
+    if not count and (places_RP == UNREADABLE).any():
+        rows.log.append(None)
+        return StepResult(float("nan"), applied=False, finite=True, filled=0)
     weight_RP = filled_RP / max(count * len(batch.views), 1)
     slots_P: np.ndarray | None = None
     loss_sum, finite = 0.0, True
@@ -112,10 +121,11 @@ def train_step(
     return StepResult(loss_sum if count and finite else float("nan"), applied, finite, count)
 
 
-def filled_places(batch: Batch, ranks: Ranks) -> np.ndarray:
-    """Which places hold an image, of every rank, bool [R, P]. Only the rank that decodes an image knows whether it can be read."""
-    filled_P = torch.from_numpy(batch.filled_G).to(torch.uint8).to(ranks.device)
-    return ranks.gather(filled_P, "filled places").cpu().numpy().astype(bool).reshape(ranks.size, -1)
+def places_of_all(batch: Batch, ranks: Ranks) -> np.ndarray:
+    """What each place of every rank is, uint8 [R, P]: EMPTY, FILLED or UNREADABLE. Only the rank that decodes an image knows."""
+    places_P = torch.from_numpy(batch.filled_G).to(torch.uint8)
+    places_P[[one.place for one in batch.unreadable]] = UNREADABLE
+    return ranks.gather(places_P.to(ranks.device), "filled places").cpu().numpy().reshape(ranks.size, -1)
 
 
 def kept_places(filled_RP: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from engine import manifest
 from engine.checkpoint import PART_OF_A_RUN
 from engine.files import DiskFiles
 from engine.lanes import Lanes
-from engine.pretrain import StopSignal
+from engine.stop_signal import StopSignal
 from engine.store import Damaged
 from engine.zarr_store import ROWS
 from tests.engine.disk_runs import DiskRun
