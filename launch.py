@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from engine.files import DiskFiles
     from engine.lanes import Lanes
     from engine.manifest import Kept
-    from engine.output import Output
     from engine.ranks import Ranks
 
 
@@ -179,20 +178,22 @@ def _pretrain(
     from engine.implementations import implementations, names, said
     from engine.lanes import Lanes
     from engine.network import check_sides
-    from engine.output import CHECKPOINTS, EVENTS, PRETRAIN, UNREADABLE, Output, is_finished, write_json
+    from engine.output import CHECKPOINTS, EVENTS, LOCK, PRETRAIN, UNREADABLE, Output, is_finished
     from engine.reading import Reading, listed
     from engine.stop_signal import Heard, StopSignal
 
     output = Path(config.output)
     lanes = Lanes(config.schedule.lanes, ranks.rank, ranks.size)
     require_same(ranks, "config", config.model_dump_json())
-    own = Output(output, [*PRETRAIN, *(EVENTS if config.evaluate.tensorboard else ())], parts.images_directory(config))
+    events = EVENTS if config.evaluate.tensorboard else ()
+    own = Output(output, [*PRETRAIN, *events], parts.images_directory(config))
     # Of the ranks that share a disk one looks after what is nobody's.
     is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
     locked = output.is_dir() and not options.dry_run
     ranks.wait()  # all have looked before one makes it
     if locked and is_keeper:
         own.make()
+        own.enter(LOCK)
         lock_disk(output, ranks, at_end)
     files = DiskFiles(output / "checkpoints")
     kept, complaints = ([], []) if options.fresh else whole_checkpoints(files, ranks, lanes, config.ranks.own_disks)
@@ -253,11 +254,13 @@ def _pretrain(
             for path in own.remove_run():
                 print(f"{output / path} was not written by this engine and stays")
         if not locked:
+            own.enter(LOCK)
             lock_disk(output, ranks, at_end)
             if manifest.numbers(files):
                 raise ValueError(f"another job began in {output} just now; choose another output")
-        write_json(output / "config.json", json.loads(config.model_dump_json()))
-        write_json(output / "plan.json", planned)
+        own.write_json("config.json", json.loads(config.model_dump_json()))
+        own.write_json("plan.json", planned)
+        own.enter(CHECKPOINTS)
         files.make_directory("")
         source.save_index(output / CHECKPOINTS / "images.index")
     ranks.wait()
@@ -287,7 +290,7 @@ def _pretrain(
         end=end,
         total=total,
         checkpoints=checkpoints,
-        output=output,
+        output=own,
         state={
             "config": json.loads(config.model_dump_json()),
             "source": source.fingerprint(),
@@ -304,7 +307,7 @@ def _pretrain(
             schedule.steps_per_window,
             end,
             source.file_bytes,
-            path=output / UNREADABLE if ranks.is_first else None,
+            lines=partial(own.lines, UNREADABLE) if ranks.is_first else None,
             known=ranks.from_first(listed(output / UNREADABLE) if last else {}),
         ),
         settings=session.Settings(
@@ -381,7 +384,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     from datasets.catalog import sample_images
     from engine.evaluate import evaluate, raw_pixels, record
     from engine.network import embed
-    from engine.output import KNN, Output, write_json
+    from engine.output import KNN, Output
     from engine.ranks import Road
     from engine.session import describe
 
@@ -411,7 +414,7 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     line = record(result, probe, raw.figures, protocol)
     print(describe(str(path), line))
     output.make()
-    write_json(output.path / "knn.json", {"backbone": str(path), **line})
+    output.write_json("knn.json", {"backbone": str(path), **line})
     return 0
 
 
@@ -432,6 +435,8 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
         model = checkpoint.read_trunk(kept)
         rows = parts.rows_of(config, kept, schedule)
         output.make()
+        for name in EXPORT:
+            output.enter(name)
         directory = output.path / "exports"
         directory.mkdir(exist_ok=True)
         shape = exports.export_rows(directory / "rows.npy", RowReader(rows), schedule.size, schedule.instances)
@@ -468,7 +473,9 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
             raise ValueError(f"store.verb={wanted.verb} is for all checkpoints; leave store.step out")
         if not files.listing(""):
             raise ValueError(f"there are no checkpoints in {files.root}; train with job=pretrain")
-        Output(output, [LOCK]).make()
+        own = Output(output, [LOCK])
+        own.make()
+        own.enter(LOCK)
         with ExitStack() as at_end:
             lock(output, at_end)
             return store_jobs.scrub(files) if wanted.verb == "scrub" else store_jobs.repair(files)
@@ -476,14 +483,18 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
     print("\n".join(complaints), end="\n" if complaints else "")
     with while_it_is_there(kept):
         if wanted.verb == "inspect":
-            Output(output, PICTURE).make()
-            return store_jobs.inspect(kept, output / "store.png")
+            own = Output(output, PICTURE)
+            own.make()
+            return store_jobs.inspect(kept, own.enter(*PICTURE))
         from configs import parts
 
-        own = Output(output, rows_of_step(kept.step, wanted.format), parts.images_directory(config))
+        names = rows_of_step(kept.step, wanted.format)
+        own = Output(output, names, parts.images_directory(config))
         _, _, schedule = parts.open_data(config, kept, grows=False)
         rows = parts.rows_of(config, kept, schedule)
         own.make()
+        for name in names:
+            own.enter(name)
         return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)
 
 

@@ -1,29 +1,32 @@
 """The output directory of a run: known to be this engine's before anything is written there, and rid of nothing else.
 
 A directory that the engine makes holds a mark, `.pic-engine`. Its first line says whose it is. Then comes the name of each file that the
-engine writes there, a line each, added before the file is written:
+engine writes there, a line each, added just before the file appears. A minus stands before a name that --fresh removed.
 
     This directory was made by pic-engine, which wrote what is named below and removes nothing else.
     lock
     config.json
     exports/rows.npy
+    -exports/rows.npy
 
 A name that is in the list may be replaced and, by --fresh, removed. A file that has one of our names and is not in the list is
-somebody's: the job is refused before it begins. Lines are only added, each in one write, so jobs side by side lose none.
+somebody's: a job that would write it is refused before it begins. Lines are only added, each in one write, so jobs side by side lose none.
 What lies below `checkpoints` is told by the shapes of names instead (engine/files.py), because blocks come and go.
 
 No file here is reached through a link, with one exception: `checkpoints` itself may be a link to a directory on another disk.
+What is left out: somebody who puts a file of his own in the place of one that we wrote is not noticed.
 """
 
 import json
 import math
 import os
 import re
+import secrets
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from datasets.batch import MARK
 from engine import manifest
@@ -46,9 +49,12 @@ EVENTS = ("tensorboard",)
 _EARLIER = (*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS, "images.index")
 _ROWS_OF_A_STEP = re.compile(r"rows-\d+\.(npy|json|zarr)")
 # Directories that other libraries fill, and how they name what they put there.
-_FILLED_BY_OTHERS = ((re.compile(r"tensorboard"), re.compile(r"events\.out\.tfevents\.[^/]+")),)
-_FILLED_BY_OTHERS += ((re.compile(r"exports/[^/]+\.zarr"), re.compile(r"zarr\.json|c/\d+/\d+")),)
+_FILLED_BY_OTHERS = (
+    (re.compile(r"tensorboard"), re.compile(r"events\.out\.tfevents\.[^/]+")),
+    (re.compile(r"exports/[^/]+\.zarr"), re.compile(r"zarr\.json|c/\d+/\d+")),
+)
 _PART = ".part"  # how the name of a file ends that is not whole yet
+_PART_SHAPE = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
 def rows_of_step(step: int, format: str) -> tuple[str, ...]:
@@ -57,90 +63,142 @@ def rows_of_step(step: int, format: str) -> tuple[str, ...]:
 
 
 class Output:
-    """A directory that this engine made, or may make, and the names that one job is about to write there.
+    """A directory that this engine made, or may make, and the only way in which a job writes files for people there.
 
-    path     may not exist yet     names     of files and directories, relative     images     the folder of images, if there is one
+    path     may not exist yet     names     that the job will write, relative     images     the folder of images, if there is one
     Making the object looks and writes nothing. Raises ValueError where the directory, or one of the names, is somebody else's or a
     link; where nothing can be written; where the images lie inside.
     """
 
     def __init__(self, path: Path, names: Sequence[str] = (), images: Path | None = None) -> None:
-        self.path, self._names = path, tuple(names)
+        self.path = path
         require_writable(path)
         _require_images_outside(path, images)
         self._is_marked = False
         self._own = self._read()
-        for name in self._names:
-            for one in (name, name + _PART):
-                self._require_own(one)
+        for name in names:
+            self._require_own(name)
 
     def make(self) -> None:
-        """Make the directory, mark it, and enter the names; nothing to do where that was done."""
+        """Make the directory and mark it; nothing to do where that was done."""
         made = [path for path in (self.path.absolute(), *self.path.absolute().parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        new = [name for name in (*(() if self._is_marked else self._own), *self._names) if name not in self._listed()]
-        lines = ("" if self._is_marked else _HEADER) + "".join(f"{name}\n" for name in dict.fromkeys(new))
-        if lines:
-            handle = os.open(self.path / MARK, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-            try:
-                os.write(handle, lines.encode())
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        for path in (*made, *([self.path / MARK] if lines else [])):
+        for path in made:
             _sync_name(path)  # a checkpoint is not safe in a directory whose name a power cut can take
-        self._is_marked = True
-        self._own = {**self._own, **dict.fromkeys(self._names)}
+        if not self._is_marked:
+            self._add_lines(_HEADER, *(f"{name}\n" for name in self._own))
+            _sync_name(self.path / MARK)
+            self._is_marked = True
+
+    def enter(self, name: str) -> Path:
+        """The path of a file or directory that is about to be written: from now on it is ours. ValueError where it is not."""
+        assert self._is_marked, name
+        if name not in self._own:
+            self._require_own(name)
+            self._add_lines(f"{name}\n")
+            self._own.add(name)
+        else:
+            self._require_no_link(name)
+        return self.path / name
+
+    def write_text(self, name: str, text: str) -> None:
+        """Make or replace a file, whole or not at all."""
+        path = self.path / name
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            os.replace(part, self.enter(name))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """The same for JSON, in which a number that is not finite is null."""
+        self.write_text(name, json_text(content, indent=2) + "\n")
+
+    @contextmanager
+    def lines(self, name: str) -> Iterator[TextIO]:
+        """A file to add lines to, made where it is missing; a line that a killed run left half is ended."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(self.enter(name), flags, 0o666)
+        size = os.fstat(handle).st_size
+        with os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace") as file:
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                file.write("\n")
+            yield file
+
+    def remove(self, name: str) -> None:
+        """A file of ours, or a directory of ours with what is ours in it; nothing to do where there is none."""
+        if name not in self._own:
+            return
+        self._require_no_link(name)
+        path = self.path / name
+        if path.is_dir():
+            shapes = [inside for shape, inside in _FILLED_BY_OTHERS if shape.fullmatch(name)]
+            _remove_shaped(path, shapes[0] if shapes else re.compile("(?!)"))
+        elif _kind(path) == "file":
+            path.unlink()
+        if not _kind(path):
+            self._add_lines(f"-{name}\n")
+            self._own.discard(name)
 
     def remove_run(self) -> list[str]:
         """What --fresh removes: the files that the list names, and checkpoints. Returns the paths of what stayed in their directories.
 
         Raises ValueError, before anything is removed, where a name of the list is a link now.
         """
-        names = [name for name in self._own if name not in (LOCK, CHECKPOINTS)]
+        names = [name for name in sorted(self._own) if name not in (LOCK, CHECKPOINTS)]
         for name in names:
             self._require_no_link(name)
-        stayed = manifest.remove_run(DiskFiles(self.path / CHECKPOINTS))
+        stayed = [f"{CHECKPOINTS}/{path}" for path in manifest.remove_run(DiskFiles(self.path / CHECKPOINTS))]
         for name in names:
-            shapes = [inside for shape, inside in _FILLED_BY_OTHERS if shape.fullmatch(name)]
-            for path in (self.path / name, self.path / (name + _PART)):
-                if shapes and path.is_dir():
-                    _remove_shaped(path, shapes[0])
-                elif _kind(path) == "file":
-                    path.unlink()
-        for directory in ("exports", *(name for name in names if (self.path / name).is_dir())):
-            with suppress(OSError):
-                (self.path / directory).rmdir()
-            stayed += [f"{directory}/{name}" for name in _names_in(self.path / directory)]
-        return stayed
+            self.remove(name)
+        for name in _names_in(self.path):
+            if _PART_SHAPE.fullmatch(name) and _kind(self.path / name) == "file":  # of a killed run
+                (self.path / name).unlink()
+        with suppress(OSError):
+            (self.path / "exports").rmdir()
+        directories = ["exports", *(name for name in names if (self.path / name).is_dir())]
+        return stayed + [
+            f"{directory}/{name}" for directory in directories for name in _names_in(self.path / directory)
+        ]
 
-    def _read(self) -> dict[str, None]:
-        """The names that are this engine's, in order. Raises ValueError where the directory is somebody's."""
+    def _read(self) -> set[str]:
+        """The names that are this engine's. Raises ValueError where the directory is somebody's."""
         there = _names_in(self.path)
         kind = _kind(self.path / MARK)
         if kind == "file":
             text = _read_text(self.path / MARK)
             if text.startswith(_HEADER):
                 self._is_marked = True
-                return dict.fromkeys(text.removeprefix(_HEADER).split("\n")[:-1])
+                own: set[str] = set()
+                for line in text.removeprefix(_HEADER).split("\n"):
+                    own.discard(line[1:]) if line.startswith("-") else own.add(line)
+                return own - {""}
             if _HEADER.startswith(text) and there == [MARK]:  # killed while it was made
                 (self.path / MARK).unlink()
-                return {}
-        if not there or there == [CHECKPOINTS] and not _names_in(self.path / CHECKPOINTS):
-            return {}
-        if kind != "file" and self._has_checkpoints():
+                return set()
+        if not there or (there == [CHECKPOINTS] and not _names_in(self.path / CHECKPOINTS)):
+            return set()
+        if kind is None and self._has_checkpoints():
             exports = [
                 f"exports/{name}" for name in _names_in(self.path / "exports") if _ROWS_OF_A_STEP.fullmatch(name)
             ]
-            return dict.fromkeys(name for name in (*_EARLIER, *exports) if _kind(self.path / name))
+            return {name for name in (*_EARLIER, *exports) if _kind(self.path / name)}
         shown = ", ".join(repr(name) for name in there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
         raise ValueError(
             f"output {self.path} holds files that this engine did not write ({shown});\n"
             "set output to a new or an empty directory"
         )
 
-    def _listed(self) -> dict[str, None]:
-        return self._own if self._is_marked else {}
+    def _add_lines(self, *lines: str) -> None:
+        handle = os.open(self.path / MARK, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(handle, "".join(lines).encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _has_checkpoints(self) -> bool:
         files = DiskFiles(self.path / CHECKPOINTS)
@@ -152,13 +210,13 @@ class Output:
 
     def _require_own(self, name: str) -> None:
         self._require_no_link(name)
-        kind = _kind(self.path / name)
-        is_empty = kind == "directory" and not _names_in(self.path / name)
+        path = self.path / name
+        kind = _kind(path)
+        is_empty = kind == "directory" and not _names_in(path)
         is_moved_here = name == CHECKPOINTS and kind == "directory" and self._has_checkpoints()
-        is_own = name.removesuffix(_PART) in self._own or is_empty or is_moved_here
-        if kind and kind != "link" and not is_own:
+        if kind in ("file", "directory") and name not in self._own and not is_empty and not is_moved_here:
             raise ValueError(
-                f"{self.path / name} was not written by this engine and would be replaced; move it away, or choose another output"
+                f"{path} was not written by this engine and would be replaced; move it away, or choose another output"
             )
 
     def _require_no_link(self, name: str) -> None:
@@ -195,21 +253,6 @@ def is_finished(output: Path, end: int) -> bool:
 def json_text(content: Any, indent: int | None = None) -> str:
     """JSON that every reader takes: a number that is not finite is null."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json_text(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file of ours by `text`, whole or not at all. Raises ValueError where there is a link in its place."""
-    if _kind(path) == "link":
-        raise ValueError(f"{path} is a link, and nothing is written through it; remove it")
-    part = path.with_name(path.name + _PART)
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-    os.replace(part, path)
 
 
 def _require_images_outside(output: Path, images: Path | None) -> None:

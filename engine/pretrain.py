@@ -4,15 +4,12 @@ The loop knows the step number and nothing else about the past; all state is in 
 together; what they decide, they decide alike. A signal to stop that any of them got is obeyed by all between two steps.
 """
 
-import os
 import resource
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
@@ -102,7 +99,7 @@ def train(
     micro_batches: int,
     rows_grad_V: list[bool],
     rhythm: Rhythm,
-    metrics_path: Path | None,
+    metrics: TextIO | None,
     backends: dict[str, str],
     checkpoint: Callable[[], None],
     last_good: Callable[[], str | None],
@@ -118,7 +115,7 @@ def train(
     """Train from step `rows.log.steps` up to `rhythm.end`, or until `stop` asks, or until the loss stays non-finite.
 
     batches               of the steps from here on, in order: this rank's part of them
-    metrics_path          None: another rank writes the lines
+    metrics               takes the lines of metrics.jsonl; None: another rank writes them
     window_blocks         window number -> its blocks
     checkpoint            begins one; called every `checkpoint_every` steps, when stopped, and at the end
     last_good             the name of the newest checkpoint that is there
@@ -161,119 +158,96 @@ def train(
             "Repair the file, or set data.on_unreadable to skip, and start the same command again"
         )
 
-    with opened_or_none(metrics_path) as metrics:
-        for step in range(rows.log.steps, rhythm.end):
-            start = time.perf_counter()
-            with stages("data"):
-                try:
-                    batch = next(batches)
-                except NoBatch:
-                    if ranks.size > 1:  # the others wait for this rank in the step's exchanges
-                        raise TimeoutError(
-                            f"{stop.name} came while this rank waited for the images of step {step}"
-                        ) from None
-                    break
-            assert batch.step == step, (batch.step, step)
-            places_RP = places_of_all(batch, ranks)
-            reason = reading.add(step, places_RP, batch.unreadable)
-            if reason or (stop_at_unreadable and (places_RP == UNREADABLE).any()):
-                end_for_unread(reason, step)
-            window = step // steps_per_window
-            if step % steps_per_window == 0:
-                with stages("slide"):
-                    rows.host.slide(rows.lanes.chosen(window_blocks(window)), step)
-            if step % steps_per_window == 0 or step == first_step:
-                ahead = [window_blocks(window + 1 + slides) for slides in range(rhythm.read_ahead)]
-                rows.host.read_ahead(rows.lanes.chosen(np.concatenate(ahead)))
-            # Backbones with dropout draw from torch's generator; a resumed run must draw the same, another rank something else.
-            torch.manual_seed((seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63)
-            lr = learning_rate(step)
-            result = train_step(
-                batch,
-                trunk,
-                rows,
-                softmax,
-                ranks,
-                lr=lr,
-                rows_lr=lr * rows_lr_scale,
-                micro_batches=micro_batches,
-                rows_grad_V=rows_grad_V,
-                stages=stages,
-                places_RP=places_RP,
-            )
-            totals.images += result.filled
-            totals.skipped_steps += not result.applied
-            totals.skips_in_a_row = 0 if result.finite else totals.skips_in_a_row + 1
-            refused = result.finite and result.filled > 0
-            totals.refused_in_a_row = 0 if result.applied else totals.refused_in_a_row + refused
-            totals.losses.append(result.loss)
-            totals.step_seconds += time.perf_counter() - start
-            waited = take_waited_seconds()
-            waits["steps"] += waited > 0
-            waits["seconds"] += waited
+    for step in range(rows.log.steps, rhythm.end):
+        start = time.perf_counter()
+        with stages("data"):
+            try:
+                batch = next(batches)
+            except NoBatch:
+                if ranks.size > 1:  # the others wait for this rank in the step's exchanges
+                    raise TimeoutError(
+                        f"{stop.name} came while this rank waited for the images of step {step}"
+                    ) from None
+                break
+        assert batch.step == step, (batch.step, step)
+        places_RP = places_of_all(batch, ranks)
+        reason = reading.add(step, places_RP, batch.unreadable)
+        if reason or (stop_at_unreadable and (places_RP == UNREADABLE).any()):
+            end_for_unread(reason, step)
+        window = step // steps_per_window
+        if step % steps_per_window == 0:
+            with stages("slide"):
+                rows.host.slide(rows.lanes.chosen(window_blocks(window)), step)
+        if step % steps_per_window == 0 or step == first_step:
+            ahead = [window_blocks(window + 1 + slides) for slides in range(rhythm.read_ahead)]
+            rows.host.read_ahead(rows.lanes.chosen(np.concatenate(ahead)))
+        # Backbones with dropout draw from torch's generator; a resumed run must draw the same, another rank something else.
+        torch.manual_seed((seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63)
+        lr = learning_rate(step)
+        result = train_step(
+            batch,
+            trunk,
+            rows,
+            softmax,
+            ranks,
+            lr=lr,
+            rows_lr=lr * rows_lr_scale,
+            micro_batches=micro_batches,
+            rows_grad_V=rows_grad_V,
+            stages=stages,
+            places_RP=places_RP,
+        )
+        totals.images += result.filled
+        totals.skipped_steps += not result.applied
+        totals.skips_in_a_row = 0 if result.finite else totals.skips_in_a_row + 1
+        refused = result.finite and result.filled > 0
+        totals.refused_in_a_row = 0 if result.applied else totals.refused_in_a_row + refused
+        totals.losses.append(result.loss)
+        totals.step_seconds += time.perf_counter() - start
+        waited = take_waited_seconds()
+        waits["steps"] += waited > 0
+        waits["seconds"] += waited
 
-            done = step + 1
-            stopped_by = stop.agreed(ranks)
-            if done % rhythm.log_every == 0 or done == rhythm.end or stopped_by:
-                now = time.perf_counter()
-                seconds = stages.take()
-                totals.trunk_seconds += seconds.get("trunk_forward", 0.0) + seconds.get("trunk_backward", 0.0)
-                tell_unreadable()
-                told = ranks.share(own_figures(rows, measured_bytes(rows, trunk, disk_bytes()), waits))
-                waits = {"steps": 0, "seconds": 0.0}
-                images = totals.images - images_at_line
-                line = metrics_line(done, totals, lr, seconds, now - last_line, images, backends, told)
-                line["loss"] = mean_of_finite(totals.losses[-rhythm.log_every :])
-                line["sent_bytes"] = dict(ranks.sent_bytes - sent_bytes)
-                sent_bytes = Counter(ranks.sent_bytes)
-                if metrics:
-                    metrics.write(json_text(line) + "\n")
-                    metrics.flush()
-                progress.update(line)
-                last_line, images_at_line = now, totals.images
-            if reason := totals.hopeless():
-                raise NonFiniteLoss(
-                    f"{reason}, up to step {step}; {good()}.\n"
-                    "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
-                )
-            sound = done != rhythm.end and totals.skips_in_a_row == 0
-            # Where nothing was read since the last one, another would only push a good one out.
-            due = sound and done % rhythm.checkpoint_every == 0 and totals.images > images_at_checkpoint
-            if stopped_by or due:
-                tell_unreadable()
-                checkpoint()
-                images_at_checkpoint = totals.images
-            if stopped_by:
-                return
-            if sound and rhythm.evaluate_every and done % rhythm.evaluate_every == 0:
-                evaluate()
-                if stop.agreed(ranks):
-                    break
+        done = step + 1
+        stopped_by = stop.agreed(ranks)
+        if done % rhythm.log_every == 0 or done == rhythm.end or stopped_by:
+            now = time.perf_counter()
+            seconds = stages.take()
+            totals.trunk_seconds += seconds.get("trunk_forward", 0.0) + seconds.get("trunk_backward", 0.0)
+            tell_unreadable()
+            told = ranks.share(own_figures(rows, measured_bytes(rows, trunk, disk_bytes()), waits))
+            waits = {"steps": 0, "seconds": 0.0}
+            images = totals.images - images_at_line
+            line = metrics_line(done, totals, lr, seconds, now - last_line, images, backends, told)
+            line["loss"] = mean_of_finite(totals.losses[-rhythm.log_every :])
+            line["sent_bytes"] = dict(ranks.sent_bytes - sent_bytes)
+            sent_bytes = Counter(ranks.sent_bytes)
+            if metrics:
+                metrics.write(json_text(line) + "\n")
+                metrics.flush()
+            progress.update(line)
+            last_line, images_at_line = now, totals.images
+        if reason := totals.hopeless():
+            raise NonFiniteLoss(
+                f"{reason}, up to step {step}; {good()}.\n"
+                "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
+            )
+        sound = done != rhythm.end and totals.skips_in_a_row == 0
+        # Where nothing was read since the last one, another would only push a good one out.
+        due = sound and done % rhythm.checkpoint_every == 0 and totals.images > images_at_checkpoint
+        if stopped_by or due:
+            tell_unreadable()
+            checkpoint()
+            images_at_checkpoint = totals.images
+        if stopped_by:
+            return
+        if sound and rhythm.evaluate_every and done % rhythm.evaluate_every == 0:
+            evaluate()
+            if stop.agreed(ranks):
+                break
     if first_step < rows.log.steps and (rows.log.steps == rhythm.end or totals.images > images_at_checkpoint):
         tell_unreadable()
         checkpoint()
-
-
-@contextmanager
-def opened_or_none(metrics_path: Path | None) -> Iterator[TextIO | None]:
-    """The file that rank 0 adds lines to; None at the others."""
-    if metrics_path is None:
-        yield None
-        return
-    with opened(metrics_path) as metrics:
-        yield metrics
-
-
-@contextmanager
-def opened(metrics_path: Path) -> Iterator[TextIO]:
-    """A file of lines to add to, made where it is missing; a line that a killed run left half is ended."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(metrics_path, flags, 0o666), "ab") as existing:
-        size = existing.seek(0, os.SEEK_END)
-        if size and os.pread(existing.fileno(), 1, size - 1) != b"\n":
-            existing.write(b"\n")
-    with open(metrics_path, "a", encoding="utf-8") as metrics:
-        yield metrics
 
 
 def own_figures(rows: ActiveRows, tiers: dict[str, int], waits: dict[str, float]) -> dict[str, Any]:

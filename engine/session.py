@@ -6,7 +6,7 @@ is engine/pretrain.py; this is what goes on around it.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from engine.evaluate import Embed, Evaluation, Protocol, Stopped, evaluate, raw_
 from engine.examples import embedding_sample, neighbour_rows
 from engine.exports import export_backbone
 from engine.network import Network, backbone_of, embed
-from engine.output import UNREADABLE, json_text, write_json, write_text
-from engine.pretrain import NonFiniteLoss, Rhythm, Totals, mean_of_finite, opened, train
+from engine.output import UNREADABLE, Output, json_text
+from engine.pretrain import NonFiniteLoss, Rhythm, Totals, mean_of_finite, train
 from engine.progress import Progress, progress
 from engine.ranks import Ranks
 from engine.reading import Reading, TooMuchUnread
@@ -81,7 +81,7 @@ def run(
     end: int,
     total: int,
     checkpoints: Checkpoints,
-    output: Path,
+    output: Output,
     state: dict[str, Any],
     planned: dict[str, dict[str, int]],
     probe: Probe | None,
@@ -105,12 +105,15 @@ def run(
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
         totals = Totals.restored(kept.body["totals"], log["loss"])
-        reading.known = {instance: size for instance, size in kept.body.get("unreadable", [])} | reading.known
+        reading.known = dict(kept.body.get("unreadable", [])) | reading.known
     else:
         if ranks.is_first:
-            for name in ("metrics.jsonl", "evaluations.jsonl"):
-                write_text(output / name, "")
-            (output / UNREADABLE).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+            for name in (
+                "metrics.jsonl",
+                "evaluations.jsonl",
+                UNREADABLE,
+            ):  # of a run that was killed before its first checkpoint
+                output.remove(name)
         if rows.full:
             rows.host.slide(rows.lanes.chosen(range(-(-rows.host.size // rows.host.block))), step=0)
             rows.fill(schedule.instances)
@@ -156,7 +159,7 @@ def run(
         if result:
             latest[:] = [result]
             line = record(result, probe, raw, settings.protocol)
-            with opened(output / "evaluations.jsonl") as file:
+            with output.lines("evaluations.jsonl") as file:
                 file.write(json_text({"step": rows.log.steps, "elapsed_seconds": totals.step_seconds, **line}) + "\n")
             shown.note(describe(f"after step {rows.log.steps}", line))
         ranks.wait()
@@ -169,8 +172,8 @@ def run(
         planned_bytes={tier: sum(items.values()) for tier, items in planned.items()},
     )
     if settings.tensorboard and ranks.is_first:
-        shown = tensorboard_beside(shown, output / "tensorboard")
-    with shown:
+        shown = tensorboard_beside(shown, output.enter("tensorboard"))
+    with shown, output.lines("metrics.jsonl") if ranks.is_first else nullcontext() as metrics:
         try:
             train(
                 batches,
@@ -188,7 +191,7 @@ def run(
                 rhythm=Rhythm(
                     end, settings.log_every, settings.checkpoint_every, settings.evaluate_every, settings.read_ahead
                 ),
-                metrics_path=output / "metrics.jsonl" if ranks.is_first else None,
+                metrics=metrics,
                 backends=backends,
                 checkpoint=save,
                 last_good=last_good,
@@ -223,7 +226,7 @@ def run(
     failed = status.startswith("stopped: ")
     if not ranks.is_first:
         return 1 if failed else 0
-    export_backbone(output / "backbone.safetensors", backbone, settings.backbone)
+    export_backbone(output.enter("backbone.safetensors"), backbone, settings.backbone)
     steps = rows.log.steps
     summary = {
         "job": settings.job,
@@ -255,12 +258,13 @@ def run(
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "digest": digest(backbone, {block: one for own in hashes for block, one in own.items()}),
     }
-    write_json(output / "summary.json", summary)
+    output.write_json("summary.json", summary)
     neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
     embeddings = embedding_sample(probe, sample, latest[0]) if latest else None
-    report = write_report(output, neighbours, embeddings)
+    output.enter("report.html")
+    report = write_report(output.path, neighbours, embeddings)
     if reading.count:
-        print(f"{reading.count:,} images could not be read; they are listed in {output / 'unreadable.jsonl'}")
+        print(f"{reading.count:,} images could not be read; they are listed in {output.path / UNREADABLE}")
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
     if failed:
         print(status)
