@@ -6,10 +6,36 @@ from pathlib import Path
 
 from PIL import Image
 
-_INSIDE = ("", "exports", "checkpoints", "checkpoints/manifests", "checkpoints/rows", "tensorboard", "checkpoints/step-000000002")
+_INSIDE = (
+    "",
+    "exports",
+    "checkpoints",
+    "checkpoints/manifests",
+    "checkpoints/rows",
+    "tensorboard",
+    "checkpoints/step-000000002",
+)
 _STRANGE = (
-    *("thesis.tex", "notes", ".hidden", "step-best", "000000099.json", "000000098.damaged", "step-000000077", "rows", "lock.part"),
-    *("000001-abcdef", "trunk.safetensors", "active.safetensors", "zarr.json", "events.out", "config.json.part", "run\x1b[31m"),
+    *(
+        "thesis.tex",
+        "notes",
+        ".hidden",
+        "step-best",
+        "000000099.json",
+        "000000098.damaged",
+        "step-000000077",
+        "rows",
+        "lock.part",
+    ),
+    *(
+        "000001-abcdef",
+        "trunk.safetensors",
+        "active.safetensors",
+        "zarr.json",
+        "events.out",
+        "config.json.part",
+        "run\x1b[31m",
+    ),
 )
 
 
@@ -43,7 +69,15 @@ class Foreign:
         link = self.base / "link"
         if not link.is_symlink():
             link.symlink_to(out, target_is_directory=True)
-        places = (self.base, self.images, self.images / "runs", self.victim, self.victim / "new", link, self.images / "cats")
+        places = (
+            self.base,
+            self.images,
+            self.images / "runs",
+            self.victim,
+            self.victim / "new",
+            link,
+            self.images / "cats",
+        )
         return self.draw.choice(places)
 
     def plant(self) -> None:

@@ -40,7 +40,9 @@ def test_a_directory_that_is_made_is_known_again(tmp_path):
     assert (tmp_path / "out" / MARK).read_text().splitlines()[1:] == ["config.json", "knn.json"]
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "config.json", "checkpoints/rows/x", "exports/rows.npy", ".hidden", "lock"])
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "config.json", "checkpoints/rows/x", "exports/rows.npy", ".hidden", "lock"]
+)
 def test_a_directory_that_holds_something_and_has_no_mark_is_refused(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
@@ -119,7 +121,7 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path, name, is_listed)
         output.write_text(name, "ours")
     with pytest.raises(ValueError, match="is a link"), output.lines(name):
         pass
-    if is_listed:
+    if is_listed and name != "lock":
         with pytest.raises(ValueError, match="is a link"):
             Output(tmp_path / "out", ["plan.json"]).remove_run()
         assert (tmp_path / "out" / "plan.json").exists()
