@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-
 # The file by which this engine knows a directory that it made; no walk over images enters one.
 MARK = ".pic-engine"
 

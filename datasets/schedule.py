@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from datasets.keyed import keyed, shuffle
+from datasets.size_rules import Sizes
 
 EMPTY = -1  # a place of the batch that no instance fills
 _ROUNDS = 6
@@ -143,30 +144,12 @@ class Schedule:
     appended: tuple[Segment, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("size", "window", "stride", "batch", "block", "lanes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"schedule: {name} is {getattr(self, name)}; it must be at least 1")
-        stripe = self.block * self.lanes
-        _divides("lanes", self.lanes, "batch", self.batch)
-        _divides("block x lanes", stripe, "stride", self.stride)
-        _divides("stride", self.stride, "window", self.window)
-        _divides("batch", self.batch, "window", self.window)
         # What has to hold for every pass has to hold for the shortest, that over the first segment alone.
         first = self.segments[0].size
-        assert first >= 1 and all(segment.size >= 1 for segment in self.appended), self.history
-        stripes = -(-first // stripe)
-        if self.window > stripes * stripe:
-            raise ValueError(
-                f"schedule.window is {self.window}, but the {first} instances fill only {stripes * stripe} positions; "
-                f"set schedule.window to at most {stripes * stripe // self.stride * self.stride}"
-            )
-        half = stripes // 2
-        one_window_a_pass = self.window == self.stride == stripes * stripe
-        if self.reshuffle and half < self.window // stripe and not one_window_a_pass:
-            raise ValueError(
-                f"schedule.reshuffle needs halves of a pass ({half} stripes of {stripe}) at least as long as the window "
-                f"({self.window // stripe} stripes); set schedule.reshuffle to false or schedule.window to at most {half * stripe}"
-            )
+        assert all(segment.size >= 1 for segment in self.appended), self.history
+        Sizes(first, self.window, self.stride, self.batch, self.block, self.lanes, self.reshuffle).require()
+        stripe = self.block * self.lanes
+        one_window_a_pass = self.window == self.stride == -(-first // stripe) * stripe
         if one_window_a_pass and self.appended:
             raise ValueError(
                 f"schedule.window and schedule.stride ({self.window}) are a whole pass, which would grow with the instances; "
@@ -355,12 +338,3 @@ def _window_order(schedule: Schedule, window: int) -> np.ndarray:
         key = int(keyed(schedule.seed, _WINDOW_ORDER, window, lane))
         order[lane] = positions[shuffle(key, len(positions))]
     return order
-
-
-def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
-    if large % small:
-        below, above = large // small * small, (large // small + 1) * small
-        choice = f"{below} or {above}" if below else str(above)
-        raise ValueError(
-            f"schedule: {small_name} ({small}) does not divide {large_name} ({large}); set {large_name} to {choice}"
-        )

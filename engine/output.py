@@ -97,13 +97,11 @@ class Output:
             self._require_own(name)
             self._add_lines(f"{name}\n")
             self._own.add(name)
-        else:
-            self._require_no_link(name)
-        return self.path / name
+        return self._placed(name)
 
     def write_text(self, name: str, text: str) -> None:
         """Make or replace a file, whole or not at all."""
-        path = self.path / name
+        path = self._placed(name)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
@@ -192,21 +190,33 @@ class Output:
             "set output to a new or an empty directory"
         )
 
+    def _placed(self, name: str) -> Path:
+        """The path of a name, whose directory is there then."""
+        self._require_no_link(name)
+        path = self.path / name
+        if path.parent != self.path:
+            path.parent.mkdir(exist_ok=True)
+        return path
+
     def _add_lines(self, *lines: str) -> None:
-        handle = os.open(self.path / MARK, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = os.open(self.path / MARK, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            os.write(handle, "".join(lines).encode())
+            size = os.fstat(handle).st_size
+            torn = size and os.pread(handle, 1, size - 1) != b"\n"  # by a power cut
+            os.write(handle, ("\n" * bool(torn) + "".join(lines)).encode())
             os.fsync(handle)
         finally:
             os.close(handle)
 
     def _has_checkpoints(self) -> bool:
         files = DiskFiles(self.path / CHECKPOINTS)
-        for number in manifest.numbers(files):
-            with suppress(Damaged, OSError):
-                manifest.read(files, number)
-                return True
-        return PART_OF_A_RUN in files.listing("")
+        with suppress(OSError):
+            for number in manifest.numbers(files):
+                with suppress(Damaged):
+                    manifest.read(files, number)
+                    return True
+            return PART_OF_A_RUN in files.listing("")
+        return False
 
     def _require_own(self, name: str) -> None:
         self._require_no_link(name)
