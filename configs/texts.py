@@ -110,7 +110,7 @@ def _parsed(text: str) -> Any:
 def _override(tree: dict[str, Any], word: str) -> None:
     path, equals, text = word.partition("=")
     if not equals or not path:
-        raise ValueError(f"{cut_text(word)!r} is not an override; write section.key=value")
+        raise ValueError(f'"{cut_text(word)}" is not an override; write section.key=value')
     try:
         value = _parsed(text)
     except json.JSONDecodeError:

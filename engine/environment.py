@@ -36,7 +36,7 @@ def environment_number(name: str, default: int) -> int:
     least, most = _BOUNDS.get(name, (0, 2**63 - 1))
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
-        raise ValueError(f"the environment variable {name} is {cut_text(text, 40)!r}, not a whole number; {_WAY_OUT}")
+        raise ValueError(f'the environment variable {name} is "{cut_text(text, 40)}", not a whole number; {_WAY_OUT}')
     if not least <= int(text) <= most:
         raise ValueError(f"the environment variable {name} is {text}, and must be {least} to {most}; {_WAY_OUT}")
     return int(text)

@@ -6,6 +6,8 @@ what they got in errors of their own. A user's mistake is not among them, and a 
 
 import errno
 
+from engine.shown import cut_text
+
 _NO_THREAD = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")
 _NO_MEMORY = (
     *("cannot allocate memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "out of memory"),
@@ -26,12 +28,12 @@ def machine_error(error: BaseException) -> OSError | None:
         words = str(cause).lower()
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _has(words, _NO_MEMORY)):
             return OSError(
-                errno.ENOMEM, f"no memory is left ({_first_line(cause)}); free some, or raise the job's limit"
+                errno.ENOMEM, f"no memory is left ({first_line(cause)}); free some, or raise the job's limit"
             )
         if isinstance(cause, RuntimeError) and _has(words, _NO_THREAD):
             return OSError(
                 errno.EAGAIN,
-                f"no thread or process could be started ({_first_line(cause)}); raise the limit on processes (ulimit -u, "
+                f"no thread or process could be started ({first_line(cause)}); raise the limit on processes (ulimit -u, "
                 "or the container's pids limit), or set fewer data.workers",
             )
         seen.append(cause)
@@ -43,5 +45,6 @@ def _has(words: str, signs: tuple[str, ...]) -> bool:
     return any(sign in words for sign in signs)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters; its kind where it says nothing."""
+    return cut_text((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
