@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from engine.progress import bytes_text
+from engine.shown import shown_text
 
 # Each colour as matplotlib draws it, and the CSS variable that takes its place; `page.STYLE` gives both sets of values.
 COLOURS = {
@@ -191,7 +192,7 @@ def _name_levels(figure: Figure, axes: Axes, levels: Sequence[Level], height: in
 
 
 def _svg(figure: Figure, name: str) -> str:
-    text = io.StringIO()
+    text, name = io.StringIO(), shown_text(name)
     # The salt makes the ids inside the SVG a function of the chart, unlike those of the page's other charts.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True)
