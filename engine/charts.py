@@ -123,14 +123,14 @@ def curve_svg(
 def memory_svg(tiers: Sequence[str], planned_bytes: Mapping[str, int], measured_bytes: Mapping[str, int]) -> str:
     """Two bars a tier on one scale, planned over measured, each with its size; what is unknown has no bar."""
     figure, axes = _axes(1120, 62 * len(tiers), left=58, right=_MARGIN, bottom=2, top=2)
-    largest = max(sizes.get(tier, 0) for sizes in (planned_bytes, measured_bytes) for tier in tiers) or 1
+    largest = float(max(sizes.get(tier, 0) for sizes in (planned_bytes, measured_bytes) for tier in tiers) or 1)
     for place, tier in enumerate(tiers):
         for offset, colour, sizes in ((-0.19, "accent-soft", planned_bytes), (0.19, "accent", measured_bytes)):
             if tier not in sizes:
                 continue
-            axes.barh(place + offset, sizes[tier], height=0.34, color=COLOURS[colour])
+            axes.barh(place + offset, float(sizes[tier]), height=0.34, color=COLOURS[colour])
             axes.text(
-                sizes[tier] + 0.006 * largest,
+                float(sizes[tier]) + 0.006 * largest,
                 place + offset,
                 bytes_text(sizes[tier]),
                 va="center",

@@ -173,9 +173,11 @@ def _content(path: Path) -> bytes | None:
     """What a regular file holds; None where there is nothing of that name. Raises _Unreadable."""
     try:
         # Without waiting: something else may have the name, a pipe that nobody writes into.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _Unreadable("not a file")
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise _Unreadable("not a file")
+        with open(handle, "rb") as file:
             return file.read()
     except FileNotFoundError:
         return None

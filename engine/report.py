@@ -96,7 +96,7 @@ def _head(name: str, records: Records) -> str:
     def of_all(count: float | None) -> str:
         return (
             ""
-            if count is None or instances is None or instances <= 0
+            if count is None or instances is None or instances < 1
             else f"{100 * count / instances:.3g} % of the instances"
         )
 
