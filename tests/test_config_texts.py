@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from configs import schema, texts
 from configs.schema import MAY_DIFFER, Config, load, refuse_other_run
@@ -316,3 +317,19 @@ def test_a_package_of_the_same_name_elsewhere_is_not_taken_for_ours(tmp_path, ro
         check=False,
     )
     assert done.stdout.strip() == str(REPOSITORY / room / "__init__.py"), done.stderr
+
+
+def test_a_run_goes_on_where_the_images_were_moved_and_with_other_words_for_the_machine(run, tmp_path):
+    from tests.test_bad_input import folder_config
+
+    images = tmp_path / "images"
+    for number in range(24):
+        path = images / ("cats" if number % 2 else "dogs") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number, 10 * number, 99)).save(path)
+    assert run("steps=3", config=folder_config(images)) == 0
+    images.rename(tmp_path / "moved")
+    words = ("checkpoint.keep=5", "checkpoint.every_steps=2", "data.on_unreadable=stop", "data.labels=folders")
+    assert run("steps=5", *words, config=folder_config(f"{tmp_path}/./moved/")) == 0
+    assert run.summary()["steps"] == 5
+    assert run("steps=6", "optimizer.lr=0.5", config=folder_config(tmp_path / "moved")) == 2
