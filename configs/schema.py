@@ -7,12 +7,17 @@ underflow) is checked where the count is known, before anything is written.
 
 import difflib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+from configs.earlier import completed, flat
+from configs.texts import at_home, read_tree
+from engine.shown import cut_text
+
+# Whole numbers have a limit because what they end up in has one: 2^53 is the last that a float holds exactly.
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Processes = Annotated[int, Field(ge=0, le=4096)]  # of one machine, or threads
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,6 +33,8 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+Text = Annotated[str, Field(min_length=1)]
+OwnPath = Annotated[Text, AfterValidator(at_home)]  # of output and backbones; what data names the rooms of data open
 Range = Annotated[tuple[AboveZero, AboveZero], AfterValidator(_ascending)]
 
 
@@ -78,21 +85,19 @@ class PhotoAugmentation(Section):
 
 class Data(Section):
     source: Literal["glyphs", "digits", "fashion_mnist", "folder"]
-    root: str | None = None  # directory of the images or fonts; null: the source's own default
+    root: Text | None = None  # directory of the images or fonts; null: the source's own default
     image_size: Positive = 32  # evaluation size; grey views have it too
     limit: Positive | None = None  # use the first so many instances only (fashion_mnist)
-    held_out: tuple[str, ...] = ()  # glyphs: font families kept out of training, used as queries
-    labels: str | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
-    exclude: tuple[str, ...] = ()  # folder: patterns of files and directories that are left out
+    held_out: tuple[Text, ...] = ()  # glyphs: font families kept out of training, used as queries
+    labels: Text | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
+    exclude: tuple[Text, ...] = ()  # folder: patterns of files and directories that are left out
     on_unreadable: Literal["skip", "stop"] = "skip"
     max_unreadable: Fraction = 0.1  # share of a window's images that cannot be decoded, above which the run stops
     augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(
         kind="grey"
     )
     cache: bool = False  # decode all images once, at the start, and keep them in memory: each rank those of its lanes
-    workers: Annotated[int, Field(ge=0)] = (
-        0  # processes that decode and augment; 0: the step does it itself, best for small images
-    )
+    workers: Processes = 0  # processes that decode and augment; 0: the step does it itself, best for small images
     patience_seconds: AboveZero = 600.0  # how long a step waits for its batch before the run stops
 
 
@@ -116,7 +121,7 @@ Layers = Annotated[tuple[Positive | Literal["M"], ...], AfterValidator(_some_wid
 
 
 class Backbone(Section):
-    name: str = "resnet18"  # a torchvision classification model, or "vgg" with layers
+    name: Text = "resnet18"  # a torchvision classification model, or "vgg" with layers
     # vgg: widths of its 3x3 convolutions, "M" = halve the image
     layers: Layers | None = None
     grid: Positive = 2  # vgg: features are averaged over grid x grid cells of the image
@@ -173,7 +178,9 @@ class Store(Section):
     read_ahead: Positive = 1  # zarr: slides of the window by which blocks are read before they are needed
     write_behind: Positive | None = None  # zarr: blocks that may wait to be written; null: those of two slides
     verb: Literal["inspect", "verify", "scrub", "repair", "export"] = "inspect"  # what job store does
-    step: Annotated[int, Field(ge=0)] | None = None  # job store: the checkpoint of this step; null: the newest
+    step: Annotated[int, Field(ge=0, le=2**53)] | None = (
+        None  # job store: the checkpoint of this step; null: the newest
+    )
     format: Literal["npy", "zarr"] = "npy"  # job store, verb export: of the rows
 
     @model_validator(mode="after")
@@ -201,8 +208,8 @@ class Evaluate(Section):
     k: Positive = 20  # neighbours that vote
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
     features: Literal["backbone", "head"] = "backbone"
-    gallery: str = "DejaVu Sans"  # glyphs: the font family whose letters are searched
-    backbone: str | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
+    gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
+    backbone: OwnPath | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
     limit: Positive = 10000  # most images of a gallery; the first ones are taken
     query_limit: Positive = 10000  # most images of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory
@@ -211,11 +218,11 @@ class Evaluate(Section):
 class Config(Section):
     job: Literal["pretrain", "knn", "export", "store"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    output: Annotated[str, Field(min_length=1)]
+    output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
     steps: Positive | None = None  # stop there; the schedules' length does not change
     log_every: Positive = 20
-    threads: Positive | None = None  # CPU threads of the step; null: as many as cores
+    threads: Annotated[Processes, Field(ge=1)] | None = None  # CPU threads of the step; null: as many as cores
     data: Data
     schedule: Schedule = Schedule()
     backbone: Backbone = Backbone()
@@ -297,9 +304,15 @@ DEEPSPEED_KEYS = (
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = (
-    *("job", "steps", "log_every", "evaluate.", "ranks.", "data.workers", "data.cache", "data.limit", "output"),
+    *("job", "steps", "log_every", "threads", "output", "checkpoint.", "evaluate.", "ranks."),
+    # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
+    *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
+    *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),
     *("classifier.kernels", "classifier.sharding"),
     *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
+    # These print, and compute nothing.
+    *("deepspeed.steps_per_print", "deepspeed.wall_clock_breakdown", "deepspeed.memory_breakdown"),
+    *("deepspeed.comms_logger.", "deepspeed.flops_profiler."),
 )
 
 
@@ -309,18 +322,7 @@ def load(path: str, overrides: list[str]) -> Config:
     A value is read as JSON where it is JSON (0.1, true, null, [1, 2]) and as a string where it is not.
     Raises ValueError with at most three lines: what is wrong, the value, and what to change.
     """
-    try:
-        tree = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(
-            f"cannot read the config {path}: {error.strerror}; give --config an existing JSON file"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold one JSON object")
-    for word in overrides:
-        _override(tree, word)
+    tree = read_tree(path, overrides)
     try:
         return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -328,39 +330,19 @@ def load(path: str, overrides: list[str]) -> Config:
 
 
 def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
-    """ValueError where a run with the config `kept` cannot go on with `config`."""
-    now, then = flat(json.loads(config.model_dump_json())), flat(kept)
+    """ValueError where a run with the config `kept` cannot go on with `config`.
+
+    A key that `kept` lacks was not there when it was written: the run had what is now the key's default.
+    """
+    now, then = flat(json.loads(config.model_dump_json())), flat(completed(kept, config))
     for key in sorted(now.keys() | then.keys()):
         free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in MAY_DIFFER)
         if not free and now.get(key) != then.get(key):
+            before, asked = (cut_text(json.dumps(values.get(key))) for values in (then, now))
             raise ValueError(
-                f"{config.output} holds a run with {key} = {json.dumps(then.get(key))}, now it is {json.dumps(now.get(key))}; "
+                f"{config.output} holds a run with {key} = {before}, now it is {asked}; "
                 "set it back, choose another output, or start over with --fresh"
             )
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"root": 1}} -> {"data.root": 1}."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
-
-
-def _override(tree: dict[str, Any], word: str) -> None:
-    path, equals, text = word.partition("=")
-    if not equals or not path:
-        raise ValueError(f"{word!r} is not an override; write section.key=value")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    *sections, key = path.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"{path}: {section} is not a section")
-    tree[key] = value
 
 
 def _explain(error: ValidationError) -> str:
@@ -368,16 +350,17 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     # A discriminated union puts its tag ("grey") into the location; it is not a key that anyone wrote.
     parts = [str(part) for part in first["loc"] if part not in ("grey", "photos")]
-    where = ".".join(parts)
+    where = cut_text(".".join(parts))
     if first["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(where, _known_keys(), n=1, cutoff=0.0)[0]
         return f"unknown key {where}; the nearest known one is {nearest}"
     if first["type"] == "missing":
         return f"the config lacks {where}; add it"
-    message = first["msg"].removeprefix("Value error, ")
+    message = cut_text(first["msg"].removeprefix("Value error, "), 240)
     if first["type"] == "value_error":
         return message if not where or message.startswith(where) else f"{where}: {message}"
-    return f"{where} is {json.dumps(first['input'])}: {message[0].lower() + message[1:]}"
+    value = cut_text(json.dumps(first["input"], ensure_ascii=False, default=str))
+    return f"{where} is {value}: {message[0].lower() + message[1:]}"
 
 
 def _known_keys() -> list[str]:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from engine.progress import bytes_text
+from engine.shown import shown_text
 
 # Each colour as matplotlib draws it, and the CSS variable that takes its place; `page.STYLE` gives both sets of values.
 COLOURS = {
@@ -122,14 +123,14 @@ def curve_svg(
 def memory_svg(tiers: Sequence[str], planned_bytes: Mapping[str, int], measured_bytes: Mapping[str, int]) -> str:
     """Two bars a tier on one scale, planned over measured, each with its size; what is unknown has no bar."""
     figure, axes = _axes(1120, 62 * len(tiers), left=58, right=_MARGIN, bottom=2, top=2)
-    largest = max(sizes.get(tier, 0) for sizes in (planned_bytes, measured_bytes) for tier in tiers) or 1
+    largest = float(max(sizes.get(tier, 0) for sizes in (planned_bytes, measured_bytes) for tier in tiers) or 1)
     for place, tier in enumerate(tiers):
         for offset, colour, sizes in ((-0.19, "accent-soft", planned_bytes), (0.19, "accent", measured_bytes)):
             if tier not in sizes:
                 continue
-            axes.barh(place + offset, sizes[tier], height=0.34, color=COLOURS[colour])
+            axes.barh(place + offset, float(sizes[tier]), height=0.34, color=COLOURS[colour])
             axes.text(
-                sizes[tier] + 0.006 * largest,
+                float(sizes[tier]) + 0.006 * largest,
                 place + offset,
                 bytes_text(sizes[tier]),
                 va="center",
@@ -191,7 +192,7 @@ def _name_levels(figure: Figure, axes: Axes, levels: Sequence[Level], height: in
 
 
 def _svg(figure: Figure, name: str) -> str:
-    text = io.StringIO()
+    text, name = io.StringIO(), shown_text(name)
     # The salt makes the ids inside the SVG a function of the chart, unlike those of the page's other charts.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from engine.machine import machine_error
 from engine.process_table import fields
 
 _LAUNCHERS = ("deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
@@ -28,12 +29,19 @@ _LAUNCHERS = ("deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distr
 def stop_with_launcher(
     stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM), poll_seconds: float = 1.0
 ) -> list[int]:
-    """Begin to watch the launchers above this process; returns their numbers, nearest first. `stop` is called once, on a thread."""
+    """Begin to watch the launchers above this process; returns their numbers, nearest first. `stop` is called once, on a thread.
+
+    Raises OSError where no thread can be started.
+    """
     above = launchers_above(os.getppid())
     if above:
-        threading.Thread(
+        watching = threading.Thread(
             target=_watch, args=(above, stop, poll_seconds), name="stop-with-launcher", daemon=True
-        ).start()
+        )
+        try:
+            watching.start()
+        except RuntimeError as error:  # of a limit on processes
+            raise machine_error(error) or error from error
     return above
 
 

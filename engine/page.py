@@ -13,6 +13,8 @@ from html import escape
 
 from PIL import Image
 
+from engine.shown import shown_lines
+
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -79,37 +81,42 @@ pre { font: 13px/1.5 ui-monospace, monospace; overflow-x: auto; margin: 10px 0 0
 """
 
 
+def escaped(text: str) -> str:
+    """Text as HTML shows it: what would be markup is escaped, what would be obeyed or cannot be encoded is written out."""
+    return escape(shown_lines(text))
+
+
 def page(title: str, body_html: str) -> str:
     """A whole HTML document."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body_html}\n</main>\n</body>\n</html>\n"
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body_html}\n</main>\n</body>\n</html>\n"
     )
 
 
 def section(heading: str, *parts_html: str) -> str:
     """One card with a heading."""
-    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(parts_html) + "\n</section>"
+    return f"<section>\n<h2>{escaped(heading)}</h2>\n" + "\n".join(parts_html) + "\n</section>"
 
 
 def paragraph(text: str, *, is_muted: bool = False) -> str:
     """One paragraph of text; empty text gives nothing."""
     kind = ' class="muted"' if is_muted else ""
-    return f"<p{kind}>{escape(text)}</p>" if text else ""
+    return f"<p{kind}>{escaped(text)}</p>" if text else ""
 
 
 def figure(picture_html: str, caption: str = "") -> str:
     """A chart or picture with its caption."""
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    below = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
     return f"<figure>{picture_html}{below}</figure>"
 
 
 def tiles(contents: Sequence[tuple[str, str, str]]) -> str:
     """The headline: figures of (name, value, what to compare it with), four in a row."""
     cells = [
-        f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
-        f'<div class="beside">{escape(beside)}</div></div>'
+        f'<div class="tile"><div class="name">{escaped(name)}</div><div class="value">{escaped(value)}</div>'
+        f'<div class="beside">{escaped(beside)}</div></div>'
         for name, value, beside in contents
     ]
     return f'<div class="tiles">{"".join(cells)}</div>'
@@ -117,11 +124,11 @@ def tiles(contents: Sequence[tuple[str, str, str]]) -> str:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, keys: Sequence[str] | None = None) -> str:
     """A table of text whose first column names the row; `keys` are CSS colours shown before these names."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th>{escaped(heading)}</th>" for heading in headings)
     body = []
     for index, cells in enumerate(rows):
         key = "" if keys is None else f'<span class="key" style="background: {keys[index]}"></span>'
-        body.append(f"<tr><td>{key}" + "</td><td>".join(escape(cell) for cell in cells) + "</td></tr>")
+        body.append(f"<tr><td>{key}" + "</td><td>".join(escaped(cell) for cell in cells) + "</td></tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>" + "".join(body) + "</tbody></table>"
 
 

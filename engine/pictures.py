@@ -10,13 +10,12 @@ sample a seeded choice is shown.
 
 import colorsys
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from PIL import Image
 from sklearn.manifold import TSNE
 
-from engine.page import figure, paragraph, png_data_url
+from engine.page import escaped, figure, paragraph, png_data_url
 
 MAX_POINTS = 1500
 _THUMBNAIL_PIXELS = 72
@@ -86,9 +85,9 @@ def _picture(image: np.ndarray, name: str, is_right: bool | None, similarity: fl
     below = "query" if similarity is None else f'<span class="{verdict}">{sign}</span>{similarity:.2f}'
     role = "query" if is_query else "neighbour"
     return (
-        f'<div class="picture {role} {verdict}" title="{escape(name)}">'
-        f'<img src="{png_data_url(_thumbnail(image))}" alt="{role}: {escape(name)}{word}">'
-        f'<div class="name">{escape(name)}</div><div class="muted">{below}</div></div>'
+        f'<div class="picture {role} {verdict}" title="{escaped(name)}">'
+        f'<img src="{png_data_url(_thumbnail(image))}" alt="{role}: {escaped(name)}{word}">'
+        f'<div class="name">{escaped(name)}</div><div class="muted">{below}</div></div>'
     )
 
 
@@ -177,7 +176,7 @@ def _legend(labels_M: np.ndarray | None, kinds_M: np.ndarray, names: list[str]) 
     if any(len(own) > 1 for own in names_of):
         return "", f"The colour is that of the label, of which there are {count:,}."
     entries = [
-        f'<span><span class="key" style="background: {_css(colour)}"></span>{escape(next(iter(own)))}</span>'
+        f'<span><span class="key" style="background: {_css(colour)}"></span>{escaped(next(iter(own)))}</span>'
         for colour, own in zip(label_colours(count), names_of, strict=True)
     ]
     return f'<div class="legend">{"".join(entries)}</div>', "The colour is that of the label."
@@ -225,7 +224,7 @@ def _dot_map(places_M2: np.ndarray, kinds_M: np.ndarray, names: list[str]) -> st
     radius = 4
     dots = [
         f'<circle cx="{8 + across * (_MAP_WIDTH - 16):.0f}" cy="{8 + (1 - up) * (_MAP_HEIGHT - 16):.0f}" r="{radius}" '
-        f'fill="{_css(colours[kind])}"><title>{escape(name)}</title></circle>'
+        f'fill="{_css(colours[kind])}"><title>{escaped(name)}</title></circle>'
         for (across, up), kind, name in zip(places_M2, kinds_M, names, strict=True)
     ]
     return (

@@ -15,13 +15,15 @@ import os
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from engine.shown import Escaping, shown_lines
 
 TIERS = ("device", "host", "disk")
 
@@ -77,7 +79,8 @@ class Progress:
         self.step = first_step
         self.chance_loss = chance_loss
         self.planned_bytes = planned_bytes
-        self.stream = sys.stdout if stream is None else stream
+        # What is shown never ends a run: a character that the stream's encoding lacks is written out.
+        self.stream = cast(TextIO, Escaping(sys.stdout if stream is None else stream))
         self._timed_steps = 0
         self._timed_seconds = 0.0
 
@@ -90,8 +93,8 @@ class Progress:
         return None
 
     def note(self, text: str) -> None:
-        """Says something that happened once: an evaluation, a checkpoint, a skipped image."""
-        print(text, file=self.stream, flush=True)
+        """Says something that happened once: an evaluation, a checkpoint, a skipped image. May have several lines."""
+        print(shown_lines(text), file=self.stream, flush=True)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Shows one line of metrics.jsonl; only `step` must be there."""
@@ -154,7 +157,7 @@ class LiveProgress(Progress):
         self._live.stop()
 
     def note(self, text: str) -> None:
-        self._console.print(Text(text))
+        self._console.print(Text(shown_lines(text)))
 
     def update(self, line: Mapping[str, Any]) -> None:
         self._take(line)

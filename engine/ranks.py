@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engine.environment import check_environment, environment_number, is_set
+
 _PATIENCE_SECONDS = 7200.0
 # By the names of torch 2.14; before that there were others.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -86,9 +88,9 @@ class Ranks(Road):
     ) -> None:
         super().__init__(rank, size, patience_seconds)
         self.device, self.timeout_seconds = device, timeout_seconds
-        self.node_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.node_rank = environment_number("LOCAL_RANK", 0)
         # deepspeed and torchrun have each a name for it
-        self.node_size = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or size)
+        self.node_size = environment_number("LOCAL_SIZE", environment_number("LOCAL_WORLD_SIZE", size))
         self.tensor_calls = 0
         self.sent_bytes: Counter[str] = Counter()
 
@@ -156,16 +158,15 @@ class Ranks(Road):
 def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds: float = _PATIENCE_SECONDS) -> Ranks:
     """Join the run's processes, as the launcher's environment describes them.
 
-    Raises ValueError where that is not complete, or where the others do not come within the time.
+    Raises ValueError where that is not complete or no number, or where the others do not come within the time.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    check_environment()
+    size = environment_number("WORLD_SIZE", 1)
     if size == 1:
         # DeepSpeed asks for these whatever the backend.
-        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-            os.environ.setdefault(name, value)
-        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
-            os.environ.setdefault(name, value)
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update({name: value for name, value in alone.items() if not is_set(name)})
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not is_set(name)]
     if missing:
         raise ValueError(
             f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; start with deepspeed or torchrun, "
@@ -202,7 +203,7 @@ def board() -> Any:
 
     It has set(key, text), get(key) -> bytes and check([key]) -> bool, and raises where the table is gone.
     """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT", 0)
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
     # torchrun's table outlives an attempt of its own restarts.
     return dist.PrefixStore(f"watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

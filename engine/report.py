@@ -11,14 +11,13 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 from engine.charts import Level, curve_svg, memory_svg
-from engine.page import figure, page, paragraph, section, table, tiles
+from engine.page import escaped, figure, page, paragraph, section, table, tiles
 from engine.pictures import EmbeddingSample, NeighbourRow, map_html, neighbours_html
 from engine.progress import TIERS, duration_text
-from engine.records import Records, finite, finite_items, read_records
+from engine.records import Records, amount, amounts, finite, finite_items, read_records
 
 __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "write_report"]
 
@@ -95,7 +94,11 @@ def _head(name: str, records: Records) -> str:
         steps = records.figure("step")
 
     def of_all(count: float | None) -> str:
-        return "" if count is None or not instances else f"{100 * count / instances:.3g} % of the instances"
+        return (
+            ""
+            if count is None or instances is None or instances < 1
+            else f"{100 * count / instances:.3g} % of the instances"
+        )
 
     whole = "{:,.0f}".format
     visited, active_rows = records.figure("visited"), records.active_rows()
@@ -121,20 +124,26 @@ def _head(name: str, records: Records) -> str:
             f"steps: {_show(steps, whole)}, skipped: {_show(records.figure('skipped_steps'), whole)}",
         ),
     ]
-    status = str(records.summary.get("status", "no summary: still running, or killed"))
-    about = [str(records.summary[field]) for field in ("job", "method") if field in records.summary]
+    status = _words(records.summary.get("status")) or "no summary: still running, or killed"
+    about = [words for field in ("job", "method") if (words := _words(records.summary.get(field)))]
     if (processes := records.figure("ranks") or 1) > 1:
         about.append(f"{processes:.0f} processes")
     unreadable = records.unreadable_lines
     return "\n".join(
         [
-            f'<header><h1>{escape(name)}</h1><span class="muted">{escape(" · ".join(about))}</span>',
-            f'<span class="status {"good" if status == "finished" else "other"}">{escape(status)}</span></header>',
+            f'<header><h1>{escaped(name)}</h1><span class="muted">{escaped(" · ".join(about))}</span>',
+            f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status)}</span></header>',
             paragraph(_verdict(loss, chance_loss, knn, raw)),
             paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
+            paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
             tiles(headline),
         ]
     )
+
+
+def _words(value: object) -> str:
+    """A text of a JSON field; empty where it is absent or something else."""
+    return value if isinstance(value, str) else ""
 
 
 def _verdict(loss: float | None, chance_loss: float | None, knn: float | None, raw: float | None) -> str:
@@ -197,7 +206,7 @@ def _knn(records: Records) -> list[str]:
         )
         parts.append(figure(chart(_HEADLINE, 1120, 270), caption))
     others = [name for name in names if name != _HEADLINE]
-    panels = [f"<div><h3>{escape(name)}</h3>{chart(name, 546, 160)}</div>" for name in others[:_MAX_PANELS]]
+    panels = [f"<div><h3>{escaped(name)}</h3>{chart(name, 546, 160)}</div>" for name in others[:_MAX_PANELS]]
     parts += [f'<div class="panels">{"".join(panels)}</div>'] if panels else []
     rows = []
     for name in names:
@@ -208,7 +217,7 @@ def _knn(records: Records) -> list[str]:
     first = [f"at step {steps[0]:,}"] if len(curves) > 1 else []
     headings = ["figure", *first, f"at step {steps[-1]:,}", "raw pixels", "against raw pixels"]
     parts += [table(headings, rows)] if names else []
-    protocol = f"Protocol: {last['protocol']}" if last.get("protocol") else ""
+    protocol = f"Protocol: {words}" if (words := _words(last.get("protocol"))) else ""
     return [*parts, *_rank(evaluations), paragraph(protocol, is_muted=True)]
 
 
@@ -216,9 +225,9 @@ def _rank(evaluations: list[dict]) -> list[str]:
     ranks = [finite(evaluation.get("rankme")) for evaluation in evaluations]
     if ranks[-1] is None:
         return []
-    dimensions = evaluations[-1].get("rankme_dim")
+    dimensions = finite(evaluations[-1].get("rankme_dim"))
     text = f"RankMe, the number of dimensions that the features really use: {ranks[-1]:.1f}"
-    text += f" of {dimensions:,}" if dimensions else ""
+    text += f" of {dimensions:,.0f}" if dimensions else ""
     text += f" (at step {evaluations[0]['step']:,}: {ranks[0]:.1f})" if len(ranks) > 1 and ranks[0] is not None else ""
     return [paragraph(text + ". A value near 1 would mean collapse.")]
 
@@ -227,10 +236,10 @@ def _time(records: Records) -> list[str]:
     seconds: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
     wall_seconds = wait_steps = wait_seconds = 0.0
     for line in records.metrics:
-        wall_seconds += finite(line.get("interval_seconds")) or 0.0
-        for stage, value in finite_items(line.get("seconds")).items():
+        wall_seconds += amount(line.get("interval_seconds")) or 0.0
+        for stage, value in amounts(line.get("seconds")).items():
             seconds[stage] = seconds.get(stage, 0.0) + value
-        waits = finite_items(line.get("prefetch_waits"))
+        waits = amounts(line.get("prefetch_waits"))
         wait_steps, wait_seconds = wait_steps + waits.get("steps", 0), wait_seconds + waits.get("seconds", 0.0)
     measured_seconds = sum(seconds.values())
     if not measured_seconds:
@@ -287,11 +296,11 @@ def _memory(records: Records) -> list[str]:
 def _configuration(records: Records) -> list[str]:
     parts = []
     if records.config:
-        text = escape(json.dumps(records.config, indent=2, ensure_ascii=False))
+        text = escaped(json.dumps(records.config, indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>The resolved config</summary><pre>{text}</pre></details>")
     else:
         parts.append(paragraph("The run left no config.json."))
     if records.summary:
-        text = escape(json.dumps(records.summary, indent=2, ensure_ascii=False))
+        text = escaped(json.dumps(records.summary, indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>The summary</summary><pre>{text}</pre></details>")
     return parts

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.machine import first_line, machine_error
 from engine.ranks import of_the_wire
 
 # Set before the first import, which would otherwise print its guess.
@@ -56,7 +57,7 @@ class ZeroEngine:
     clip             largest gradient norm, 0 = no clipping
     config           the user's `deepspeed` block
 
-    Raises ValueError where DeepSpeed refuses the block.
+    Raises ValueError where DeepSpeed refuses the block, and OSError where the machine's limits end it.
     """
 
     def __init__(
@@ -95,9 +96,11 @@ class ZeroEngine:
                 model=module, optimizer=optimizer, config=full_config, dist_init_required=False
             )
         except Exception as error:  # DeepSpeed raises plain Exceptions too
-            if of_the_wire(error) or isinstance(error, torch.OutOfMemoryError):
+            if of_the_wire(error):
                 raise
-            raise ValueError(f"deepspeed refuses its block: {str(error).splitlines()[0]}") from error
+            if (limit := machine_error(error)) is not None:
+                raise limit from error
+            raise ValueError(f"deepspeed refuses its block: {first_line(error)}") from error
         self._own_scale: LossScale | None = None
         if getattr(self.optimizer, "torch_autocast_gradscaler", None) is not None:
             self.optimizer.torch_autocast_gradscaler = None

@@ -5,14 +5,16 @@
 
 A library is built in a directory of its own and renamed into the cache: a killed build leaves no lock and no half a file, and
 two processes that build at once both succeed. Its name carries a hash of the sources, the flags, torch's version and, because
-CPU code is tuned to the machine, the CPU's features; so nothing stale is ever loaded. A C++ source may ask for flags of its own
-in a line "// compile: -ffp-contract=off". `load` looks, in this order:
+CPU code is tuned to the machine, the CPU's features; so nothing stale is ever loaded. Its last bytes are a checksum of all others,
+because loading a library that was cut short kills the process; and nothing is loaded from a cache where others than this user and
+root may write (kernels/trusted.py). A C++ source may ask for flags of its own in a line "// compile: -ffp-contract=off". `load`
+looks, in this order:
 
     1. the cache: $PIC_KERNELS_CACHE, else ~/.cache/pic-engine/kernels
     2. kernels/built, where `python -m kernels.compiled` puts libraries for machines without a compiler (x86-64-v3: AVX2)
     3. the compiler
 
-Where all three fail it says what is missing; the ATen implementations need none of this.
+Where all three fail it says what is wrong with each; the ATen implementations need none of this.
 
     python -m kernels.compiled [cpu] [cuda]     build ahead of time into kernels/built (both, where nvcc exists)
     python -m kernels.compiled --check-cuda     compile the CUDA sources for sm_80 and sm_90 and throw the result away
@@ -31,11 +33,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from kernels.trusted import Refused, checked_library, make_directory, seal, unsafe_directory
 
 ROOM = Path(__file__).parent
 BUILT = ROOM / "built"
@@ -44,6 +48,7 @@ CUDA_ARCHITECTURES = ("8.0", "9.0")
 _CPP_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 _NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo"]
 _DAY_SECONDS = 86_400
+_HEARD: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
 
 
 class NotCompiled(RuntimeError):
@@ -102,34 +107,77 @@ def load(op: str, device: str) -> Path:
     return known
 
 
+_ANOTHER_CACHE = "set PIC_KERNELS_CACHE to a directory that this machine can write to and run code from"
+
+
 def _load(op: str, device: str) -> Path:
+    refusals: list[str] = []
+    cache = _own_cache(refusals)
     try:
-        cached = cache_directory() / _name(op, device, _tuned_flags(device))
+        cached = cache and cache / _name(op, device, _tuned_flags(device))
+        if cached and _is_loaded(cached, refusals, "it is compiled anew"):
+            return cached
         prebuilt = BUILT / _name(op, device, _portable_flags(device))
-        for library in (cached, prebuilt):
-            if library.exists() and (library is cached or _can_run_prebuilt(device)):
-                # One that does not load was built for another C library, say, in a home that machines share: build it here.
-                with suppress(OSError):
-                    torch.ops.load_library(str(library))
-                    return library
+        again = "build it again with python -m kernels.compiled"
+        if _can_run_prebuilt(device) and _is_loaded(prebuilt, refusals, again, is_cache=False):
+            return prebuilt
         if device == "cuda" and not torch.cuda.is_available():
-            raise NotCompiled(f"{op}: no CUDA device to build for")
+            raise NotCompiled("no CUDA device to build for")
+        if cached is None:
+            raise NotCompiled(refusals.pop(0))
         _build(op, device, _tuned_flags(device), cached)
-        torch.ops.load_library(str(cached))
+        if not _is_loaded(cached, refusals, "see that there is room"):
+            raise NotCompiled(f"{refusals.pop()}; {_ANOTHER_CACHE}")
+        return cached
+    except NotCompiled as error:
+        raise NotCompiled("; ".join([f"{op}: {error}", *refusals])) from error
     except OSError as error:
-        raise NotCompiled(
-            f"{op}: {error}; set PIC_KERNELS_CACHE to a directory that this machine can write to and run code from"
-        ) from error
-    return cached
+        raise NotCompiled("; ".join([f"{op}: {error}", _ANOTHER_CACHE, *refusals])) from error
+
+
+def _own_cache(refusals: list[str]) -> Path | None:
+    """The cache, where nobody else can have put a library; else None, and why goes into `refusals`."""
+    try:
+        cache = cache_directory()
+        if (unsafe := unsafe_directory(cache)) is None:
+            return cache
+        _refuse(refusals, f"nothing is loaded from {cache} or kept there: {unsafe}, or {_ANOTHER_CACHE}")
+    except OSError as error:
+        _refuse(refusals, f"{error}; {_ANOTHER_CACHE}")
+    return None
+
+
+def _is_loaded(library: Path, refusals: list[str], remedy: str, is_cache: bool = True) -> bool:
+    """Load a library that is there and may be; else False, with why in `refusals`. remedy: what happens to one that is not whole."""
+    try:
+        if (checked := checked_library(library, is_cache)) is None:
+            return False
+        torch.ops.load_library(str(checked))
+        return True
+    except Refused as error:
+        _refuse(refusals, f"{error}; {remedy}" if error.is_damaged else str(error))
+    except OSError as error:
+        # It was built for another C library, say, in a home that machines share: build it here.
+        _refuse(refusals, f"{library} does not load: {error}")
+    return False
+
+
+def _refuse(refusals: list[str], why: str) -> None:
+    """Said at once: what is used in its place may take its time."""
+    refusals.append(why)
+    print(f"kernels: {why}", file=sys.stderr, flush=True)
 
 
 def cache_directory() -> Path:
-    """Where libraries built at first use are kept. OSError where this user has no home and no variable names another place."""
-    chosen = os.environ.get("PIC_KERNELS_CACHE")
+    """Where libraries built at first use are kept. OSError where this user has no home and no variable names another place.
+
+    An empty variable is one that is not set, and so is a relative XDG_CACHE_HOME, as its specification says.
+    """
+    chosen, caches = (os.environ.get(name, "").strip() for name in ("PIC_KERNELS_CACHE", "XDG_CACHE_HOME"))
     try:
         if chosen:
-            return Path(chosen).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pic-engine" / "kernels"
+            return Path(chosen).expanduser().absolute()
+        return Path(caches if os.path.isabs(caches) else Path.home() / ".cache") / "pic-engine" / "kernels"
     except RuntimeError as error:
         raise OSError(str(error)) from error
 
@@ -170,8 +218,8 @@ def compile_cuda() -> list[str]:
 def _build(op: str, device: str, flags: dict[str, list[str]], library: Path) -> None:
     missing = _missing(device)
     if missing:
-        raise NotCompiled(f"{op}: {missing}")
-    library.parent.mkdir(parents=True, exist_ok=True)
+        raise NotCompiled(missing)
+    make_directory(library.parent, 0o777 if library.parent == BUILT else 0o700)
     _sweep(library.parent)
     sources = [ROOM / op / f"{device}.cpp"] + ([ROOM / op / "cuda.cu"] if device == "cuda" else [])
     print(f"compiling {op} for {device}: once, it is kept in {library.parent}", file=sys.stderr, flush=True)
@@ -185,12 +233,8 @@ def _build(op: str, device: str, flags: dict[str, list[str]], library: Path) -> 
             "is_python_module=False)\n"
         )
         _run([sys.executable, "-W", "ignore", "-c", script, *words], _build_environment(flags))
-        made = Path(directory) / f"{op}.so"
-        with open(
-            made, "rb"
-        ) as file:  # a power cut must not leave a file that is there and cut short: loading it is a crash
-            os.fsync(file.fileno())
-        os.replace(made, library)
+        seal(Path(directory) / f"{op}.so", Path(directory) / "sealed")
+        os.replace(Path(directory) / "sealed", library)
 
 
 def _sources(op: str, device: str) -> list[Path]:
@@ -251,11 +295,12 @@ def _cpu_features() -> str | None:
 
 
 def _compiler() -> str:
-    return os.environ.get("CXX", "c++")
+    """The command, with its words; a variable that is empty is one that is not set."""
+    return os.environ.get("CXX", "").strip() or "c++"
 
 
 def _nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME")
+    home = os.environ.get("CUDA_HOME", "").strip()
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
@@ -265,7 +310,7 @@ def _toolkit() -> str | None:
     if nvcc is None:
         return None
     plan = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
-    said = subprocess.run(plan, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+    said = subprocess.run(plan, check=False, **_HEARD).stdout
     tops = [line.split("TOP=")[1].strip() for line in said.splitlines() if "TOP=" in line]
     return os.path.realpath(tops[0]) if tops else None
 
@@ -273,7 +318,11 @@ def _toolkit() -> str | None:
 def _missing(device: str) -> str | None:
     """What a build would lack, with the way out; None where nothing is."""
     otherwise = "or build the kernels on a machine that has one: python -m kernels.compiled, and copy kernels/built"
-    if shutil.which(shlex.split(_compiler())[0]) is None:
+    try:
+        program = shlex.split(_compiler())[0]
+    except ValueError as error:
+        return f"the environment variable CXX is {_compiler()!r}: {str(error).lower()}; set it to a C++ compiler, or unset it"
+    if shutil.which(program) is None:
         return f"there is no C++ compiler ({_compiler()}); install g++, {otherwise}"
     if shutil.which("ninja", path=_path()) is None:
         return f"there is no ninja; pip install ninja, {otherwise}"
@@ -289,7 +338,7 @@ def _path() -> str:
 
 def _build_environment(flags: dict[str, list[str]]) -> dict[str, str]:
     """The build's environment, for a process of its own: changing ours would show in other threads."""
-    changed = {"PATH": _path(), "TORCH_CUDA_ARCH_LIST": ";".join(flags["architectures"]) or "8.0"}
+    changed = {"PATH": _path(), "CXX": _compiler(), "TORCH_CUDA_ARCH_LIST": ";".join(flags["architectures"]) or "8.0"}
     if flags["nvcc"] and (home := _toolkit()):
         changed["CUDA_HOME"] = home
     return {**os.environ, **changed}
@@ -302,9 +351,10 @@ def _torch_includes() -> list[str]:
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     """environment: all of it; None: ours."""
-    finished = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
-    )
+    try:
+        finished = subprocess.run(command, check=False, env=environment, **_HEARD)
+    except OSError as error:  # a limit on processes
+        raise NotCompiled(f"the compiler could not be started: {error.strerror}") from error
     if finished.returncode != 0:
         lines = finished.stdout.splitlines()
         errors = (
@@ -318,7 +368,7 @@ def _sweep(directory: Path) -> None:
     """Remove what builds that were killed left behind."""
     for path in directory.glob("building-*"):
         try:
-            old = time.time() - path.stat().st_mtime > _DAY_SECONDS
+            old = time.time() - path.lstat().st_mtime > _DAY_SECONDS
         except FileNotFoundError:  # another process's build that has just ended
             continue
         if old:

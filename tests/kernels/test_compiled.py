@@ -193,7 +193,7 @@ def test_a_build_that_failed_is_not_tried_again(monkeypatch):
         raise NotCompiled("it rains")
 
     monkeypatch.setattr(compiled, "_build", fail)
-    assert [choose(OP, CPU).why for _ in range(3)] == ["it rains"] * 3
+    assert [choose(OP, CPU).why for _ in range(3)] == [f"{OP}: it rains"] * 3
     assert len(attempts) == 1
 
 
@@ -255,12 +255,12 @@ def test_a_user_without_a_home_or_with_one_that_is_closed_gets_aten_and_the_reas
     monkeypatch.setattr(Path, "home", nowhere)
     assert "set PIC_KERNELS_CACHE" in choose(OP, CPU).why
 
-    def closed(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(compiled, "_KNOWN", {})
     monkeypatch.setenv("PIC_KERNELS_CACHE", str(tmp_path))
-    monkeypatch.setattr(Path, "exists", closed)
+    monkeypatch.setattr(compiled, "unsafe_directory", closed)
     choice = choose(OP, CPU)
     assert choice.name == "aten"
     assert "Permission denied" in choice.why

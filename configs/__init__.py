@@ -1,0 +1,1 @@
+"""Experiments as JSON files, every key that they may have, and what follows from them."""
