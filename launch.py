@@ -21,9 +21,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 # Run in place: `datasets` and `kernels` are also names of public packages, and ours must win.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+if strangers := [
+    f"{room} from {origin}"
+    for room in ("configs", "datasets", "engine", "kernels")
+    if room in sys.modules
+    and HERE not in Path(origin := getattr(sys.modules[room], "__file__", None) or "elsewhere").resolve().parents
+]:
+    print(
+        f"error: {', '.join(strangers)} was imported before this engine's own could be, by a sitecustomize or a .pth file;\n"
+        "take it out of there, or off PYTHONPATH",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from configs import schema
+from engine.environment import check_environment, environment_number, number_or_zero
+from engine.machine import machine_error
+from engine.shown import let_standard_streams_escape, shown_lines
 
 if TYPE_CHECKING:
     from datasets.schedule import Schedule
@@ -45,12 +61,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher; not used")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     options = parser.parse_intermixed_args(arguments)
+    let_standard_streams_escape()
     try:
+        check_environment()
         config = schema.load(options.config, options.overrides)
         check_launch(config, options)
     except ValueError as error:  # every process of this machine finds the same
-        if launched("LOCAL_RANK", 0) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        if number_or_zero("LOCAL_RANK") == 0:
+            print(f"error: {shown_lines(str(error))}", file=sys.stderr)
         else:
             time.sleep(20)  # the launcher ends the others when one ends; the one that speaks is to be it
         return 2
@@ -70,18 +88,13 @@ def main(arguments: list[str]) -> int:
 
 def print_error(text: str) -> None:
     """On stderr, with the rank where it is not the one that speaks for all."""
-    rank = launched("RANK", 0)
-    print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
-
-
-def launched(name: str, default: int) -> int:
-    """A number that the launcher told this process."""
-    return int(os.environ.get(name, default))
+    rank = number_or_zero("RANK")
+    print(shown_lines(text if rank == 0 else f"rank {rank}: {text}"), file=sys.stderr, flush=True)
 
 
 def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
     """ValueError where the config does not fit the command line, or the number of processes."""
-    ranks = launched("WORLD_SIZE", 1)
+    ranks = environment_number("WORLD_SIZE", 1)
     if config.job != "pretrain" and (options.dry_run or options.fresh):
         raise ValueError(f"--dry-run and --fresh are for job=pretrain, not for job={config.job}; leave them out")
     if config.job != "pretrain" and ranks > 1:
@@ -99,14 +112,14 @@ def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
 
 def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
     """(exit code, what to print) for an error that is not our own bug; None for one that is."""
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):  # which nobody but us can make
         return 2, f"error: {error}"
-    if isinstance(error, OSError):
-        whole = "; checkpoints that were written before are whole" if job == "pretrain" else ""
-        return 1, f"error: {error}{whole}"
     # engine/store.py, which must not be imported before the config is checked
     if type(error).__name__ == "Damaged":
         return 1, f"error: {error}; job=store store.verb=verify tells what else is, store.verb=repair goes back"
+    if (limit := machine_error(error)) is not None:
+        whole = "; checkpoints that were written before are whole" if job == "pretrain" else ""
+        return 1, f"error: {limit}{whole}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; nothing was lost but the steps since the last checkpoint"
     return None
@@ -123,7 +136,7 @@ def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     from engine.watch import Watch
 
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", launched("LOCAL_RANK", 0)) if cuda else torch.device("cpu")
+    device = torch.device("cuda", environment_number("LOCAL_RANK", 0)) if cuda else torch.device("cpu")
     ranks = processes.start(device, config.ranks.timeout_seconds, config.ranks.patience_seconds)
     at: list[ActiveRows] = []  # where the run is, as soon as there are rows
     watch = Watch(
