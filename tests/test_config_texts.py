@@ -319,6 +319,23 @@ def test_a_package_of_the_same_name_elsewhere_is_not_taken_for_ours(tmp_path, ro
     assert done.stdout.strip() == str(REPOSITORY / room / "__init__.py"), done.stderr
 
 
+@pytest.mark.parametrize("room", ["configs", "engine"])
+def test_a_package_of_that_name_that_was_imported_already_is_told_in_a_line(tmp_path, room):
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "__init__.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text(f"import {room}")
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "launch.py"), "--config", "x"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"error: {room} from {tmp_path / room / '__init__.py'} was imported before" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_goes_on_where_the_images_were_moved_and_with_other_words_for_the_machine(run, tmp_path):
     from tests.test_bad_input import folder_config
 
