@@ -1,0 +1,33 @@
+"""Whatever a start meets, it ends in words: no traceback, no wait without end, an exit code that tells whose fault it was."""
+
+import pytest
+
+from tests.hostile_starts import CASES, lay
+from tests.pooled_start import pooled_start
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hostile_start_ends_in_words(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)  # traps are laid from here, and it is set back
+    lay(tmp_path)
+    words = case.prepare(tmp_path) or []
+    start = pooled_start(
+        ["--config", str(tmp_path / "config.json"), *words],
+        tmp_path,
+        env={name: value.format(directory=tmp_path) for name, value in case.env.items()},
+        limits=case.limits,
+        fault=case.fault,
+        encoding=case.encoding,
+    )
+    said = f"{start.out}\n{start.err}"
+    assert start.code == case.code, said
+    assert "Traceback" not in said, said
+    assert case.expect in said, said
+    if case.code:
+        assert 1 <= len(start.message.splitlines()) <= 3 or "stopped: " in start.out, said
+    assert "\x1b" not in said and "\u202e" not in said
+
+
+def test_there_are_some_hundred_of_them():
+    assert len(CASES) >= 95
+    assert len({case.name for case in CASES}) == len(CASES)
