@@ -81,10 +81,9 @@ class LabelFile:
             if not candidates:
                 continue
             if len(candidates) > 1 or form in image_of:
-                what = f"lines {candidates[0 if form in image_of else 1]!a} and others"
                 raise ValueError(
                     f"{_at(self.path, self._line_of[candidates[0]])} may mean more than one image or line: names that look like "
-                    f"{shown(image, 200)} differ in how an accented letter is composed ({what}); write each as its file is named"
+                    f"{shown(image, 200)} differ in how an accented letter is composed; write each as its file is named"
                 )
             meant[image] = candidates[0]
             image_of[form] = image

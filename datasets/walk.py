@@ -287,16 +287,16 @@ def _matcher(patterns: tuple[str, ...]) -> Callable[[bytes, bytes], bool] | None
     """(path of the directory with a slash behind it, name) -> is it excluded?; None where there is no pattern."""
     if not patterns:
         return None
-    forms = {form for pattern in patterns for form in _composed(pattern)}
+    forms = [_composed(pattern) for pattern in patterns]
     of_names = _either([form for form in forms if "/" not in form])
     of_paths = [[_either([part]) for part in form.strip("/").split("/")] for form in forms if "/" in form]
 
     def is_excluded(prefix: bytes, name: bytes) -> bool:
-        if of_names is not None and of_names.match(os.fsdecode(name)):
+        if of_names is not None and of_names.match(_composed(os.fsdecode(name))):
             return True
         if not of_paths:
             return False
-        parts = os.fsdecode(prefix + name).split("/")
+        parts = _composed(os.fsdecode(prefix + name)).split("/")
         return any(
             len(pattern) == len(parts)
             and all(one and one.match(part) for one, part in zip(pattern, parts, strict=True))
@@ -306,8 +306,8 @@ def _matcher(patterns: tuple[str, ...]) -> Callable[[bytes, bytes], bool] | None
     return is_excluded
 
 
-def _composed(pattern: str) -> tuple[str, str, str]:
-    return pattern, unicodedata.normalize("NFC", pattern), unicodedata.normalize("NFD", pattern)
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _either(patterns: list[str]) -> "re.Pattern[str] | None":
