@@ -8,7 +8,7 @@
     16-bit RGB                 the same over all three channels
     32-bit and signed          min..max of the image becomes 0..255: these formats have no agreed range. Left out of min and max:
     integers, floats           the value that the GDAL_NODATA tag names, what is not finite, and a least or greatest value that stands
-                               apart (below). They become black, or white where they are above all others
+                               apart (below). They become black; what is greater than all others without a tag to name it, white
     animations                 first frame
 
 A value stands apart that is the least or the greatest, where the others are at least two values, and where the gap to them is more

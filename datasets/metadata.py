@@ -8,6 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import IO
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,12 +27,14 @@ def without_metadata(content: IO[bytes]) -> Iterator[bytes]:
     """The file with less and less beside its pixels; nothing for other formats."""
     whole = _whole(content)
     if whole.startswith(_PNG):
-        yield _png(whole, keeps_texts=True)
-        yield _png(whole, keeps_texts=False)
+        plainer = [_png(whole, keeps_texts) for keeps_texts in (True, False)]
     elif whole.startswith(_JPEG):
-        yield _jpeg(whole, (_EXIF, _ADOBE))
-        yield _jpeg(whole, (_ADOBE,))
-        yield _jpeg(whole, ())
+        plainer = [_jpeg(whole, keeps) for keeps in ((_EXIF, _ADOBE), (_ADOBE,), ())]
+    else:
+        return
+    for before, after in pairwise([whole, *plainer]):
+        if len(after) < len(before):
+            yield after
 
 
 def with_end(content: IO[bytes]) -> list[bytes]:

@@ -246,7 +246,9 @@ class Walk:
         """Of what was not found to be a file at once. In bytes; -1 for a link to no file, None for what is neither."""
         status = patiently(lambda: shown(entry.path, 200), lambda: self._status(entry))
         if status is None:
-            return -1 if entry.is_symlink() or len(entry.path) >= _LONGEST_PATH_bytes else None  # None: removed just now
+            return (
+                -1 if entry.is_symlink() or len(entry.path) >= _LONGEST_PATH_bytes else None
+            )  # None: removed just now
         if stat.S_ISREG(status.st_mode):
             return status.st_size
         if entry.is_symlink():
@@ -261,7 +263,9 @@ class Walk:
             if is_of_the_file(error):
                 if identity_of(self.root) == self._root_identity is not None:
                     return None
-                raise OSError(f"data.root ({shown(self.root, 200)}) is gone, or another directory lies there now") from error
+                raise OSError(
+                    f"data.root ({shown(self.root, 200)}) is gone, or another directory lies there now"
+                ) from error
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise ValueError(self._refusal(entry.path, os.path.relpath(entry.path, self.root), error)) from error
             raise

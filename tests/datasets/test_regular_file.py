@@ -92,7 +92,9 @@ def test_no_memory_to_decode_is_the_machines(
     assert len(pauses) == len(regular_file.PAUSES_SECONDS)
 
 
-@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EISDIR])
+@pytest.mark.parametrize(
+    "number", [errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EISDIR]
+)
 def test_what_is_the_files_own_fault_is_not_waited_for(
     folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses, number: int
 ) -> None:
@@ -115,9 +117,7 @@ def test_a_root_that_vanished_is_not_the_fault_of_its_images(folder: ImageFolder
     assert folder.image(0).shape == (4, 6, 3)
 
 
-def test_a_root_that_comes_back_in_time_is_read_on(
-    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_root_that_comes_back_in_time_is_read_on(folder: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = folder.root.with_name("elsewhere")
     folder.root.rename(elsewhere)
     monkeypatch.setattr(regular_file.time, "sleep", lambda _: elsewhere.exists() and elsewhere.rename(folder.root))
@@ -257,7 +257,10 @@ def test_a_fifo_in_the_place_of_labels_index_font_or_idx_file_is_a_mistake_told_
         (tmp_path / place).symlink_to(tmp_path / "pipe")
     openings: list[tuple[Callable[[], object], str]] = [
         (lambda: ImageFolder(tmp_path / "root", tmp_path / "pipe"), "pipe is not a file; .*a FIFO"),
-        (lambda: ImageFolder(tmp_path / "root", known=tmp_path / "pipe"), "pipe is a FIFO, not a regular file; restore it"),
+        (
+            lambda: ImageFolder(tmp_path / "root", known=tmp_path / "pipe"),
+            "pipe is a FIFO, not a regular file; restore it",
+        ),
         (lambda: Glyphs(tmp_path / "fonts", 16), r"a\.ttf cannot be read as a font \(a FIFO"),
         (lambda: Glyphs(tmp_path / "fonts2", 16), r"a\.ttc cannot be read as a font \(a FIFO"),
         (lambda: FashionMnist(tmp_path / "mnist", "train"), "is a file in"),
