@@ -126,7 +126,7 @@ def _decoded(content: IO[bytes]) -> np.ndarray:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, pixels)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _layout(opened: Image.Image) -> str:
@@ -144,7 +144,7 @@ def _upright(opened: Image.Image) -> Image.Image:
     except Exception as error:  # a block of metadata that is damaged says nothing of the pixels
         _let_pass(error)
         turn = None
-    return opened.copy() if turn is None else opened.transpose(turn)
+    return opened if turn is None else opened.transpose(turn)
 
 
 def _sixteen_bits(values: np.ndarray, no_data: float | None, told: tuple[int, ...] | None) -> np.ndarray:

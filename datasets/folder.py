@@ -65,7 +65,7 @@ class ImageFolder:
     ) -> None:
         self.root = root
         # As it is now: a process may go to another directory later.
-        self._root_bytes = os.path.join(os.getcwdb(), os.fsencode(root))
+        self._root_bytes = os.fsencode(root if root.is_absolute() else Path.cwd() / root)
         self._root_identity = _root_identity(self._root_bytes, shown(root, 200))
         walk = Walk(self._root_bytes, exclude, leave_out)
         if known is None:
@@ -86,7 +86,7 @@ class ImageFolder:
             self._labels_N = self._number_names(self._first_components())
         elif labels is not None:
             images = [os.fsdecode(self._path(instance)) for instance in range(len(self))]
-            self._labels_N = self._number_names(LabelFile(Path(labels)).labels_of(images, shown(root)))
+            self._labels_N = self._number_names(LabelFile(Path(labels)).labels_of(images, shown(root), walk.leaves_out))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

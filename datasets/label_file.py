@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datasets.regular_file import NotRegular, is_of_the_file, patiently, read_whole
@@ -40,8 +40,11 @@ class LabelFile:
             self.label_of[image] = label
             self._line_of[image] = line
 
-    def labels_of(self, images: list[str], root: str) -> list[str]:
-        """The label of each image, in their order. ValueError where one has none, or where a line names no image."""
+    def labels_of(self, images: list[str], root: str, leaves_out: Callable[[str], bool] = lambda _: False) -> list[str]:
+        """The label of each image, in their order. ValueError where one has none, or where a line names no image.
+
+        leaves_out: says of a path that no image is taken from it even if there is one; a line may name it
+        """
         found = [self.label_of.get(image) for image in images]
         missing = [image for image, label in zip(images, found, strict=True) if label is None]
         if not missing and len(images) == len(self.label_of):
@@ -55,7 +58,8 @@ class LabelFile:
                 f"data.labels: {shown(self.path)} has no line for {shown(unlabelled[0], 200)} "
                 f"({len(unlabelled)} of {len(images)} images have no label); add it"
             )
-        strangers = sorted(others - set(otherwise.values()), key=self._line_of.__getitem__)
+        strangers = [other for other in others - set(otherwise.values()) if not leaves_out(other)]
+        strangers.sort(key=self._line_of.__getitem__)
         if strangers:
             self._refuse_odd_bytes(strangers)
             slashes = ", with / between folders" if "\\" in strangers[0] else ""

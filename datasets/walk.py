@@ -123,6 +123,7 @@ class Walk:
         self._not_read: Counter[bytes] = Counter()
         self._odd: list[str] = []
         self._circles: list[bytes] = []
+        self._outputs: list[bytes] = []
         self._output_identity: tuple[int, int] | None = None
         self._root_identity: tuple[int, int] | None = None
 
@@ -130,6 +131,7 @@ class Walk:
         self._not_read.clear()
         self._odd.clear()
         self._circles.clear()
+        self._outputs.clear()
         self._output_identity = None if self._leave_out is None else identity_of(self._leave_out)
         self._root_identity = identity_of(self.root)
         first = self._list(self.root, b"", {})
@@ -162,6 +164,20 @@ class Walk:
                 prefixes.pop()
                 identities.popitem()
 
+    def leaves_out(self, path: str) -> bool:
+        """Whether a path relative to the root, as os.fsdecode has it, would be passed over wherever it were."""
+        whole, above = os.fsencode(path), b""
+        for part in whole.split(b"/"):
+            if part in (b"", b".", b".."):
+                return False  # no walk comes to such a path
+            is_directory = len(above + part) < len(whole)
+            if part.startswith(b".") or (is_directory and part.lower() in _LEFT_OUT_bytes):
+                return True
+            if self._is_excluded is not None and self._is_excluded(above, part):
+                return True
+            above += part + b"/"
+        return whole.rpartition(b".")[2].lower() in _NOT_READ_bytes
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about what the last walk left out and somebody may miss."""
@@ -173,6 +189,9 @@ class Walk:
         if self._odd:
             others = f" and {len(self._odd) - 1:,} others" if len(self._odd) > 1 else ""
             lines.append(f"{self._odd[0]}{others}: not a regular file, left out")
+        if self._outputs:
+            others = f" and {len(self._outputs) - 1:,} others" if len(self._outputs) > 1 else ""
+            lines.append(f"{shown(self._outputs[0])}{others}: written by this engine, left out")
         if self._circles:
             others = f" and {len(self._circles) - 1:,} others" if len(self._circles) > 1 else ""
             lines.append(f"the link {shown(self._circles[0])}{others}: leads back to a folder above it, left out")
@@ -207,8 +226,11 @@ class Walk:
         if identity in above:
             self._circles.append(prefix[:-1])
             return None
-        if any(entry.name == _MARK_bytes for entry in entries) or self._is_left_out(path, identity, prefix):
+        if self._is_left_out(path, identity, prefix):
+            return None
+        if any(entry.name == _MARK_bytes for entry in entries):
             if prefix:
+                self._outputs.append(prefix[:-1])
                 return None
             raise ValueError(
                 f"data.root: {shown(path)} is the output of a run (it holds {MARK}); set it to your folder of images"

@@ -167,3 +167,20 @@ def labels_or_a_line(path: Path, noise: bytes, seed: int) -> None:
         message = str(error)
     assert message.isprintable(), message
     assert "labels.csv" in message
+
+
+def test_a_line_may_name_what_is_left_out_of_the_folder_on_purpose(tmp_path: Path) -> None:
+    lines = "a.jpg,x", "raw/b.jpg,y", "@eaDir/c.jpg,y", "d.avif,y", ".e/f.jpg,y", "g.gif,y", "\u00e9/h.jpg,y"
+    names = [line.partition(",")[0] for line in lines]
+    (tmp_path / "root").mkdir()
+    for name in ("raw", "@eaDir", ".e", "\u00e9"):
+        (tmp_path / "root" / name).mkdir()
+    root = folder(tmp_path / "root", *names)
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines))
+    exclude = ("raw", "*.gif", "e\u0301/*")
+    source = ImageFolder(root, tmp_path / "labels.csv", exclude=exclude)
+    assert [source.instance_name(i) for i in range(len(source))] == ["a.jpg"]
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("\nrawhide/b.jpg,y")
+    with pytest.raises(ValueError, match=r"line 9 names rawhide/b\.jpg"):
+        ImageFolder(root, tmp_path / "labels.csv", exclude=exclude)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from datasets import regular_file
 from datasets.batch import ImageSet, ImagesUnavailable, UnreadableImage
@@ -86,7 +86,7 @@ def test_no_memory_to_decode_is_the_machines(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "convert", full)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", full)
     with pytest.raises(ImagesUnavailable, match=r"cat/a\.png: out of memory"):
         folder.image(0)
     assert len(pauses) == len(regular_file.PAUSES_SECONDS)

@@ -83,6 +83,9 @@ def test_the_key_of_the_config_reaches_the_walk_and_is_refused_for_other_sources
 def test_what_a_run_writes_is_no_image_of_its_folder(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "out/store.png", "other/run/store.png", f"other/run/{MARK}", "other/b.jpg", "x/out/c.jpg")
     assert found(tmp_path, leave_out=tmp_path / "out") == ["a.jpg", "other/b.jpg", "x/out/c.jpg"]
+    walk = Walk(os.fsencode(tmp_path), leave_out=tmp_path / "out")
+    list(walk)
+    assert walk.notes == ("other/run: written by this engine, left out",)
     (tmp_path / "link").symlink_to("out")
     assert found(tmp_path, leave_out=tmp_path / "link") == ["a.jpg", "other/b.jpg", "x/out/c.jpg"]
     assert found(tmp_path, leave_out=tmp_path / "out" / ".." / "out") == ["a.jpg", "other/b.jpg", "x/out/c.jpg"]
