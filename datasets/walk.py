@@ -228,32 +228,36 @@ class Walk:
             return None
         if self._is_left_out(path, identity, prefix):
             return None
-        if any(entry.name == _MARK_bytes for entry in entries):
-            if prefix:
-                self._outputs.append(prefix[:-1])
-                return None
+        named = self._in_order(prefix, entries)
+        if named is not None:
+            return identity, named
+        if not prefix:
             raise ValueError(
                 f"data.root: {shown(path)} is the output of a run (it holds {MARK}); set it to your folder of images"
             )
-        return identity, self._in_order(path, prefix, entries)
+        self._outputs.append(prefix[:-1])
+        return None
 
-    def _in_order(self, path: bytes, prefix: bytes, entries: list[_Entry]) -> list[tuple[bytes, _Entry]]:
-        named = []
+    def _in_order(self, prefix: bytes, entries: list[_Entry]) -> list[tuple[bytes, _Entry]] | None:
+        """None where the mark of this engine is among them."""
+        named: list[tuple[bytes, _Entry]] = []
+        append, is_excluded = named.append, self._is_excluded
         for entry in entries:
             name = entry.name
             if name.startswith(b"."):
+                if name == _MARK_bytes:
+                    return None
                 continue
-            if self._is_excluded is not None and self._is_excluded(prefix, name):
+            if is_excluded is not None and is_excluded(prefix, name):
                 continue
             try:
                 is_directory = entry.is_dir()
             except OSError as error:
                 is_directory = _is_directory(entry, error)
-            if is_directory:
-                if name.lower() not in _LEFT_OUT_bytes:
-                    named.append((name + b"/", entry))
-            else:
-                named.append((name, entry))
+            if not is_directory:
+                append((name, entry))
+            elif name.lower() not in _LEFT_OUT_bytes:
+                append((name + b"/", entry))
         named.sort(key=itemgetter(0))
         return named
 
