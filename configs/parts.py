@@ -17,8 +17,10 @@ from datasets.batch import Probe
 from datasets.cached import CachedSource
 from datasets.catalog import make_augmentation, make_probe, open_source
 from datasets.grey import GreyAugment
+from datasets.image_index import WrongIndex
 from datasets.photos import PhotoAugment
 from datasets.schedule import Schedule
+from datasets.shown import shown
 from datasets.source import Source
 from engine.active_rows import ActiveRows, Start
 from engine.files import Files
@@ -61,28 +63,13 @@ def open_data(
         schema.refuse_other_run(config, last.body["config"])
     history = last.body["segments"] if last else None
     size = sum(segment[0] for segment in history) if history else None
-    index = Path(config.output) / "images.index"
-    source = open_source(
-        data.source,
-        root=data.root,
-        image_size=data.image_size,
-        limit=data.limit,
-        held_out=data.held_out,
-        labels=data.labels,
-        known=index if last and index.exists() else None,
-        known_count=size,
-    )
+    source = _known_source(config, last, size) if last and size else _source(config)
     augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
     if len(source) < wanted.batch:
         raise ValueError(
             f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
         )
     history, size = history or [[len(source), 0]], size or len(source)
-    if last and (len(source) < size or source.fingerprint(size) != last.body["source"]):
-        raise ValueError(
-            f"the images changed since {config.output} was started; restore them, or start over with --fresh. "
-            "New images may be added, old ones must stay as they were"
-        )
     stripe = wanted.block * wanted.lanes
     window = wanted.window or -(-history[0][0] // stripe) * stripe  # a window does not grow with the images
     schedule = Schedule.from_history(
@@ -112,6 +99,67 @@ def open_data(
             )
         print(f"{added:,} images were added; they are visited from the next pass on")
     return source, augmentation, schedule
+
+
+def _source(config: schema.Config, known: Path | None = None, known_count: int | None = None) -> Source:
+    data = config.data
+    return open_source(
+        data.source,
+        root=data.root,
+        image_size=data.image_size,
+        limit=data.limit,
+        held_out=data.held_out,
+        labels=data.labels,
+        known=known,
+        known_count=known_count,
+        exclude=data.exclude,
+        leave_out=Path(config.output),
+    )
+
+
+def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
+    """The source in which the first `size` images are those of a checkpoint, by the index that numbers them or, where it is lost, without.
+
+    Of images that could not be read the checkpoint may name the file sizes (`unreadable_bytes`): they may have been repaired since.
+    ValueError where images changed, or where only the lost index could tell their order.
+    """
+    were = {int(instance): int(size_bytes) for instance, size_bytes in last.body.get("unreadable_bytes", {}).items()}
+    output = Path(config.output)
+    # A copy of checkpoints/ alone is enough to go on; older runs kept the index beside it.
+    places = (
+        [output / "checkpoints" / "images.index", output / "images.index"] if config.data.source == "folder" else []
+    )
+    indices = [place for place in places if place.exists()]
+    missing = f"{shown(places[0])} is missing" if places and not indices else ""
+    lost: WrongIndex | None = None
+    compared = False
+    for index in [*indices, None]:
+        try:
+            source = _source(config, index, size)
+        except WrongIndex as error:
+            lost = lost or error
+            continue
+        if len(source) >= size and source.fingerprint(size, were) == last.body["source"]:
+            if lost or missing:
+                how = (
+                    "it was not needed, as the images are in the order of their names"
+                    if index is None
+                    else f"{shown(index)} is whole"
+                )
+                print(f"{lost or missing}: {how}; it is made anew")
+            return source
+        compared = compared or index is not None
+    if lost and not compared:
+        raise lost
+    if missing:
+        raise ValueError(
+            f"{missing}, which numbers the images, and in the order of their names they are not those of this run; "
+            "restore that file (a copy is good), or the images as they were, or start over with --fresh"
+        )
+    raise ValueError(
+        f"the images changed since {shown(config.output)} was started; restore them, or start over with --fresh. "
+        "New images may be added, old ones must stay as they were"
+    )
 
 
 def cached(source: Source, schedule: Schedule, lanes: Lanes) -> CachedSource:

@@ -8,12 +8,13 @@ machine may fit into the memory of many. Forked workers share the pages, since n
 callers, who own what they get, get copies.
 
 What is left out: a limit (`bytes` tells what is held; an image is height x width x channels), eviction, images that cannot be decoded
-(the source is asked for them every time and raises as before), and probes: `make_probe` goes by a source's class, so give it `source`.
+(the source is asked for them every time and raises as before; where the machine fails, `fill` raises), and probes: `make_probe` goes by
+a source's class, so give it `source`.
 What it costs beyond the pixels: about 250 bytes for each image, half of which a worker comes to hold for itself, as it counts references;
 and the time until all are decoded, before the first step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class CachedSource:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.name, self.channels = source.name, source.channels
+        self.name, self.channels, self.notes = source.name, source.channels, source.notes
         self._kept: dict[int, np.ndarray] = {}
 
     def fill(self, ids: Iterable[int]) -> None:
@@ -60,8 +61,11 @@ class CachedSource:
     def instance_name(self, instance: int) -> str:
         return self.source.instance_name(instance)
 
-    def fingerprint(self, count: int | None = None) -> str:
-        return self.source.fingerprint(count)
+    def file_bytes(self, instance: int) -> int:
+        return self.source.file_bytes(instance)
+
+    def fingerprint(self, count: int | None = None, were: Mapping[int, int] | None = None) -> str:
+        return self.source.fingerprint(count, were)
 
     def save_index(self, path: Path) -> None:
         self.source.save_index(path)

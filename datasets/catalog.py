@@ -1,5 +1,6 @@
 """From the names in a config to a source, an augmentation and a probe. Nothing but naming happens here."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,15 @@ def open_source(
     labels: str | None,
     known: Path | None = None,
     known_count: int | None = None,
+    exclude: tuple[str, ...] = (),
+    leave_out: Path | None = None,
 ) -> Source:
     """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here.
 
+    root, labels: "~" at their beginning is the home directory, as in a shell.
     known: what the source's `save_index` wrote at an earlier start. Only a folder writes one; the others ignore it.
+    leave_out: a directory under the root that no image is taken from, because the run writes into it.
+    ImagesUnavailable, an OSError, where the machine cannot give them.
     """
     if limit is not None and name != "fashion_mnist":
         raise ValueError(f"data.limit is for fashion_mnist; {name} has no use for it: set it to null")
@@ -41,15 +47,23 @@ def open_source(
         raise ValueError(f"data.held_out names font families; {name} has none: set it to []")
     if labels is not None and name != "folder":
         raise ValueError(f"data.labels is for folders; {name} brings its own: set it to null")
+    if exclude and name != "folder":
+        raise ValueError(f"data.exclude is for folders; {name} has no use for it: set it to []")
+    directory = _expanded(root)
     if name == "glyphs":
-        return Glyphs(Path(root) if root else None, image_size, held_out)
+        return Glyphs(directory, image_size, held_out)
     if name == "digits":
         return Digits("train")
     if name == "fashion_mnist":
-        return FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "train", limit)
-    if root is None:
+        return FashionMnist(directory or FASHION_MNIST_ROOT, "train", limit)
+    if directory is None:
         raise ValueError("data.root is null; set it to your folder of images")
-    return ImageFolder(Path(root), labels if labels in (None, "folders") else Path(labels), known, known_count)  # type: ignore[arg-type]
+    by = "folders" if labels == "folders" else _expanded(labels)
+    return ImageFolder(directory, by, known, known_count, exclude=exclude, leave_out=leave_out)  # type: ignore[arg-type]
+
+
+def _expanded(path: str | None) -> Path | None:
+    return Path(os.path.expanduser(path)) if path else None
 
 
 def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAugment | PhotoAugment:
@@ -87,11 +101,11 @@ def make_probe(
         if not held_out:
             return None
         assert isinstance(augmentation, GreyAugment)
-        return glyph_probe(Path(root) if root else None, image_size, held_out, gallery, jitter=augmentation)
+        return glyph_probe(_expanded(root), image_size, held_out, gallery, jitter=augmentation)
     if isinstance(source, Digits):
         return labelled_probe(source, Digits("test"), image_size)
     if isinstance(source, FashionMnist):
-        return labelled_probe(source, FashionMnist(Path(root) if root else FASHION_MNIST_ROOT, "test"), image_size)
+        return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size)
     return split_probe(source, image_size) if source.labels() is not None else None
 
 

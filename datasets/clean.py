@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from datasets.batch import UnreadableImage
+from datasets.batch import ImageSet, UnreadableImage
 from datasets.source import Source
 
 PHOTO_MARGIN = 256 / 224
@@ -57,3 +57,11 @@ def load_images(source: Source, instances: np.ndarray, image_size: int) -> torch
         except UnreadableImage:
             continue
     return images
+
+
+def first_readable(images: ImageSet, limit: int) -> int | None:
+    """Which of the first `limit` images of a set can be decoded first; None where none of them can."""
+    for place in range(min(images.count, limit)):
+        if bool(torch.isfinite(images.load(place, place + 1)).all()):
+            return place
+    return None

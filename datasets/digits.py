@@ -6,6 +6,7 @@ a good score says that the code runs, not that features are good.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ class Digits:
 
     name = "digits"
     channels = 1
+    notes: tuple[str, ...] = ()
 
     def __init__(self, split: Literal["all", "train", "test"] = "all") -> None:
         # scikit-learn takes a second to import: only those who want digits wait for it.
@@ -42,7 +44,11 @@ class Digits:
     def instance_name(self, instance: int) -> str:
         return f"digit {instance} ({self._labels_N[instance]})"
 
-    def fingerprint(self, count: int | None = None) -> str:
+    def file_bytes(self, instance: int) -> int:
+        """0: images have no files of their own here."""
+        return 0
+
+    def fingerprint(self, count: int | None = None, were: Mapping[int, int] | None = None) -> str:
         return hashlib.sha256(b"digits\n" + self._images_NHW[:count].tobytes()).hexdigest()
 
     def save_index(self, path: Path) -> None:

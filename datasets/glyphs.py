@@ -21,10 +21,11 @@ Unicode cmap, unhinted rendering (Pillow has no switch for it, so pixels depend 
 
 import difflib
 import hashlib
+import io
 import os
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +35,10 @@ from pathlib import Path
 import numpy as np
 from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
+
+from datasets.batch import ImagesUnavailable
+from datasets.regular_file import NotRegular, is_of_the_file, patiently, read_whole
+from datasets.shown import shown
 
 _SUFFIXES = {".ttf", ".otf", ".ttc"}
 # Fonts of this family draw one placeholder for a whole script: a million characters, a few hundred pictures.
@@ -74,20 +79,21 @@ def find_faces(fonts_dir: Path | None) -> list[Face]:
     """
     root = matplotlib_fonts_dir() if fonts_dir is None else fonts_dir
     if not root.is_dir():
-        raise ValueError(f"data.root: {root} is not a directory; set it to a directory of .ttf, .otf or .ttc files")
+        raise ValueError(
+            f"data.root: {shown(root)} is not a directory; set it to a directory of .ttf, .otf or .ttc files"
+        )
     paths = sorted(
         path
         for path in root.rglob("*")
         if path.suffix.lower() in _SUFFIXES and not path.name.lower().startswith(_PLACEHOLDER_FONTS)
     )
     if not paths:
-        raise ValueError(f"data.root: no .ttf, .otf or .ttc file under {root}")
+        raise ValueError(f"data.root: no .ttf, .otf or .ttc file under {shown(root)}")
     return [face for path in paths for face in _faces_of_file(path)]
 
 
 def _faces_of_file(path: Path) -> list[Face]:
-    # Opened here and not by fontTools, which leaves the file open when it cannot parse it.
-    with _damage_refused(path), path.open("rb") as file:
+    with _damage_refused(path), _opened(path) as file:
         fonts = TTCollection(file, lazy=True).fonts if path.suffix.lower() == ".ttc" else [TTFont(file, lazy=True)]
         return [_named(path, index, font) for index, font in enumerate(fonts)]
 
@@ -97,8 +103,25 @@ def _damage_refused(path: Path) -> Iterator[None]:
     """What fontTools and FreeType raise over a damaged file, as one ValueError that names it."""
     try:
         yield
-    except (TTLibError, struct.error, KeyError, IndexError, AssertionError, OSError) as error:
-        raise ValueError(f"data.root: {path} cannot be read as a font ({error}); move it away") from error
+    except ImagesUnavailable:
+        raise
+    except (TTLibError, struct.error, KeyError, IndexError, AssertionError, OSError, NotRegular, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data.root: {shown(path)} cannot be read as a font ({reason}); move it away") from error
+
+
+def _opened(path: Path) -> io.BytesIO:
+    """A font file in memory. ImagesUnavailable where the machine fails, ValueError where there is no such file."""
+
+    def read() -> bytes:
+        try:
+            return read_whole(os.fsencode(path))
+        except (NotRegular, OSError) as error:
+            if isinstance(error, OSError) and not is_of_the_file(error):
+                raise
+            raise ValueError(f"data.root: {shown(path)} cannot be read as a font ({error}); move it away") from error
+
+    return io.BytesIO(patiently(lambda: shown(path), read))
 
 
 def _named(path: Path, index: int, font: TTFont) -> Face:
@@ -125,7 +148,7 @@ def characters(face: Face, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     Returns (code points int32 [n], ascending; outlines int64 [n]). Two characters of one file, be it in two faces of a
     collection, have equal outlines exactly if they are drawn by the same glyph of the same outline table.
     """
-    with _damage_refused(face.path), face.path.open("rb") as file:
+    with _damage_refused(face.path), _opened(face.path) as file:
         font = TTFont(file, fontNumber=face.index, lazy=True)
         cmap = font.getBestCmap() if "cmap" in font else None
         tables = [font.reader.tables[tag].offset for tag in ("glyf", "CFF ", "CFF2") if tag in font.reader.tables]
@@ -141,18 +164,22 @@ def characters(face: Face, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     return codes[drawn], (tables[0] << 16) + glyphs[drawn]
 
 
+@lru_cache(maxsize=4)
+def _font_file(path: Path) -> bytes:
+    """What the faces of a collection share: it is kept as long as a font that was made of it is."""
+    return _opened(path).getvalue()
+
+
 @lru_cache(maxsize=256)
-def _font(path: str, index: int, size_pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size_pixels, index=index, layout_engine=ImageFont.Layout.BASIC)
-
-
-# Depending on how FreeType was built, a face holds an open file, and a forked child shares its offset with its parent.
-os.register_at_fork(after_in_child=_font.cache_clear)
+def _font(path: Path, index: int, size_pixels: int) -> ImageFont.FreeTypeFont:
+    # From memory: FreeType would wait at a FIFO, does not say why it fails, and shares an open file with forked children.
+    file = io.BytesIO(_font_file(path))
+    return ImageFont.truetype(file, size_pixels, index=index, layout_engine=ImageFont.Layout.BASIC)
 
 
 def render(face: Face, codepoint: int, image_size: int) -> np.ndarray:
     """One character, uint8 [image_size, image_size]; all zero where it has no ink."""
-    font = _font(str(face.path), face.index, image_size)
+    font = _font(face.path, face.index, image_size)
     character = chr(codepoint)
     # This box covers the advance too: where the ink lies in it is seen only when it has been drawn.
     left, top, right, bottom = font.getbbox(character)
@@ -182,6 +209,7 @@ class Glyphs:
 
     name = "glyphs"
     channels = 1
+    notes: tuple[str, ...] = ()
 
     def __init__(self, fonts_dir: Path | None, image_size: int, held_out: Sequence[str] = ()) -> None:
         every_face = find_faces(fonts_dir)
@@ -218,15 +246,19 @@ class Glyphs:
     def instance_name(self, instance: int) -> str:
         codepoint = int(self._codepoint_N[instance])
         face = self.faces[self._face_N[instance]]
-        return f"{face.name} U+{codepoint:04X} {unicodedata.name(chr(codepoint), '')}".rstrip()
+        return shown(f"{face.name} U+{codepoint:04X} {unicodedata.name(chr(codepoint), '')}".rstrip())
 
-    def fingerprint(self, count: int | None = None) -> str:
+    def file_bytes(self, instance: int) -> int:
+        """0: images have no files of their own here."""
+        return 0
+
+    def fingerprint(self, count: int | None = None, were: Mapping[int, int] | None = None) -> str:
         """Over the size, the bytes of the font files in use, and the list of (face, character); not over paths."""
         digest = hashlib.sha256(f"glyphs {self.image_size}\n".encode())
         face_N, codepoint_N = self._face_N[:count], self._codepoint_N[:count]
         # Not the faces behind these instances: a source that has no more than these may lack them.
         faces = self.faces[: face_N.max(initial=-1) + 1]
-        file_digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in {f.path for f in faces}}
+        file_digests = {path: hashlib.sha256(_opened(path).getvalue()).hexdigest() for path in {f.path for f in faces}}
         for face in faces:
             digest.update(f"{file_digests[face.path]} {face.index}\n".encode())
         digest.update(face_N.astype("<i4").tobytes())

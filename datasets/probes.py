@@ -24,6 +24,7 @@ from datasets.batch import ImageSet, Probe
 from datasets.clean import load_images, to_tensor
 from datasets.glyphs import Face, characters, check_families, find_faces, render
 from datasets.keyed import keyed, shuffle
+from datasets.shown import shown
 from datasets.source import Source
 
 # (images float32 [n, 1, S, S], keys uint64 [n]) -> distorted images of the same shape, a function of the two alone.
@@ -187,7 +188,7 @@ def _glyph_set(
 
 
 def _character_name(codepoint: int) -> str:
-    return f"{chr(codepoint)} U+{codepoint:04X}"
+    return f"{shown(chr(codepoint))} U+{codepoint:04X}"
 
 
 def _source_set(name: str, source: Source, instances: np.ndarray, labels: np.ndarray, image_size: int) -> ImageSet:

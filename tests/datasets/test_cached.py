@@ -25,7 +25,7 @@ STEPS = 6  # each instance twice
 class Counted:
     """Every instance another noise image; those of `broken` cannot be read. Counts, over all forked processes, what it was asked for."""
 
-    name, channels = "counted", 1
+    name, channels, notes = "counted", 1, ()
 
     def __init__(self, *broken: int, buggy: int = -1) -> None:
         self.broken, self.buggy = broken, buggy

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Pictures:
     """A source of given arrays."""
 
     def __init__(self, images: np.ndarray, labels: list[int] | None) -> None:
-        self.name = "pictures"
+        self.name, self.notes = "pictures", ()
         self.channels = 1 if images.ndim == 3 else 3
         self._images, self._labels = images, labels
 
@@ -46,7 +47,10 @@ class Pictures:
     def instance_name(self, instance: int) -> str:
         return str(instance)
 
-    def fingerprint(self, count: int | None = None) -> str:
+    def file_bytes(self, instance: int) -> int:
+        return 0
+
+    def fingerprint(self, count: int | None = None, were: Mapping[int, int] | None = None) -> str:
         return ""
 
     def save_index(self, path: Path) -> None:

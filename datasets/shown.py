@@ -1,0 +1,32 @@
+"""File names as people may read them: on one line, on any terminal, with nothing in them that a terminal obeys.
+
+A file name is any bytes but "/" and zero. Written out as they are, a newline makes two lines of one message, ESC moves the
+cursor, a bidi override turns the rest of the line around, and bytes that are not UTF-8 cannot be written at all. What is shown
+is for eyes alone: two names may be shown alike, so nothing is ever looked up by it.
+"""
+
+import os
+import unicodedata
+from pathlib import Path
+
+# Controls, format characters (bidi marks and overrides among them), what stands for bytes that are not UTF-8, line and paragraph ends.
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def shown(name: str | bytes | Path, most: int | None = None) -> str:
+    """The name on one line; escapes stand for what would not be a character on it. most: cut in the middle to so many characters."""
+    text = os.fsdecode(name)
+    if not text.isprintable():
+        text = "".join(map(_escaped, text))
+    if most is not None and len(text) > most:
+        half = (most - 3) // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return text
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in _ESCAPED:
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python carries a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

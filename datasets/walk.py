@@ -1,0 +1,344 @@
+"""Which files under a root are images: a walk in the byte order of the relative paths, links followed.
+
+Left out:
+    names that start with a dot
+    directories of a system or an appliance (LEFT_OUT, in any case of letters): thumbnails, snapshots, waste bins
+    what `exclude` names; what lies in a directory with the engine's mark, or in `leave_out`, where the run writes
+    a link that leads back to a directory above it: it would never end
+    files whose suffix is another, FIFOs, sockets and devices
+`notes` tells of what is left out and may be missed.
+
+The walk does not call itself, so a tree may be as deep as its paths may be long (PATH_MAX, 4,096 bytes with the root).
+"""
+
+import errno
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import translate
+from operator import itemgetter
+from pathlib import Path
+
+from datasets.batch import MARK
+from datasets.regular_file import is_of_the_file, kind_of, patiently
+from datasets.shown import shown
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+LEFT_OUT = (
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # network disks
+    *("lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information", "__MACOSX"),
+)
+# Images that this engine does not decode, and what images are often packed in.
+_NOT_READ = (
+    *(
+        "avif",
+        "heic",
+        "heif",
+        "jxl",
+        "jp2",
+        "j2k",
+        "jpe",
+        "jfif",
+        "svg",
+        "ico",
+        "tga",
+        "ppm",
+        "pgm",
+        "pbm",
+        "exr",
+        "hdr",
+    ),
+    *(
+        "cr2",
+        "cr3",
+        "nef",
+        "arw",
+        "orf",
+        "rw2",
+        "raf",
+        "dng",
+        "psd",
+        "xcf",
+        "ai",
+        "eps",
+        "pdf",
+        "dcm",
+        "npy",
+        "npz",
+        "h5",
+    ),
+    *(
+        "webm",
+        "mp4",
+        "mov",
+        "avi",
+        "mkv",
+        "zip",
+        "tar",
+        "gz",
+        "tgz",
+        "bz2",
+        "xz",
+        "zst",
+        "7z",
+        "rar",
+        "lmdb",
+        "tfrecord",
+    ),
+)
+_SUFFIXES_bytes = tuple(suffix.encode() for suffix in SUFFIXES)
+_LEFT_OUT_bytes = {name.lower().encode() for name in LEFT_OUT}
+_NOT_READ_bytes = {suffix.encode() for suffix in _NOT_READ}
+_LONGEST_PATH_bytes = 4096  # PATH_MAX of Linux, with the zero byte at the end
+_MARK_bytes = MARK.encode()
+_Entry = os.DirEntry[bytes]
+
+
+def identity_of(path: bytes) -> tuple[int, int] | None:
+    """(device, inode) of what is at a path now; None where nothing is, or the machine cannot say."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class Walk:
+    """(path relative to the root, size in bytes) of each image, in byte order of the paths; the size of a broken link is -1.
+
+    root       bytes, absolute
+    exclude    patterns as in a shell; one without a slash is compared with every name, one with a slash with the path from the root.
+               Letters with accents match however they are composed
+    leave_out  a directory that is left out; it need not be there
+    ValueError where a directory cannot be listed; ImagesUnavailable where the machine fails.
+    """
+
+    def __init__(self, root: bytes, exclude: Iterable[str] = (), leave_out: Path | None = None) -> None:
+        self.root = root
+        self._is_excluded = _matcher(tuple(exclude))
+        self._leave_out = None if leave_out is None else os.fsencode(os.path.realpath(leave_out))
+        self._not_read: Counter[bytes] = Counter()
+        self._odd: list[str] = []
+        self._circles: list[bytes] = []
+        self._outputs: list[bytes] = []
+        self._output_identity: tuple[int, int] | None = None
+        self._root_identity: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        self._not_read.clear()
+        self._odd.clear()
+        self._circles.clear()
+        self._outputs.clear()
+        self._output_identity = None if self._leave_out is None else identity_of(self._leave_out)
+        self._root_identity = identity_of(self.root)
+        first = self._list(self.root, b"", {})
+        assert first is not None
+        # Of each directory on the way down: its path, who it is, and what of it is still to come.
+        prefixes, identities, still = [b""], {first[0]: None}, [iter(first[1])]
+        while still:
+            prefix = prefixes[-1]
+            for name, entry in still[-1]:
+                if name.endswith(b"/"):
+                    listed = self._list(entry.path, prefix + name, identities)
+                    if listed is not None:
+                        prefixes.append(prefix + name)
+                        identities[listed[0]] = None
+                        still.append(iter(listed[1]))
+                        break
+                elif name.lower().endswith(_SUFFIXES_bytes):
+                    try:
+                        size_bytes = entry.stat().st_size if entry.is_file() else self._size_if_odd(entry)
+                    except OSError:
+                        size_bytes = self._size_if_odd(entry)
+                    if size_bytes is not None:
+                        yield prefix + name, size_bytes
+                else:
+                    suffix = name.rpartition(b".")[2].lower()
+                    if suffix in _NOT_READ_bytes:
+                        self._not_read[suffix] += 1
+            else:
+                still.pop()
+                prefixes.pop()
+                identities.popitem()
+
+    def leaves_out(self, path: str) -> bool:
+        """Whether a path relative to the root, as os.fsdecode has it, would be passed over wherever it were."""
+        whole, above = os.fsencode(path), b""
+        for part in whole.split(b"/"):
+            if part in (b"", b".", b".."):
+                return False  # no walk comes to such a path
+            is_directory = len(above + part) < len(whole)
+            if part.startswith(b".") or (is_directory and part.lower() in _LEFT_OUT_bytes):
+                return True
+            if self._is_excluded is not None and self._is_excluded(above, part):
+                return True
+            above += part + b"/"
+        return whole.rpartition(b".")[2].lower() in _NOT_READ_bytes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines about what the last walk left out and somebody may miss."""
+        lines = [
+            f"{count:,} .{suffix.decode()} {'file is' if count == 1 else 'files are'} not read; "
+            f"images are read from {' '.join(SUFFIXES)}"
+            for suffix, count in sorted(self._not_read.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        if self._odd:
+            others = f" and {len(self._odd) - 1:,} others" if len(self._odd) > 1 else ""
+            lines.append(f"{self._odd[0]}{others}: not a regular file, left out")
+        if self._outputs:
+            others = f" and {len(self._outputs) - 1:,} others" if len(self._outputs) > 1 else ""
+            lines.append(f"{shown(self._outputs[0])}{others}: written by this engine, left out")
+        if self._circles:
+            others = f" and {len(self._circles) - 1:,} others" if len(self._circles) > 1 else ""
+            lines.append(f"the link {shown(self._circles[0])}{others}: leads back to a folder above it, left out")
+        return tuple(lines)
+
+    def _list(
+        self, path: bytes, prefix: bytes, above: dict[tuple[int, int], None]
+    ) -> tuple[tuple[int, int], list[tuple[bytes, _Entry]]] | None:
+        """(who the directory is, its entries in order, directories with a slash behind them); None where it is left out.
+
+        Sorted with the slash: then the concatenated paths come out in the order of sorted full paths.
+        """
+
+        def look() -> tuple[os.stat_result, list[_Entry]] | None:
+            try:
+                status = os.stat(path)
+                with os.scandir(path) as entries:
+                    return status, list(entries)
+            except OSError as error:
+                is_gone = error.errno in (errno.ENOENT, errno.ENOTDIR) and bool(prefix)
+                if is_gone and identity_of(self.root) == self._root_identity is not None:
+                    return None  # removed since the directory above it was listed
+                if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+                    raise ValueError(self._refusal(path, prefix, error)) from error
+                raise
+
+        looked = patiently(lambda: shown(path, 200), look)
+        if looked is None:
+            return None
+        status, entries = looked
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            self._circles.append(prefix[:-1])
+            return None
+        if self._is_left_out(path, identity, prefix):
+            return None
+        named = self._in_order(prefix, entries)
+        if named is not None:
+            return identity, named
+        if not prefix:
+            raise ValueError(
+                f"data.root: {shown(path)} is the output of a run (it holds {MARK}); set it to your folder of images"
+            )
+        self._outputs.append(prefix[:-1])
+        return None
+
+    def _in_order(self, prefix: bytes, entries: list[_Entry]) -> list[tuple[bytes, _Entry]] | None:
+        """None where the mark of this engine is among them."""
+        named: list[tuple[bytes, _Entry]] = []
+        append, is_excluded = named.append, self._is_excluded
+        for entry in entries:
+            name = entry.name
+            if name.startswith(b"."):
+                if name == _MARK_bytes:
+                    return None
+                continue
+            if is_excluded is not None and is_excluded(prefix, name):
+                continue
+            try:
+                is_directory = entry.is_dir()
+            except OSError as error:
+                is_directory = _is_directory(entry, error)
+            if not is_directory:
+                append((name, entry))
+            elif name.lower() not in _LEFT_OUT_bytes:
+                append((name + b"/", entry))
+        named.sort(key=itemgetter(0))
+        return named
+
+    def _is_left_out(self, path: bytes, identity: tuple[int, int], prefix: bytes) -> bool:
+        if self._leave_out is None or not prefix:
+            return False
+        if os.path.basename(path) == os.path.basename(self._leave_out) and os.path.realpath(path) == self._leave_out:
+            return True  # another process may make it just now
+        return self._output_identity == identity
+
+    def _size_if_odd(self, entry: _Entry) -> int | None:
+        """Of what was not found to be a file at once. In bytes; -1 for a link to no file, None for what is neither."""
+        status = patiently(lambda: shown(entry.path, 200), lambda: self._status(entry))
+        if status is None:
+            return (
+                -1 if entry.is_symlink() or len(entry.path) >= _LONGEST_PATH_bytes else None
+            )  # None: removed just now
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
+        if entry.is_symlink():
+            return -1
+        self._odd.append(f"{shown(entry.path)} ({kind_of(status.st_mode)})")
+        return None
+
+    def _status(self, entry: _Entry) -> os.stat_result | None:
+        try:
+            return entry.stat()
+        except OSError as error:
+            if is_of_the_file(error):
+                if identity_of(self.root) == self._root_identity is not None:
+                    return None
+                raise OSError(
+                    f"data.root ({shown(self.root, 200)}) is gone, or another directory lies there now"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise ValueError(self._refusal(entry.path, os.path.relpath(entry.path, self.root), error)) from error
+            raise
+
+    def _refusal(self, path: bytes, relative: bytes, error: OSError) -> str:
+        if not relative:
+            return f"data.root: {shown(path, 200)} cannot be listed: {error.strerror}"
+        return (
+            f"data.root: {shown(path, 200)} cannot be listed: {error.strerror}; change that, "
+            f"or leave it out by data.exclude, for instance with the pattern {shown(relative.rstrip(b'/'), 100)!r}"
+        )
+
+
+def _is_directory(entry: _Entry, error: OSError) -> bool:
+    if is_of_the_file(error):  # a link in a circle
+        return False
+    if error.errno in (errno.EACCES, errno.EPERM):  # a link to where we may not look: said when it is listed
+        return not entry.name.lower().endswith(_SUFFIXES_bytes)
+    return patiently(lambda: shown(entry.path, 200), entry.is_dir)
+
+
+def _matcher(patterns: tuple[str, ...]) -> Callable[[bytes, bytes], bool] | None:
+    """(path of the directory with a slash behind it, name) -> is it excluded?; None where there is no pattern."""
+    if not patterns:
+        return None
+    forms = [_composed(pattern) for pattern in patterns]
+    of_names = _either([form for form in forms if "/" not in form])
+    of_paths = [[_either([part]) for part in form.strip("/").split("/")] for form in forms if "/" in form]
+
+    def is_excluded(prefix: bytes, name: bytes) -> bool:
+        if of_names is not None and of_names.match(_composed(os.fsdecode(name))):
+            return True
+        if not of_paths:
+            return False
+        parts = _composed(os.fsdecode(prefix + name)).split("/")
+        return any(
+            len(pattern) == len(parts)
+            and all(one and one.match(part) for one, part in zip(pattern, parts, strict=True))
+            for pattern in of_paths
+        )
+
+    return is_excluded
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _either(patterns: list[str]) -> "re.Pattern[str] | None":
+    return re.compile("|".join(map(translate, patterns))) if patterns else None
