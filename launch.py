@@ -42,6 +42,7 @@ from engine.machine import machine_error
 from engine.shown import let_standard_streams_escape, shown_lines
 
 if TYPE_CHECKING:
+    from datasets.batch import ImageSet
     from datasets.schedule import Schedule
     from datasets.source import Source
     from engine.active_rows import ActiveRows
@@ -220,6 +221,8 @@ def _pretrain(
     check_sides(network, {*sides, config.data.image_size})
     planned = sizes.planned_bytes(config, schedule, source, network, sides, ranks.size)
     print_said(config, source, schedule, sizes.active_rows_of(config, schedule), total, ranks.size)
+    for note in source.notes:
+        print(note)
     if options.dry_run:
         print(config.model_dump_json(indent=2))
         print(memory_plan.text(planned) + ("\n(device and host: of each process)" if ranks.size > 1 else ""))
@@ -254,6 +257,9 @@ def _pretrain(
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
     probe = parts.open_probe(config, source, augmentation)
     require_same(ranks, "set of evaluation images", probe and probe.fingerprint())
+    sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
+    if ranks.is_first:
+        print_unreadable_sets([probe.gallery, *probe.queries] if probe else [sample], config.evaluate.limit)
 
     from engine import session
     from engine.checkpoint import Checkpoints
@@ -292,6 +298,10 @@ def _pretrain(
         at_end.callback(held.zero.close)
     at_end.enter_context(stop)
     at_end.enter_context(redirect_stdout(cast("TextIO", Heard(sys.stdout, stop))))
+    lines = partial(own.lines, UNREADABLE) if ranks.is_first else None
+    reading = Reading(config.data.max_unreadable, schedule.steps_per_window, end, source.file_bytes, lines)
+    earlier = ranks.from_first(list(listed(output / UNREADABLE)) if last else [])
+    reading.know(instance for instance in earlier if instance < len(source))
     return session.run(
         trunk=trunk,
         rows=rows,
@@ -312,17 +322,10 @@ def _pretrain(
         },
         planned=planned,
         probe=probe,
-        sample=sample_images(source, config.data.image_size, min(2000, config.evaluate.limit)),
+        sample=sample,
         rows_grad_V=list(augmentation.rows_grad_V),
         stop=stop,
-        reading=Reading(
-            config.data.max_unreadable,
-            schedule.steps_per_window,
-            end,
-            source.file_bytes,
-            lines=partial(own.lines, UNREADABLE) if ranks.is_first else None,
-            known=ranks.from_first(listed(output / UNREADABLE) if last else {}),
-        ),
+        reading=reading,
         settings=session.Settings(
             job=config.job,
             method=config.classifier.method,
@@ -523,6 +526,17 @@ def print_said(
         print(
             f"classifier.active {config.classifier.active:,} is above the number of images: all {schedule.size:,} rows are active"
         )
+
+
+def print_unreadable_sets(sets: "list[ImageSet]", limit: int) -> None:
+    """Say of which sets of the evaluation nothing can be read: they will have no figure."""
+    from datasets.clean import first_readable
+
+    for images in sets:
+        if first_readable(images, limit) is None:
+            print(
+                f"none of the images of {images.name} that the evaluation asks for can be read; it will have no figure"
+            )
 
 
 if __name__ == "__main__":

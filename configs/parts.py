@@ -31,7 +31,9 @@ from engine.lane_softmax import LaneSoftmax
 from engine.lanes import Lanes
 from engine.learning_rate import learning_rate
 from engine.network import Network, make_network
+from engine.output import UNREADABLE
 from engine.ranks import Ranks
+from engine.reading import listed
 from engine.row_gradients import row_gradient
 from engine.softmax import Softmax
 from engine.store import MemoryStore
@@ -120,11 +122,12 @@ def _source(config: schema.Config, known: Path | None = None, known_count: int |
 def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
     """The source in which the first `size` images are those of a checkpoint, by the index that numbers them or, where it is lost, without.
 
-    Of images that could not be read the checkpoint may name the file sizes (`unreadable_bytes`): they may have been repaired since.
+    Images that could not be read may have been repaired since: their file sizes then are in the checkpoint, and in unreadable.jsonl.
     ValueError where images changed, or where only the lost index could tell their order.
     """
-    were = {int(instance): int(size_bytes) for instance, size_bytes in last.body.get("unreadable_bytes", {}).items()}
     output = Path(config.output)
+    kept = dict(last.body.get("unreadable", []))
+    lists = [listed(output / UNREADABLE) | kept, kept]  # the file may say anything
     # A copy of checkpoints/ alone is enough to go on; older runs kept the index beside it.
     places = (
         [output / "checkpoints" / "images.index", output / "images.index"] if config.data.source == "folder" else []
@@ -139,7 +142,7 @@ def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
         except WrongIndex as error:
             lost = lost or error
             continue
-        if len(source) >= size and source.fingerprint(size, were) == last.body["source"]:
+        if len(source) >= size and any(source.fingerprint(size, were) == last.body["source"] for were in lists):
             if lost or missing:
                 how = (
                     "it was not needed, as the images are in the order of their names"

@@ -75,14 +75,9 @@ class Sizes:
         if self.batch % self.lanes:
             return f"set schedule.batch to {_either(_near(self.batch, range(self.lanes, 2 * self.batch + self.lanes, self.lanes)))}"
         ways = []
-        strides = (
-            (self.stripe * part for part in _divisors(self.window // self.stripe))
-            if self.window % self.stripe == 0
-            else ()
-        )
-        if self.stride % self.stripe and (found := self._that_hold("stride", strides)):
+        if self.stride % self.stripe and (found := self._strides_that_hold()):
             ways.append(f"schedule.stride to {_either(found)}")
-        if found := self._that_hold("window", self._multiples(math.lcm(self.stride, self.batch))):
+        if found := self._windows_that_hold():
             ways.append(f"schedule.window to {_either(found)}")
         if not ways:
             both = self._multiples(math.lcm(self.stripe, self.batch))
@@ -103,9 +98,16 @@ class Sizes:
     def _with_both(self, window: int) -> "Sizes":
         return replace(self, window=window, stride=window)
 
-    def _that_hold(self, name: str, values: Iterable[int]) -> list[int]:
-        """The nearest values of one key with which every rule holds."""
-        return _near(getattr(self, name), (value for value in values if not replace(self, **{name: value}).broken()))
+    def _strides_that_hold(self) -> list[int]:
+        """The nearest strides with which every rule holds."""
+        whole, rest = divmod(self.window, self.stripe)
+        strides = [] if rest else [self.stripe * part for part in _divisors(whole)]
+        return _near(self.stride, (stride for stride in strides if not replace(self, stride=stride).broken()))
+
+    def _windows_that_hold(self) -> list[int]:
+        """The nearest windows with which every rule holds."""
+        windows = self._multiples(math.lcm(self.stride, self.batch))
+        return _near(self.window, (window for window in windows if not replace(self, window=window).broken()))
 
 
 def _divisors(number: int) -> list[int]:

@@ -38,7 +38,7 @@ class Reading:
     steps_per_window, end   in steps; the run ends at `end`
     file_bytes        instance -> the size of its file, kept so that a repaired file is not taken for another image
     lines             opens unreadable.jsonl, to add lines to; None: another rank writes it
-    known             the images that could not be read so far: instance -> the size its file had then
+    known             the images that could not be read so far: instance -> the size of its file at this start, as in the fingerprint
     beyond            visits to unreadable images that are not in `known` because that is full
     """
 
@@ -59,6 +59,10 @@ class Reading:
     def count(self) -> int:
         """Images that could not be read, each once."""
         return len(self.known) + self.beyond
+
+    def know(self, instances: Iterable[int]) -> None:
+        """Take up what an earlier start could not read."""
+        self.known |= {instance: self.file_bytes(instance) for instance in instances}
 
     def add(self, step: int, places_RP: np.ndarray, unreadable: Iterable[Unreadable]) -> str | None:
         """Take up a step, before it is trained on; why the run is to end, or None. The same on every rank.

@@ -105,7 +105,7 @@ def run(
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
         totals = Totals.restored(kept.body["totals"], log["loss"])
-        reading.known = dict(kept.body.get("unreadable", [])) | reading.known
+        reading.know(instance for instance, _ in kept.body.get("unreadable", []))
     else:
         if ranks.is_first:
             for name in (

@@ -62,17 +62,23 @@ def test_the_schema_imports_pydantic_alone_and_what_follows_from_it_no_kernels()
         if path.name in ("schema.py", "texts.py", "earlier.py"):
             assert outside(path) <= {"pydantic"}
             modules = {name for name in imports(path) if name.startswith(ROOMS)}
-            light = ("configs.texts", "configs.earlier", "engine.shown")  # which import the standard library alone
+            light = (
+                "configs.texts",
+                "configs.earlier",
+                "engine.shown",
+                "datasets.shown",
+            )  # which import the standard library alone
             assert all(name.startswith(light) for name in modules), (path, modules)
         else:
             assert outside(path) <= {"torch", "numpy"} and rooms_of(path) <= {"configs", "datasets", "engine"}, path
 
 
-def test_engine_imports_kernels_and_the_batch_types_only():
+def test_engine_imports_kernels_the_batch_types_and_how_names_are_shown_only():
     for path in in_room("engine"):
         assert rooms_of(path) <= {"engine", "kernels", "datasets"}, path
         reached = {name for name in imports(path) if name.startswith("datasets")}
-        assert all(name == "datasets.batch" or name.startswith("datasets.batch.") for name in reached), (path, reached)
+        may = ("datasets.batch", "datasets.shown")
+        assert all(name in may or name.startswith(tuple(f"{one}." for one in may)) for name in reached), (path, reached)
 
 
 def test_nothing_imports_launch_but_tests():
