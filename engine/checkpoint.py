@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.numpy import save as numpy_save
-from safetensors.torch import load as torch_load
 from safetensors.torch import save as torch_save
 
 from engine import manifest
@@ -333,7 +332,7 @@ def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
 
     Raises Damaged at rank 0.
     """
-    state = (read_trunk(kept), _tensors(kept, "momentum")) if ranks.is_first else None
+    state = (read_trunk(kept), kept.tensors("momentum")) if ranks.is_first else None
     if state:
         model, momentum = state
         odd = [name for name, u in momentum.items() if name not in model or model[name].shape != u.shape]
@@ -344,17 +343,7 @@ def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
 
 def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
     """Parameters and buffers of the network. Raises Damaged."""
-    return _tensors(kept, "trunk")
-
-
-def _tensors(kept: Kept, name: str) -> dict[str, torch.Tensor]:
-    content = kept.read(name)
-    try:
-        return torch_load(content)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever safetensors makes of such a file
-        raise Damaged(f"{name}.safetensors is not a safetensors file: {shown(str(error))}") from None
+    return kept.tensors("trunk")
 
 
 def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:

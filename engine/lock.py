@@ -70,7 +70,7 @@ class Lock:
             ) from None
 
     def _holder(self) -> str | None:
-        """Whom the file names, None where it is empty. It may hold anything: it is shown short, and nothing in it reaches a terminal raw."""
+        """Whom the file names, None where it is empty. It may hold anything: it is shown short and escaped."""
         try:
             content = os.pread(self._handle, _LONGEST_BYTES, 0)
         except OSError as error:

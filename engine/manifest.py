@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load as numpy_load
+from safetensors.torch import load as torch_load
 
 from engine import shapes
 from engine.files import DIRECTORY, Files, write_whole
@@ -79,13 +81,10 @@ class Kept:
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Of one of its safetensors files. Raises Damaged; what the arrays are is for the caller to check."""
-        content = self.read(name)
-        try:
-            return numpy_load(content)
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever safetensors makes of such a file
-            raise Damaged(f"{name} is not a safetensors file: {shapes.shown(str(error))}") from None
+        return self._loaded(numpy_load, name)
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        return self._loaded(torch_load, name)
 
     def log(self) -> dict[str, np.ndarray]:
         """eta and loss of every step, float64 [steps], NaN where a step was skipped."""
@@ -147,6 +146,15 @@ class Kept:
         of_parts = {path: part for part in self.body["parts"] for path in _paths(part)}
         mine = {path for part in self.parts(lanes) for path in _paths(part)}
         return [path for path in self.body["files"] if path in mine or (lanes.rank == 0 and path not in of_parts)]
+
+    def _loaded(self, load: Callable[[bytes], Any], name: str) -> Any:
+        content = self.read(name)
+        try:
+            return load(content)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever safetensors makes of such a file
+            raise Damaged(f"{name} is not a safetensors file: {shapes.shown(str(error))}") from None
 
     def store(self) -> ZarrStore:
         """A store of this checkpoint's sizes, for reading its blocks."""

@@ -1,4 +1,4 @@
-"""Every name that the engine gives to what it writes below `checkpoints`. What has no such name is somebody else's.
+"""Every name that the engine gives to what it writes below `checkpoints` and `exports`. What has no such name is somebody else's.
 
     manifests/000000012.json, .damaged              engine/manifest.py; the second was set aside by repair
     step-000001200/, step-000001200-2/              engine/checkpoint.py
@@ -9,7 +9,11 @@
     part-of-a-run                                   on the disk of a node that is not the first
     images.index                                    of the sources; never garbage
 
-A name with `.part` behind it is a file that is not whole yet. Nothing else is removed, and a manifest may name nothing else. Numbers have
+    rows.npy, embeddings.npy, backbone.safetensors, manifest.json       engine/exports.py, in `exports`
+    rows-1200.npy, rows-1200.json, rows-1200.zarr/                      engine/store_jobs.py, in `exports`
+
+A name with `.part` behind it is a file or an export that is not whole yet; `.zarr.old.part` is an export while another takes its
+place, `.zarr.room.part` the room that one will need. Nothing else is removed, and a manifest may name nothing else. Numbers have
 a length that a run can reach, so that none of them is too large for an array or for the name of the next.
 """
 
@@ -37,6 +41,21 @@ _FILE = re.compile(
     rf"|{_ROWS}/(?:(?:(?:weight|momentum|last_step)/)?zarr\.json|{_CHUNK.pattern})"
     r"|part-of-a-run|images\.index(?:\.partial)?)(?:\.part)?"
 )
+
+_EXPORT = re.compile(
+    r"(?:rows\.npy|embeddings\.npy|backbone\.safetensors|manifest\.json|rows-[0-9]{1,12}\.(?:npy|json))(?:\.part)?"
+    r"|rows-[0-9]{1,12}\.zarr\.room\.part|rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?/(?:zarr\.json|c/[0-9]{1,12}/0)"
+)
+_EXPORT_DIRECTORY = re.compile(r"rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?(?:/c(?:/[0-9]{1,12})?)?")
+
+
+def is_export(path: str) -> bool:
+    """Whether an export writes a file of this path below `exports`, whole or not."""
+    return _EXPORT.fullmatch(path) is not None
+
+
+def is_export_directory(path: str) -> bool:
+    return _EXPORT_DIRECTORY.fullmatch(path) is not None
 
 
 def is_file(path: str) -> bool:

@@ -256,10 +256,9 @@ class ZarrStore:
         numbers = {name: number for name in on_disk if (number := shapes.generation_number(name)) is not None}
         self._next_generation = self._own_number(max([next_generation, *(number + 1 for number in numbers.values())]))
         self.generations = {number: self.generations[number] for number in live}
-        garbage = []
-        if others is not None:
-            known = others | {generation.name for generation in self.generations.values()}
-            garbage = [f"{ROWS}/{name}" for name in numbers.keys() - known if on_disk[name] == DIRECTORY]
+        known = (others or set()) | {generation.name for generation in self.generations.values()}
+        garbage = [f"{ROWS}/{name}" for name in numbers.keys() - known if on_disk[name] == DIRECTORY]
+        garbage = [] if others is None else garbage
         for number, generation in self.generations.items():
             for column in generation.columns:
                 root = f"{ROWS}/{generation.name}"
@@ -288,16 +287,15 @@ class ZarrStore:
                         lines.append(str(error))
                         listings[at] = {}
                 size, wanted = listings[at].get(column.file(block).partition("/")[2]), column.chunk_bytes(self.block)
-                if size is None:
-                    lines.append(f"{describe(generation, column, block)} is missing")
-                elif size != wanted:
-                    what = WHAT.get(size, f"has {size} bytes instead of {wanted}")
+                if size != wanted:
+                    what = WHAT.get(size, f"has {size} bytes instead of {wanted}") if size is not None else "is missing"
                     lines.append(f"{describe(generation, column, block)} {what}")
         return lines
 
     def metadata_problem(self, number: int) -> str | None:
         """A line where zarr would not open the generation, or would look for other chunks in it than are there."""
-        generation, where = self.generations[number], f"generation {self.generations[number].name}"
+        generation = self.generations[number]
+        where = f"generation {generation.name}"
         wanted = group_metadata(generation.columns, self.block, self.positions)
         found = {}
         for path in wanted:
@@ -318,11 +316,9 @@ class ZarrStore:
         generation = self.generations[number]
         root = f"{ROWS}/{generation.name}"
         for path, content in group_metadata(generation.columns, self.block, self.positions).items():
-            directory, _, name = f"{root}/{path}".rpartition("/")
-            if name + TEMPORARY in self.files.listing(directory):
-                self.files.remove(f"{directory}/{name}{TEMPORARY}")
+            remove_any(self.files, f"{root}/{path}{TEMPORARY}")
             write_whole(self.files, f"{root}/{path}", [content])
-            self.files.sync_directory(directory)
+            self.files.sync_directory(f"{root}/{path}".rpartition("/")[0])
 
     def _generation_for(self, columns: tuple[Column, ...], block: int) -> int:
         number = self._current.get(columns)
@@ -342,11 +338,9 @@ class ZarrStore:
         return number
 
     def _unused_name(self, number: int) -> str:
-        """The random part: a number may come again after a power cut took the generation that had it."""
-        there = self.files.listing(ROWS)
-        while (name := f"{number:06d}-{os.urandom(3).hex()}") in there:
-            pass
-        return name
+        # The random part: a number may come again after a power cut took the generation that had it.
+        names = iter(lambda: f"{number:06d}-{os.urandom(3).hex()}", "")
+        return next(name for name in names if name not in self.files.listing(ROWS))
 
     def _read_column(self, generation: Generation, column: Column, block: int, check: int, out: np.ndarray) -> None:
         direct = out.dtype == column.stored
