@@ -221,6 +221,7 @@ def test_no_operation_goes_through_a_link_or_out_of_the_root(tmp_path, thesis, o
     root = tmp_path / "checkpoints"
     root.mkdir()
     (root / "ours").write_text("ours")
+    (root / "rows").mkdir()
     (root / "link").symlink_to(thesis)
     (root / "file").symlink_to(thesis / "chapter-1")
     before = tree(tmp_path)
