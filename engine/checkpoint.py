@@ -28,23 +28,23 @@ is unpickled when a checkpoint is read.
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.numpy import save as numpy_save
-from safetensors.torch import load as torch_load
 from safetensors.torch import save as torch_save
 
 from engine import manifest
-from engine.active_rows import ActiveRows
-from engine.files import Buffer, Files, remove_any, write_whole
+from engine.active_rows import EMPTY, ActiveRows
+from engine.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty, write_whole
 from engine.lanes import ALL_LANES, Lanes
 from engine.manifest import Kept
 from engine.ranks import Ranks, Road
-from engine.store import Block, MemoryStore, empty_block
+from engine.shapes import shown
+from engine.store import Block, Damaged, MemoryStore, empty_block
+from engine.sweep import foreign_line
 from engine.write_behind import WriteBehind
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Checkpoints:
                 path for one in kept for path in one.body["files"]
             }
             self._garbage += manifest.unnamed(self.files, named)
+            if line := foreign_line(self.files, chunks=False):
+                print(line)
         if sweep:
             self._remove_garbage()
 
@@ -206,6 +208,7 @@ class Checkpoints:
         if road.is_first:
             self.files.make_directory(manifest.MANIFESTS)
         elif self._is_keeper and PART_OF_A_RUN not in self.files.listing(""):
+            remove_any(self.files, PART_OF_A_RUN + TEMPORARY)  # of a run that was killed just here
             write_whole(self.files, PART_OF_A_RUN, [b""])
         self.files.sync_directory("")
         said = road.to_first({"part": part, "files": files, "sizes": sizes, "next_generation": store.next_generation})
@@ -274,9 +277,7 @@ class Checkpoints:
         for path in sorted(gone):
             remove_any(self.files, path)
         for directory in sorted({path.rpartition("/")[0] for path in gone}):
-            if not self.files.listing(directory):
-                with suppress(FileNotFoundError):  # another rank was faster
-                    self.files.remove_directory(directory)
+            remove_if_empty(self.files, directory)
         self.disk.disk.drop_before(self._kept[0].number)
 
     def _remove_garbage(self) -> None:
@@ -327,14 +328,22 @@ def _table(
 
 
 def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
-    """Put a fresh trunk where the checkpoint left it; rank 0 reads it and tells the others, whose disk may be another."""
-    state = (read_trunk(kept), torch_load(kept.read("momentum"))) if ranks.is_first else None
+    """Put a fresh trunk where the checkpoint left it; rank 0 reads it and tells the others, whose disk may be another.
+
+    Raises Damaged at rank 0.
+    """
+    state = (read_trunk(kept), kept.tensors("momentum")) if ranks.is_first else None
+    if state:
+        model, momentum = state
+        odd = [name for name, u in momentum.items() if name not in model or model[name].shape != u.shape]
+        if odd:
+            raise Damaged(f"momentum.safetensors has {shown(odd[0])}, and trunk.safetensors nothing like it")
     trunk.load(*ranks.from_first(state))
 
 
 def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of the network."""
-    return torch_load(kept.read("trunk"))
+    """Parameters and buffers of the network. Raises Damaged."""
+    return kept.tensors("trunk")
 
 
 def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:
@@ -342,9 +351,12 @@ def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarra
 
     window   the blocks of the window that the last step was in
     eta_T    the learning rates so far, NaN where a step was skipped: the checkpoint's log
+
+    Raises Damaged where the checkpoint has rows of other sizes than `rows`, or more active ones than these have slots.
     """
     rows.log.extend(eta_T)
     parts = kept.active(rows.lanes)
+    _require_room(kept, rows, [part["position"] for part in parts])
     if isinstance(rows.host.store, MemoryStore):
         for block, content in stored_blocks(kept, rows.lanes):
             rows.host.store.load(block, content)
@@ -353,6 +365,24 @@ def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarra
     for said, part in zip(kept.parts(rows.lanes), parts, strict=True):
         # Its counters go to the one rank that has the first of its lanes.
         rows.load(part, counts=rows.lanes.has(said["rank"]))
+
+
+def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> None:
+    said, host = kept.body["rows"], rows.host
+    sizes = {"block": host.block, "dim": host.weight.shape[1], "dtype": host.weight.dtype.name}
+    for name, size in sizes.items():
+        if said[name] != size:
+            raise Damaged(f"its manifest has rows of {name} {said[name]}, and this run of {name} {size}")
+    occupied = np.concatenate([part[part != EMPTY] for part in positions])
+    if len(occupied) and occupied.max() >= host.size:
+        raise Damaged(f"it has an active row at position {occupied.max():,}, and this run {host.size:,} positions")
+    if len(np.unique(occupied)) < len(occupied):
+        raise Damaged("two of its files have the same active row")
+    per_lane = np.bincount(occupied // host.block % rows.lanes.count, minlength=rows.lanes.count)[rows.lanes.numbers]
+    if (per_lane > rows.capacities).any():
+        raise Damaged(
+            f"it has {per_lane.max():,} active rows of one lane, and this run at most {max(rows.capacities):,}"
+        )
 
 
 def stored_blocks(kept: Kept, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:

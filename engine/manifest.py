@@ -15,6 +15,8 @@ in a way that adds the square root of both.
 
 `recover` finds the newest checkpoint that is whole: manifest and files by checksum, resident blocks by checksum, all other blocks by
 name and size (their bytes are checked when they are read; `job=store store.verb=verify` checks all of them).
+
+What a manifest says is used after engine/manifest_body.py has looked at it: no path of it leads out of `checkpoints`.
 """
 
 import hashlib
@@ -25,11 +27,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+import torch
 from safetensors.numpy import load as numpy_load
+from safetensors.torch import load as torch_load
 
-from engine.files import Files, write_whole
+from engine import shapes
+from engine.files import DIRECTORY, Files, write_whole
 from engine.lanes import ALL_LANES, Lanes
+from engine.manifest_body import check_active, check_body, check_map, require_arrays
 from engine.store import Damaged, empty_block
 from engine.zarr_format import Column
 from engine.zarr_store import Entry, Generation, ZarrStore
@@ -75,15 +80,24 @@ class Kept:
         return content
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        try:
-            return numpy_load(self.read(name))
-        except SafetensorError as error:
-            raise Damaged(f"{name} is not a safetensors file: {error}") from None
+        """Of one of its safetensors files. Raises Damaged; what the arrays are is for the caller to check."""
+        return self._loaded(numpy_load, name)
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        return self._loaded(torch_load, name)
 
     def log(self) -> dict[str, np.ndarray]:
         """eta and loss of every step, float64 [steps], NaN where a step was skipped."""
-        parts = [self.arrays(path) for path in (self.body["log"]["full"], self.body["log"]["delta"]) if path]
-        return {name: np.concatenate([part[name] for part in parts]) for name in ("eta", "loss")}
+        parts = []
+        for path in (self.body["log"]["full"], self.body["log"]["delta"]):
+            if path:
+                parts.append(self.arrays(path))
+                kind = np.dtype(np.float64), (parts[-1]["eta"].size if "eta" in parts[-1] else 0,)
+                require_arrays(parts[-1], {"eta": kind, "loss": kind}, path.rpartition("/")[2])
+        log = {name: np.concatenate([part[name] for part in parts]) for name in ("eta", "loss")}
+        if len(log["eta"]) != self.step:
+            raise Damaged(f"its log has {len(log['eta'])} steps instead of {self.step}")
+        return log
 
     def parts(self, lanes: Lanes = ALL_LANES) -> list[dict[str, Any]]:
         """What was written of these lanes, and maybe of others with them."""
@@ -91,7 +105,11 @@ class Kept:
 
     def active(self, lanes: Lanes = ALL_LANES) -> list[dict[str, np.ndarray]]:
         """The active rows, of each part that has some of these lanes."""
-        return [self.arrays(part["active"]) for part in self.parts(lanes)]
+        found = []
+        for part in self.parts(lanes):
+            found.append(self.arrays(part["active"]))
+            check_active(found[-1], self.body["rows"], part)
+        return found
 
     def generations(self, lanes: Lanes = ALL_LANES) -> dict[int, Generation]:
         return {
@@ -114,6 +132,7 @@ class Kept:
             for path in (part["blocks"]["full"], part["blocks"]["delta"]):
                 if path:
                     arrays = self.arrays(path)
+                    check_map(arrays, self.body["rows"], part, path)
                     # The full map may speak of generations that are gone, for blocks that the delta has anew.
                     known = np.isin(arrays["generation"], list(store.generations))
                     of_part |= store.entry_map({name: array[known] for name, array in arrays.items()})
@@ -127,6 +146,15 @@ class Kept:
         of_parts = {path: part for part in self.body["parts"] for path in _paths(part)}
         mine = {path for part in self.parts(lanes) for path in _paths(part)}
         return [path for path in self.body["files"] if path in mine or (lanes.rank == 0 and path not in of_parts)]
+
+    def _loaded(self, load: Callable[[bytes], Any], name: str) -> Any:
+        content = self.read(name)
+        try:
+            return load(content)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever safetensors makes of such a file
+            raise Damaged(f"{name} is not a safetensors file: {shapes.shown(str(error))}") from None
 
     def store(self) -> ZarrStore:
         """A store of this checkpoint's sizes, for reading its blocks."""
@@ -142,14 +170,17 @@ def path_of(number: int) -> str:
 
 def numbers(files: Files) -> list[int]:
     """Of the manifests that are there, whole or not, newest first."""
-    stems = [name.partition(".")[0] for name in files.listing(MANIFESTS) if name.endswith(".json")]
-    return sorted((int(stem) for stem in stems if stem.isdigit()), reverse=True)
+    found = (shapes.manifest_number(name) for name in files.listing(MANIFESTS) if name.endswith(".json"))
+    return sorted((number for number in found if number is not None), reverse=True)
 
 
 def next_number(files: Files) -> int:
     """One that nothing there has: no manifest, and none that is half-written or set aside."""
-    stems = [name.partition(".")[0] for name in files.listing(MANIFESTS)]
-    return max([0, *(int(stem) for stem in stems if stem.isdigit())]) + 1
+    found = (shapes.manifest_number(name) for name in files.listing(MANIFESTS))
+    number = max([0, *(number for number in found if number is not None)]) + 1
+    if number > shapes.MOST_MANIFESTS:
+        raise OSError(f"{path_of(number - 1)} leaves no number for the next checkpoint; move it away")
+    return number
 
 
 def steps(files: Files) -> list[int]:
@@ -162,12 +193,16 @@ def steps(files: Files) -> list[int]:
 
 
 def unnamed(files: Files, named: set[str]) -> list[str]:
-    """What lies among the manifests and in step directories and is not in `named`; a directory where nothing in it is."""
+    """What the engine wrote among the manifests and in step directories, and `named` has not; a directory where it has nothing in it.
+
+    What is not the engine's by its name (engine/shapes.py), or is a link, is not garbage.
+    """
     found = []
     for directory, size in files.listing("").items():
-        if size < 0 and (directory == MANIFESTS or directory.startswith("step-")):
-            paths = {f"{directory}/{name}" for name in files.listing(directory)}
-            found += sorted(paths - named) if paths & named else [directory]
+        if size == DIRECTORY and (directory == MANIFESTS or shapes.is_step_directory(directory)):
+            below = {f"{directory}/{name}": kind for name, kind in files.listing(directory).items()}
+            ours = {path for path, kind in below.items() if kind >= DIRECTORY and shapes.is_file(path)}
+            found += sorted(ours - named) if below.keys() & named else [directory]
     return found
 
 
@@ -176,6 +211,10 @@ def publish(files: Files, body: dict[str, Any]) -> None:
     path = path_of(body["number"])
     assert path.rpartition("/")[2] not in files.listing(MANIFESTS), f"{path} was written before"
     text = json.dumps({"sha256": _digest(body), "body": body}, indent=1)
+    try:
+        check_body(json.loads(text)["body"], body["number"])  # before anything that is older goes
+    except Damaged as error:
+        raise AssertionError(f"{path} would not be read again: {error}") from error
     write_whole(files, path, [text.encode()])
     files.sync_directory(MANIFESTS)
 
@@ -186,7 +225,9 @@ def read(files: Files, number: int) -> Kept:
 
 
 def read_at(files: Files, path: str) -> Kept:
-    """The same of a manifest wherever it is."""
+    """The same of a manifest wherever it is; its name has its number."""
+    number = shapes.manifest_number(path.rpartition("/")[2])
+    assert number is not None, path
     try:
         content = json.loads(files.read(path))
         body = content["body"]
@@ -195,9 +236,10 @@ def read_at(files: Files, path: str) -> Kept:
         if body["format"] == 2:
             body = _from_format_2(body)
         if body["format"] != FORMAT:
-            raise Damaged(f"format {body['format']} instead of {FORMAT}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"its manifest cannot be read: {error}") from None
+            raise Damaged(f"format {shapes.shown(str(body['format']))} instead of {FORMAT}")
+        check_body(body, number)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"its manifest cannot be read: {shapes.shown(str(error))}") from None
     except FileNotFoundError:
         raise Damaged("its manifest is missing") from None
     except IsADirectoryError:
@@ -241,7 +283,7 @@ def recover(
             complaints.append(f"checkpoint {name} is damaged ({error}); {then}")
     if not kept:  # so that they are not taken for what a killed run left
         for name in sorted(files.listing("")):
-            if name.startswith("step-") and "manifest.json" in files.listing(name):
+            if shapes.is_step_directory(name) and "manifest.json" in _names(files, name):
                 complaints.append(f"checkpoint {name} has format 1, which this version cannot read")
     return kept[::-1], complaints
 
@@ -279,9 +321,15 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
     missing = store.missing(entries)
     lines += missing
     bad = {line.split(" ", 2)[1] for line in missing}  # named already
-    out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+    out = None
     known = {} if known is None else known
-    first_read = [] if every_block else kept.active(lanes)
+    first_read = []
+    try:
+        first_read = kept.active(lanes)
+        if lanes.rank == 0:
+            kept.log()
+    except named as error:
+        lines.append(str(error))
     resident = [block for active in first_read for block in active["resident"].tolist()]
     for block in sorted(entries) if every_block else resident:
         if block not in entries or str(block) in bad:
@@ -289,13 +337,15 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
         version = block, store.generations[entries[block].generation].name, entries[block].checks
         if version not in known:
             try:
+                # Room for a block only now: a file of its size is there.
+                out = out or empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
                 store.read_entry(block, entries[block], out)
                 known[version] = None
             except named as error:
                 known[version] = str(error)
         if complaint := known[version]:
             lines.append(complaint)
-    return lines
+    return list(dict.fromkeys(lines))  # what several files have in common is found once for each
 
 
 def _paths(part: dict[str, Any]) -> list[str]:
@@ -307,6 +357,14 @@ def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:
     part = {name: body.pop(name) for name in ("blocks", "stored_blocks", "generations")}
     part |= {"rank": 0, "ranks": 1, "active": f"{body['directory']}/active.safetensors"}
     return {**body, "format": FORMAT, "parts": [part]}
+
+
+def _names(files: Files, directory: str) -> set[str]:
+    """Of what is in a directory; nothing where it is a link."""
+    try:
+        return set(files.listing(directory))
+    except Damaged:
+        return set()
 
 
 def _digest(body: dict[str, Any]) -> str:

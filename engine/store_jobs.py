@@ -1,7 +1,7 @@
 """Looking after the rows on the disk: what job=store does, one function a verb. Each prints, and returns the exit code.
 
     verify    reads every byte that a checkpoint names, a block that several share once
-    scrub     removes what no checkpoint names: what a killed run left, or what somebody put there
+    scrub     removes what the engine wrote and no checkpoint names: what a killed run left. What somebody put there stays
     repair    goes back to the newest checkpoint that is whole, to the last block
     inspect   what is on the disk, and a picture of when each block was last active
     export    every row, caught up, in instance order
@@ -16,28 +16,31 @@ every row would rewrite its chunk. Rows go into a memory-mapped file first and f
 bytes twice, on the disk.
 """
 
-import shutil
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from engine import exports, manifest
+from engine import exports, manifest, shapes
 from engine.active_rows import ActiveRows
-from engine.files import TEMPORARY, Files, remove_tree
+from engine.files import DIRECTORY, TEMPORARY, Files, remove_tree
 from engine.manifest import Kept, Known
 from engine.progress import bytes_text
 from engine.snapshots import RowReader
 from engine.store import Damaged
 from engine.store_picture import ages_of, by_decade, draw
-from engine.zarr_format import create_export
+from engine.sweep import foreign_line
+from engine.whole_files import Together, own_directory, refuse_links, write_file
+from engine.zarr_format import CRC_BYTES, create_export
 from engine.zarr_store import ROWS
 
 SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
 _REMEDY = "store.verb=repair goes back to the newest that is whole"
 _LISTED_GENERATIONS = 20
 _EXPORT_CHUNK_BYTES = 16 * 2**20
+_METADATA_BYTES = 2**16  # more than zarr's take
 
 
 def verify(files: Files, step: int | None) -> int:
@@ -51,9 +54,10 @@ def scrub(files: Files) -> int:
     if damaged:
         print("nothing was removed")
         return 1
-    garbage = _unnamed(files, kept)
-    total = _remove(files, garbage)
-    print(f"removed {total:,} bytes in all" if garbage else "there was nothing to remove")
+    total = _remove(files, _unnamed(files, kept))
+    print("there was nothing to remove" if total is None else f"removed {total:,} bytes in all")
+    if line := foreign_line(files):
+        print(line)
     for path in _set_aside(files):
         print(f"{path} stays, with what it names; the next start of the run removes both")
     return 0
@@ -81,12 +85,21 @@ def repair(files: Files) -> int:
     for number, name, lines in damaged:
         path = manifest.path_of(number)
         aside = path.removesuffix(".json") + SET_ASIDE
-        files.rename(path, aside)
         more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-        print(f"checkpoint {name} is set aside as {aside}: {lines[0]}{more}")
+        try:
+            files.rename(path, aside)
+        except Damaged:  # a link
+            print(f"checkpoint {name} stays where it is, and is passed over: {lines[0]}{more}")
+        else:
+            print(f"checkpoint {name} is set aside as {aside}: {lines[0]}{more}")
     if damaged:
         files.sync_directory(manifest.MANIFESTS)
-    mended = _write_metadata(kept)
+    mended, code = False, 0
+    try:
+        mended = _write_metadata(kept)
+    except Damaged as error:
+        print(f"generation of checkpoint {kept.name}: {error}")
+        code = 1
     for number in manifest.numbers(files)[1:]:
         with suppress(Damaged):  # an older one that is damaged stays as it is, and goes in its turn
             mended |= _write_metadata(manifest.read(files, number))
@@ -95,13 +108,14 @@ def repair(files: Files) -> int:
             f"the next start goes on after step {kept.step} from {kept.name}, and then removes what was set aside; "
             f"until then nothing is lost, and renaming *{SET_ASIDE} to *.json undoes this"
         )
-    elif not mended:
+    elif not mended and not code:
         print(f"nothing is to be repaired: the newest checkpoint, {kept.name}, is whole")
-    return 0
+    return code
 
 
 def inspect(kept: Kept, picture: Path) -> int:
-    """Print what a checkpoint has on the disk, and draw `picture`, a PNG. Raises Damaged."""
+    """Print what a checkpoint has on the disk, and draw `picture`, a PNG. Raises Damaged; ValueError where `picture` is a link."""
+    refuse_links(picture.parent, [picture.name])
     store, rows = kept.store(), kept.body["rows"]
     entries = kept.entries(store)
     blocks = -(-rows["positions"] // rows["block"])
@@ -153,24 +167,66 @@ def export(
 
     rows        of the checkpoint of `step`     size   N     instances   the schedule's map from positions to instances
     format      "npy" or "zarr": float32 [N, D] caught up, as exports.export_rows has it
-    A file has its final name only when it is whole; one that had it before is replaced.
+    A file has its final name only when it is whole; one that had it before is replaced then, and not before.
+
+    Raises ValueError where something there is a link or nobody's export, OSError where the disk has no room: before any row is read.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    npy, path = directory / f"rows-{step}.npy", directory / f"rows-{step}.{format}"
-    part = npy.with_name(npy.name + TEMPORARY)
-    shape = exports.export_rows(part, RowReader(rows), size, instances)
+    own_directory(directory)
+    name, about, reader = f"rows-{step}.{format}", f"rows-{step}.json", RowReader(rows)
+    content = exports.manifest_bytes({"step": step, "shape": (size, rows.host.weight.shape[1])})
     if format == "zarr":
-        part = _as_zarr(part, path.with_name(path.name + TEMPORARY))
-        if path.exists():
-            shutil.rmtree(path)
-    part.rename(path)
-    about = directory / f"rows-{step}.json"
-    exports.write_manifest(about.with_name(about.name + TEMPORARY), {"step": step, "shape": shape})
-    about.with_name(about.name + TEMPORARY).rename(about)
+        refuse_links(directory, [about])
+        _export_zarr(directory, name, reader, size, instances)
+        write_file(directory / about, content)
+    else:
+        with Together(directory, [name, about]) as new:
+            exports.write_rows(new, name, reader, size, instances)
+            new.write(about, content)
+    dim = rows.host.weight.shape[1]
     print(
-        f"exported the rows of step {step} to {path}: {shape[0]:,} x {shape[1]:,} float32, row i belongs to instance i"
+        f"exported the rows of step {step} to {directory / name}: {size:,} x {dim:,} float32, row i belongs to instance i"
     )
     return 0
+
+
+def _export_zarr(
+    directory: Path, name: str, reader: RowReader, size: int, instances: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Write the rows as the zarr array `name`, by way of an .npy."""
+    path, part, old = (directory / f"{name}{end}" for end in ("", TEMPORARY, f".old{TEMPORARY}"))
+    for there in (path, part, old):
+        odd = (
+            [there.name] if there.is_symlink() else exports.foreign_in(directory, there.name) if there.exists() else []
+        )
+        if odd:
+            raise ValueError(f"{directory / shapes.shown(odd[0])} is nothing that an export wrote; move it away")
+    if old.exists() and not path.exists():  # an export was killed while it took the place of one before
+        old.rename(path)
+    source, room = name.removesuffix(".zarr") + ".npy", f"{name}.room"
+    with Together(directory, [source, room]) as scratch:
+        dim = reader.rows.host.weight.shape[1]
+        chunk_rows = min(max(1, _EXPORT_CHUNK_BYTES // (4 * dim)), size)
+        chunks = -(-size // chunk_rows)
+        chunk_bytes = 4 * chunk_rows * dim + CRC_BYTES
+        left = scratch.room(room, chunks * chunk_bytes + _METADATA_BYTES)
+        rows_ND = exports.write_rows(scratch, source, reader, size, instances)
+        for there in (part, old):
+            _remove_export(there)
+        out = create_export(part, rows_ND.shape, chunk_rows)
+        for number, first in enumerate(range(0, size, chunk_rows), start=1):
+            os.ftruncate(left, (chunks - number) * chunk_bytes)  # its room is the chunk's now
+            out[first : first + chunk_rows] = rows_ND[first : first + chunk_rows]
+        scratch.discard()
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    _remove_export(old)
+
+
+def _remove_export(path: Path) -> None:
+    """A zarr array of ours, in which nothing else is."""
+    if path.exists():
+        exports.remove_zarr(path)
 
 
 def _verified(files: Files, step: int | None) -> tuple[list[Kept], int]:
@@ -261,7 +317,9 @@ def _said(kept: Kept) -> str:
 def _set_aside(files: Files) -> list[str]:
     """Paths of the manifests that repair has set aside."""
     return [
-        f"{manifest.MANIFESTS}/{name}" for name in sorted(files.listing(manifest.MANIFESTS)) if name.endswith(SET_ASIDE)
+        f"{manifest.MANIFESTS}/{name}"
+        for name, size in sorted(files.listing(manifest.MANIFESTS).items())
+        if name.endswith(SET_ASIDE) and size >= 0 and shapes.manifest_number(name) is not None
     ]
 
 
@@ -275,7 +333,12 @@ def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
     for generation in store.generations.values():
         wanted = {"zarr.json", *(column.name for column in generation.columns)}
         root = f"{ROWS}/{generation.name}"
-        garbage += [f"{root}/{name}" for name in files.listing(root).keys() - wanted]
+        there = {name: size for name, size in files.listing(root).items() if name not in wanted}
+        garbage += [
+            f"{root}/{name}"
+            for name, size in there.items()
+            if (shapes.is_directory if size == DIRECTORY else shapes.is_file)(f"{root}/{name}") and size >= DIRECTORY
+        ]
     named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
     for aside in _set_aside(files):
         named.add(aside)
@@ -287,21 +350,22 @@ def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
     return garbage + manifest.unnamed(files, named)
 
 
-def _remove(files: Files, garbage: list[str]) -> int:
-    """Remove these paths and say so, a line for a directory or for the files in one; returns the bytes."""
+def _remove(files: Files, garbage: list[str]) -> int | None:
+    """Remove these paths and say so, a line for a directory or for the files in one; returns the bytes, None where nothing went."""
     inside: dict[str, list[str]] = {}
     for path in garbage:
         above, _, name = path.rpartition("/")
         inside.setdefault(above, []).append(name)
-    total = 0
+    total, went = 0, False
     for above, names in sorted(inside.items()):
         sizes = files.listing(above)  # once: it may have very many names
         root = f"{above}/" if above else ""
-        for name in sorted(name for name in names if sizes[name] < 0):
-            count_bytes = _bytes_below(files, root + name)
-            remove_tree(files, root + name)
+        for name in sorted(name for name in names if sizes[name] == DIRECTORY):
+            count_bytes = remove_tree(files, root + name)
+            if name in files.listing(above) and not count_bytes:
+                continue  # nothing in it was ours
             print(f"removed {root}{name}: {count_bytes:,} bytes")
-            total += count_bytes
+            total, went = total + count_bytes, True
         alone = sorted(name for name in names if sizes[name] >= 0)
         for name in alone:
             files.remove(root + name)
@@ -309,26 +373,8 @@ def _remove(files: Files, garbage: list[str]) -> int:
             count_bytes = sum(sizes[name] for name in alone)
             shown = root + alone[0] if len(alone) == 1 else f"{len(alone):,} files of {above}"
             print(f"removed {shown}: {count_bytes:,} bytes")
-            total += count_bytes
-    return total
-
-
-def _bytes_below(files: Files, path: str) -> int:
-    sizes = files.listing(path)
-    return sum(size if size >= 0 else _bytes_below(files, f"{path}/{name}") for name, size in sizes.items())
-
-
-def _as_zarr(source: Path, path: Path) -> Path:
-    """Copy an .npy into a zarr array, a chunk at a time, and remove it; returns `path`."""
-    if path.exists():
-        shutil.rmtree(path)  # of an export that was killed
-    rows_ND = np.load(source, mmap_mode="r")
-    step = max(1, _EXPORT_CHUNK_BYTES // (4 * rows_ND.shape[1]))
-    out = create_export(path, rows_ND.shape, step)
-    for first in range(0, len(rows_ND), step):
-        out[first : first + step] = rows_ND[first : first + step]
-    source.unlink()
-    return path
+            total, went = total + count_bytes, True
+    return total if went else None
 
 
 def _count(number: int, what: str) -> str:

@@ -3,6 +3,7 @@
 What is left out: a picture finer than 16,000 cells; with more blocks several share a cell, coloured by the one that was active last.
 """
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -15,9 +16,11 @@ from engine.active_rows import EMPTY
 from engine.charts import COLOURS
 from engine.folding import departure
 from engine.manifest import Kept
-from engine.store import NEVER_VISITED
+from engine.store import NEVER_VISITED, Damaged
+from engine.whole_files import write_file
 
 _LARGEST_CELLS = 16_000  # some 7 pixels each
+_MOST_BLOCKS = 2**28  # that are told apart: 2 GiB of numbers
 
 
 def ages_of(kept: Kept, blocks: int) -> np.ndarray:
@@ -25,10 +28,12 @@ def ages_of(kept: Kept, blocks: int) -> np.ndarray:
 
     Of the stored blocks `last_step` alone is read: the steps that were done when a row left the device.
     """
+    if blocks > _MOST_BLOCKS:
+        raise Damaged(f"its manifest speaks of {blocks:,} blocks, more than a run can have")
     store = kept.store()
     latest = np.full(blocks, NEVER_VISITED, dtype=np.int64)
     for block, entry in kept.entries(store).items():
-        latest[block] = departure(store.read_last_step(block, entry)).max()
+        latest[block] = departure(store.read_last_step(block, entry)).max()  # the map was checked: block < blocks
     for active in kept.active():
         visited = active["position"][active["stamp"] != EMPTY]  # full PIC has rows in slots that no step has visited
         latest[visited // store.block] = kept.step
@@ -46,7 +51,7 @@ def by_decade(ages: np.ndarray) -> list[tuple[str, int]]:
 
 
 def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
-    """The blocks as cells in the order of positions, from the top left, coloured by age."""
+    """The blocks as cells in the order of positions, from the top left, coloured by age. `picture` is whole, or not there."""
     per_cell = -(-len(ages) // _LARGEST_CELLS)
     cells = -(-len(ages) // per_cell)
     columns = int(np.ceil(np.sqrt(cells * 1.6)))
@@ -98,4 +103,6 @@ def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
         f"Light grey: never visited, {(ages == NEVER_VISITED).mean():.1%} of the blocks ({len(ages):,})."
     )
     figure.text(0.1, 0.03, caption, color=COLOURS["muted"], linespacing=1.5)
-    figure.savefig(picture, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_file(picture, content.getvalue())

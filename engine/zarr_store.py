@@ -15,13 +15,15 @@ What the map costs: about 200 bytes of host memory for each stored block.
 import os
 import threading
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from engine.files import TEMPORARY, Files, remove_any, write_whole
+from engine import shapes
+from engine.files import DIRECTORY, TEMPORARY, WHAT, Files, remove_any, write_whole
 from engine.lanes import ALL_LANES, Lanes
 from engine.store import Block, Damaged
 from engine.zarr_format import CRC_BYTES, Column, bound, checksum, columns_of, encoded, group_metadata, layouts
@@ -251,19 +253,21 @@ class ZarrStore:
             for block, entry in entries.items():
                 live.setdefault(entry.generation, set()).add(block)
         on_disk = self.files.listing(ROWS)
-        numbers = [int(name.partition("-")[0]) for name in on_disk if name.partition("-")[0].isdigit()]
-        self._next_generation = self._own_number(max([next_generation, *(number + 1 for number in numbers)]))
+        numbers = {name: number for name in on_disk if (number := shapes.generation_number(name)) is not None}
+        self._next_generation = self._own_number(max([next_generation, *(number + 1 for number in numbers.values())]))
         self.generations = {number: self.generations[number] for number in live}
-        garbage = []
-        if others is not None:
-            known = others | {generation.name for generation in self.generations.values()}
-            garbage = [f"{ROWS}/{name}" for name in on_disk.keys() - known]
+        known = (others or set()) | {generation.name for generation in self.generations.values()}
+        garbage = [f"{ROWS}/{name}" for name in numbers.keys() - known if on_disk[name] == DIRECTORY]
+        garbage = [] if others is None else garbage
         for number, generation in self.generations.items():
             for column in generation.columns:
-                directory = f"{ROWS}/{generation.name}/{column.name}"
+                root = f"{ROWS}/{generation.name}"
+                directory = f"{root}/{column.name}"
                 wanted = {column.file(block).partition("/")[2] for block in live[number]} | {"zarr.json"}
-                unnamed = self.files.listing(directory).keys() - wanted
-                garbage += [f"{directory}/{name}" for name in unnamed if self._is_ours(name, generation.shared)]
+                with suppress(Damaged):  # a link, in the place of a directory of an older checkpoint
+                    there = {name for name, size in self.files.listing(directory).items() if size >= DIRECTORY}
+                    unnamed = (f"{column.name}/{name}" for name in there - wanted)
+                    garbage += [f"{root}/{path}" for path in unnamed if self._is_ours(root, path, generation.shared)]
             generation.blocks = len(live[number])
             self.bytes += generation.blocks * self._block_bytes(generation)
         return garbage
@@ -271,16 +275,20 @@ class ZarrStore:
     def missing(self, entries: dict[int, Entry]) -> list[str]:
         """A line for each file of these blocks that is not there or has another size. Reads directories, no file."""
         listings: dict[tuple[int, str], dict[str, int]] = {}
-        lines = []
+        lines: list[str] = []
         for block, entry in entries.items():
             generation = self.generations[entry.generation]
             for column in generation.columns:
                 at = (entry.generation, column.name)
                 if at not in listings:
-                    listings[at] = self.files.listing(f"{ROWS}/{generation.name}/{column.name}")
+                    try:
+                        listings[at] = self.files.listing(f"{ROWS}/{generation.name}/{column.name}")
+                    except Damaged as error:
+                        lines.append(str(error))
+                        listings[at] = {}
                 size, wanted = listings[at].get(column.file(block).partition("/")[2]), column.chunk_bytes(self.block)
                 if size != wanted:
-                    what = "is missing" if size is None else f"has {size} bytes instead of {wanted}"
+                    what = WHAT.get(size, f"has {size} bytes instead of {wanted}") if size is not None else "is missing"
                     lines.append(f"{describe(generation, column, block)} {what}")
         return lines
 
@@ -295,7 +303,7 @@ class ZarrStore:
                 found[path] = self.files.read(f"{ROWS}/{generation.name}/{path}")
             except FileNotFoundError:
                 return f"{where} has no {path}"
-            except OSError as error:
+            except (OSError, Damaged) as error:
                 return f"{where}: {error}"
         try:
             same = layouts(found, generation.columns) == layouts(wanted, generation.columns)
@@ -308,11 +316,9 @@ class ZarrStore:
         generation = self.generations[number]
         root = f"{ROWS}/{generation.name}"
         for path, content in group_metadata(generation.columns, self.block, self.positions).items():
-            directory, _, name = f"{root}/{path}".rpartition("/")
-            if name + TEMPORARY in self.files.listing(directory):
-                self.files.remove(f"{directory}/{name}{TEMPORARY}")
+            remove_any(self.files, f"{root}/{path}{TEMPORARY}")
             write_whole(self.files, f"{root}/{path}", [content])
-            self.files.sync_directory(directory)
+            self.files.sync_directory(f"{root}/{path}".rpartition("/")[0])
 
     def _generation_for(self, columns: tuple[Column, ...], block: int) -> int:
         number = self._current.get(columns)
@@ -320,8 +326,7 @@ class ZarrStore:
             return number
         number = self._next_generation
         self._next_generation += self.lanes.ranks
-        # The random part: a number may come again after a power cut took the generation that had it.
-        generation = Generation(f"{number:06d}-{os.urandom(3).hex()}", columns)
+        generation = Generation(self._unused_name(number), columns)
         files, root = self.files, f"{ROWS}/{generation.name}"
         for column in columns:
             files.make_directory(f"{root}/{column.name}")
@@ -331,6 +336,11 @@ class ZarrStore:
         self._current[columns] = number
         self._written[number] = set()
         return number
+
+    def _unused_name(self, number: int) -> str:
+        # The random part: a number may come again after a power cut took the generation that had it.
+        names = iter(lambda: f"{number:06d}-{os.urandom(3).hex()}", "")
+        return next(name for name in names if name not in self.files.listing(ROWS))
 
     def _read_column(self, generation: Generation, column: Column, block: int, check: int, out: np.ndarray) -> None:
         direct = out.dtype == column.stored
@@ -368,19 +378,20 @@ class ZarrStore:
         if self.generations[number].blocks == 0 and number not in self._current.values():
             self._written.pop(number, None)
             generation = self.generations.pop(number)
-            if (
-                not generation.shared or self.lanes.ranks == 1
-            ):  # one that is shared goes at the next start, when no rank speaks of it
+            # One that is shared goes at the next start, when no rank speaks of it.
+            if not generation.shared or self.lanes.ranks == 1:
                 remove_any(self.files, f"{ROWS}/{generation.name}")
 
     def _own_number(self, least: int) -> int:
         """The first number from `least` on that no other rank takes."""
         return least + (self.lanes.rank - least) % self.lanes.ranks
 
-    def _is_ours(self, name: str, shared: bool) -> bool:
-        """Whether a file among the chunks of a generation is this rank's to remove."""
-        block = name.split(".")[1] if name.startswith("c.") else ""
-        return self.lanes.has(int(block)) if block.isdigit() else not shared or self.lanes.ranks == 1
+    def _is_ours(self, root: str, path: str, shared: bool) -> bool:
+        """Whether a file below the generation `root` is the engine's, and this rank's to remove."""
+        block = shapes.chunk_block(path)
+        if block is not None:
+            return self.lanes.has(block)
+        return shapes.is_file(f"{root}/{path}") and (not shared or self.lanes.ranks == 1)
 
     def _block_bytes(self, generation: Generation) -> int:
         return sum(column.chunk_bytes(self.block) for column in generation.columns)
