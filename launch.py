@@ -280,7 +280,7 @@ def _pretrain(
         own.write_json("config.json", json.loads(config.model_dump_json()))
         own.write_json("plan.json", planned)
         own.enter(CHECKPOINTS)
-        files.make_directory("")
+        files.root.mkdir(exist_ok=True)
         source.save_index(output / CHECKPOINTS / "images.index")
     ranks.wait()
     if not config.ranks.own_disks:

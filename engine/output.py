@@ -33,6 +33,7 @@ from engine import manifest
 from engine.checkpoint import PART_OF_A_RUN
 from engine.files import DiskFiles
 from engine.store import Damaged
+from engine.sweep import remove_run
 
 _HEADER = "This directory was made by pic-engine, which wrote what is named below and removes nothing else.\n"
 CHECKPOINTS, LOCK, UNREADABLE = "checkpoints", "lock", "unreadable.jsonl"
@@ -149,7 +150,7 @@ class Output:
         names = [name for name in sorted(self._own) if name not in (LOCK, CHECKPOINTS)]
         for name in names:
             self._require_no_link(name)
-        stayed = [f"{CHECKPOINTS}/{path}" for path in manifest.remove_run(DiskFiles(self.path / CHECKPOINTS))]
+        stayed = [f"{CHECKPOINTS}/{path}" for path in remove_run(DiskFiles(self.path / CHECKPOINTS))]
         for name in names:
             self.remove(name)
         for name in _names_in(self.path):

@@ -15,27 +15,21 @@ _INSIDE = (
     "tensorboard",
     "checkpoints/step-000000002",
 )
+# Close to the names of a run's own files. Below `checkpoints`, a file that has exactly one of those is taken for the run's.
 _STRANGE = (
     *(
         "thesis.tex",
         "notes",
         ".hidden",
         "step-best",
-        "000000099.json",
-        "000000098.damaged",
-        "step-000000077",
-        "rows",
+        "99.json",
+        "0000000099.json",
+        "000000098.damage",
+        "step-0000077",
         "lock.part",
     ),
-    *(
-        "000001-abcdef",
-        "trunk.safetensors",
-        "active.safetensors",
-        "zarr.json",
-        "events.out",
-        "config.json.part",
-        "run\x1b[31m",
-    ),
+    *("00001-abcdef", "000001-abcdeg", "trunk.safetensor", "active-x.safetensors", "zarr.jso", "c.1.0", "events.out"),
+    *("config.json.part", "run\x1b[31m", ".pic-engine2", "part-of-another-run"),
 )
 
 
