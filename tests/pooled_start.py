@@ -1,20 +1,29 @@
-"""One start of launch.py in a process of its own, forked from the pool of tests/on_ranks.py: environment, limits and faults are its own.
+"""One start of launch.py in a process of its own, forked from one that has imported everything: environment, limits and faults are its own.
 
-    start = pooled_start(["--config", "x.json"], env={"TMPDIR": "/nowhere"}, limits={"RLIMIT_NOFILE": 20})
+    start = pooled_start(["--config", "x.json"], directory, env={"TMPDIR": "/nowhere"}, limits={"RLIMIT_NOFILE": 20})
     start.code, start.out, start.err
 
-It takes a tenth of a second and what the start itself takes, where a fresh interpreter takes seconds to import torch.
+It takes what the start itself takes, where a fresh interpreter takes ten seconds to import torch, DeepSpeed and the rest. What a test
+changes in the modules of its own process, a start does not see.
 """
 
+import atexit
 import os
+import pickle
 import resource
+import signal
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
-from tests.on_ranks import server_context
+_REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -39,33 +48,101 @@ def pooled_start(
     limits: dict[str, int] | None = None,
     fault: Callable[[], None] | None = None,
     encoding: str = "utf-8",
-    timeout_seconds: float = 100.0,
+    timeout_seconds: float = 60.0,
 ) -> Start:
     """Start launch.py with these arguments, in `directory`.
 
-    env        variables that are set; one that is None is taken out
+    env        variables that are set
     limits     names of resource.setrlimit -> value
     fault      called in the process before the start, a function at the top of a module
     encoding   of the process's streams
     """
     words = [directory / name for name in ("stdout", "stderr")]
-    process = server_context().Process(
-        target=_run, args=(arguments, directory, env or {}, limits or {}, fault, encoding, words), daemon=False
-    )
-    process.start()
-    process.join(timeout_seconds)
-    code = process.exitcode
-    if code is None:
-        process.kill()
-        process.join()
+    task = (arguments, directory, env or {}, limits or {}, fault, encoding, words, timeout_seconds)
+    server = _server()
+    assert server.stdin and server.stdout
+    _send(server.stdin, task)
+    code = pickle.load(server.stdout)
     out, err = (path.read_text(encoding="utf-8", errors="backslashreplace") if path.exists() else "" for path in words)
     return Start(code, out, err)
+
+
+@cache
+def _server() -> subprocess.Popen:
+    """The process that starts are forked from."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_REPOSITORY)}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.pooled_start"],
+        cwd=_REPOSITORY,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    atexit.register(server.kill)
+    return server
+
+
+def _send(stream: BinaryIO, what: object) -> None:
+    pickle.dump(what, stream)
+    stream.flush()
+
+
+def serve() -> None:
+    """Fork a start for each task on stdin; the exit codes go to stdout."""
+    # What a run imports on its way, and a first step: libraries load more of themselves when they are used.
+    import engine.checkpoint
+    import engine.session
+    import engine.store_jobs
+    import launch
+
+    assert engine.checkpoint and engine.session and engine.store_jobs
+    tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    warm_up(launch.main)
+    while True:
+        try:
+            *task, timeout_seconds = pickle.load(tasks)
+        except EOFError:
+            return
+        child = os.fork()
+        if not child:
+            os.setpgid(0, 0)
+            _run(*task)
+        _send(answers, _ended(child, timeout_seconds))
+
+
+def warm_up(main: Callable[[list[str]], int]) -> None:
+    """One tiny run in the server itself."""
+    import tempfile
+
+    from tests import hostile_starts
+
+    with tempfile.TemporaryDirectory() as directory:
+        hostile_starts.lay(Path(directory))
+        assert main(["--config", f"{directory}/config.json", "data.labels=folders"]) == 0
+
+
+def _ended(child: int, timeout_seconds: float) -> int | None:
+    """The exit code of a child, None where it had to be killed; its own children go with it."""
+    deadline = time.monotonic() + timeout_seconds
+    code: int | None = None
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if code is None:
+        os.waitpid(child, 0)
+    return code
 
 
 def _run(
     arguments: list[str],
     directory: Path,
-    env: dict[str, str | None],
+    env: dict[str, str],
     limits: dict[str, int],
     fault: Callable[[], None] | None,
     encoding: str,
@@ -81,7 +158,7 @@ def _run(
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     for name, value in {"OMP_NUM_THREADS": "1", **env}.items():
-        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        os.environ[name] = value
     import launch
 
     code = 1
@@ -100,3 +177,7 @@ def _run(
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
