@@ -21,6 +21,8 @@ _MOST_POSITIONS = 2**50
 _MOST_ROWS = 2**31  # of a block, and numbers of a row
 _MOST_BYTES = 2**60
 _MOST_RANKS = 10**6
+Wanted = dict[str, tuple[np.dtype, tuple[int, ...]]]  # the arrays of a file: name -> (type, shape)
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,17 +57,11 @@ def check_body(body: Any, number: int) -> None:
 def check_active(arrays: Mapping[str, np.ndarray], rows: dict[str, Any], part: dict[str, Any]) -> None:
     """Raises Damaged unless these are active rows of `part`: positions below rows["positions"], in blocks that are resident."""
     where = part["active"].rpartition("/")[2]
-    slots, float_type = arrays["position"].size if "position" in arrays else 0, np.dtype(rows["dtype"])
-    wanted = {
-        "w": (float_type, (slots, rows["dim"])),
-        "u": (float_type, (slots, rows["dim"])),
-        "position": (np.dtype(np.int64), (slots,)),
-        "stamp": (np.dtype(np.int64), (slots,)),
-        "counters": (np.dtype(np.int64), (2,)),
-    }
-    require_arrays(
-        arrays, wanted | {"resident": (np.dtype(np.int64), (arrays.get("resident", np.empty(0)).size,))}, where
-    )
+    slots, found = (arrays[name].size if name in arrays else 0 for name in ("position", "resident"))
+    number, whole = np.dtype(rows["dtype"]), np.dtype(np.int64)
+    wanted: Wanted = {"w": (number, (slots, rows["dim"])), "u": (number, (slots, rows["dim"]))}
+    wanted |= {"position": (whole, (slots,)), "stamp": (whole, (slots,)), "counters": (whole, (2,))}
+    require_arrays(arrays, wanted | {"resident": (whole, (found,))}, where)
     blocks = -(-rows["positions"] // rows["block"])
     occupied, resident = arrays["position"][arrays["position"] != -1], arrays["resident"]
     for name, numbers, end in (("position", occupied, rows["positions"]), ("resident", resident, blocks)):
@@ -83,7 +79,11 @@ def check_map(arrays: Mapping[str, np.ndarray], rows: dict[str, Any], part: dict
     """Raises Damaged unless this is a block map of `part`: blocks that the run has, each once, and the part's own."""
     where, found = path.rpartition("/")[2], arrays.get("block", np.empty(0)).size
     whole = np.dtype(np.int64)
-    wanted = {"block": (whole, (found,)), "generation": (whole, (found,)), "checks": (np.dtype(np.uint32), (found, 3))}
+    wanted: Wanted = {
+        "block": (whole, (found,)),
+        "generation": (whole, (found,)),
+        "checks": (np.dtype(np.uint32), (found, 3)),
+    }
     require_arrays(arrays, wanted, where)
     blocks, end = arrays["block"], -(-rows["positions"] // rows["block"])
     if len(blocks) and (blocks.min() < 0 or blocks.max() >= end or len(np.unique(blocks)) < len(blocks)):
@@ -92,10 +92,8 @@ def check_map(arrays: Mapping[str, np.ndarray], rows: dict[str, Any], part: dict
         raise Damaged(f"{where} has blocks of another rank")
 
 
-def require_arrays(
-    arrays: Mapping[str, np.ndarray], wanted: dict[str, tuple[np.dtype, tuple[int, ...]]], where: str
-) -> None:
-    """Raises Damaged unless `arrays` has the arrays of `wanted`, and no others: name -> (type, shape)."""
+def require_arrays(arrays: Mapping[str, np.ndarray], wanted: Wanted, where: str) -> None:
+    """Raises Damaged unless `arrays` has the arrays of `wanted`, and no others."""
     if arrays.keys() != wanted.keys():
         odd = ", ".join(sorted(arrays.keys() ^ wanted.keys()))
         raise Damaged(f"{where} lacks arrays or has others: {shapes.shown(odd)}")

@@ -59,10 +59,7 @@ def tree(path):
     found = {}
     for above, directories, names in os.walk(path):
         for one in (Path(above, name) for name in directories + names):
-            if one.is_symlink():
-                content = os.readlink(one)
-            else:
-                content = one.read_bytes() if one.is_file() else False
+            content = os.readlink(one) if one.is_symlink() else one.read_bytes() if one.is_file() else False
             found[os.path.relpath(one, path)] = content
     return found
 

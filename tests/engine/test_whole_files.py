@@ -105,7 +105,7 @@ def test_an_export_that_fails_leaves_the_one_before_and_nothing_else(run, tmp_pa
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
         words = FAULTS[fault](patch)
-        with pytest.raises(OSError, match=".") as failed:
+        with pytest.raises(OSError, match=r".") as failed:
             export(tmp_path, run, step=2, **(words if isinstance(words, dict) else {}))
     line = str(failed.value)
     assert "\n" not in line
@@ -258,7 +258,7 @@ def test_a_note_inside_an_exported_array_keeps_it(run, tmp_path):
     store_export(tmp_path, run, "zarr")
     (tmp_path / "rows-5.zarr" / "c" / "notes.txt").write_text("the user's")
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match="notes.txt is nothing that an export wrote"):
+    with pytest.raises(ValueError, match=r"notes\.txt is nothing that an export wrote"):
         store_export(tmp_path, run, "zarr")
     assert tree(tmp_path) == before
 
@@ -289,17 +289,19 @@ def test_files_get_the_mode_that_the_user_has_set_for_new_ones(run, tmp_path, um
         files.create("manifests/000000001.json", [b"{}"])
     finally:
         os.umask(before)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert set(modes.values()) == {mode} and len(modes) == 9
 
 
 def test_two_exports_at_once_never_make_half_a_file(tmp_path):
-    with pytest.raises(ValueError, match="another job writes"), Together(tmp_path, ["rows.npy"]) as first:
-        first.array("rows.npy", (10, 2))[:] = 1
-        with Together(tmp_path, ["rows.npy"]) as second:
-            second.array("rows.npy", (20, 2))[:] = 2
-            pending = os.listdir(tmp_path)
-    assert pending == ["rows.npy.part"] and os.listdir(tmp_path) == ["rows.npy"]
+    first = Together(tmp_path, ["rows.npy"])
+    first.array("rows.npy", (10, 2))[:] = 1
+    with Together(tmp_path, ["rows.npy"]) as second:
+        second.array("rows.npy", (20, 2))[:] = 2
+        assert os.listdir(tmp_path) == ["rows.npy.part"]
+    with pytest.raises(ValueError, match="another job writes"):
+        first.__exit__(None)
+    assert os.listdir(tmp_path) == ["rows.npy"]
     assert (np.load(tmp_path / "rows.npy") == 2).all()
 
 
