@@ -117,7 +117,8 @@ def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
         return 2, f"error: {error}"
     # engine/store.py, which must not be imported before the config is checked
     if type(error).__name__ == "Damaged":
-        return 1, f"error: {error}; job=store store.verb=verify tells what else is, store.verb=repair goes back"
+        way = "; job=store store.verb=verify tells what else is, store.verb=repair goes back"
+        return 1, f"error: {error}" + ("" if "is a link" in str(error) else way)
     if (limit := machine_error(error)) is not None:
         whole = "; checkpoints that were written before are whole" if job == "pretrain" else ""
         return 1, f"error: {limit}{whole}"
@@ -447,28 +448,25 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
     output = Output(Path(config.output), EXPORT, parts.images_directory(config))
     kept, complaints = chosen_checkpoint(Path(config.output), None)
     source, _, schedule = parts.open_data(config, kept, grows=False)
+    output.make()
+    for name in EXPORT:
+        output.enter(name)
+    directory = output.path / "exports"
+    network = parts.network_of(config)
     with while_it_is_there(kept):
         model = checkpoint.read_trunk(kept)
-        rows = parts.rows_of(config, kept, schedule)
-        output.make()
-        for name in EXPORT:
-            output.enter(name)
-        directory = output.path / "exports"
-        directory.mkdir(exist_ok=True)
-        shape = exports.export_rows(directory / "rows.npy", RowReader(rows), schedule.size, schedule.instances)
-    network = parts.network_of(config)
-    network.load_state_dict(model)
-    exports.export_backbone(directory / "backbone.safetensors", backbone_of(model), config.backbone.name)
-    shapes = {
-        "rows": shape,
-        "embeddings": exports.export_embeddings(
-            directory / "embeddings.npy",
-            lambda images: embed(network, images, "backbone"),
-            every_image(source, config.data.image_size, schedule.size),
-            schedule.size,
-        ),
-    }
-    exports.write_manifest(directory / "manifest.json", {"step": kept.step, "source": source.name, "shapes": shapes})
+        network.load_state_dict(model)
+        shapes = exports.export_run(
+            directory,
+            reader=RowReader(parts.rows_of(config, kept, schedule)),
+            size=schedule.size,
+            instances=schedule.instances,
+            backbone=backbone_of(model),
+            model_name=config.backbone.name,
+            embed=lambda images: embed(network, images, "backbone"),
+            images=every_image(source, config.data.image_size, schedule.size),
+            about={"step": kept.step, "source": source.name},
+        )
     print("\n".join([*complaints, f"exported step {kept.step} to {directory}: " + json.dumps(shapes)]))
     return 0
 

@@ -22,8 +22,9 @@ def require_one_disk(output: Path, ranks: Ranks) -> None:
     """ValueError where some rank's `output` is another directory than rank 0's."""
     path = output / f"seen-by-all-{ranks.from_first(os.urandom(8).hex())}"
     if ranks.is_first:
-        for left in output.glob("seen-by-all-*"):  # by a run that was killed just here
-            left.unlink()
+        for left in output.glob("seen-by-all-" + "[0-9a-f]" * 16):  # by a run that was killed just here
+            if left.is_file() and not left.is_symlink() and not left.stat().st_size:
+                left.unlink()
         path.touch()
     ranks.wait()
     # A network file system may remember for half a minute that a directory was not there.

@@ -32,6 +32,7 @@ from datasets.batch import MARK
 from engine import manifest
 from engine.checkpoint import PART_OF_A_RUN
 from engine.files import DiskFiles
+from engine.shapes import TEMPORARY
 from engine.store import Damaged
 from engine.sweep import remove_run
 
@@ -52,9 +53,8 @@ _ROWS_OF_A_STEP = re.compile(r"rows-\d+\.(npy|json|zarr)")
 # Directories that other libraries fill, and how they name what they put there.
 _FILLED_BY_OTHERS = (
     (re.compile(r"tensorboard"), re.compile(r"events\.out\.tfevents\.[^/]+")),
-    (re.compile(r"exports/[^/]+\.zarr"), re.compile(r"zarr\.json|c/\d+/\d+")),
+    (re.compile(r"exports/[^/]+\.zarr"), re.compile(r"zarr\.json|c/\d+/0")),
 )
-_PART = ".part"  # how the name of a file ends that is not whole yet
 _PART_SHAPE = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -103,7 +103,7 @@ class Output:
     def write_text(self, name: str, text: str) -> None:
         """Make or replace a file, whole or not at all."""
         path = self._placed(name)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -136,8 +136,9 @@ class Output:
         if path.is_dir():
             shapes = [inside for shape, inside in _FILLED_BY_OTHERS if shape.fullmatch(name)]
             _remove_shaped(path, shapes[0] if shapes else re.compile("(?!)"))
-        elif _kind(path) == "file":
-            path.unlink()
+        for one in (path, path.with_name(path.name + TEMPORARY)):
+            if _kind(one) == "file":
+                one.unlink()
         if not _kind(path):
             self._add_lines(f"-{name}\n")
             self._own.discard(name)
@@ -211,7 +212,7 @@ class Output:
 
     def _has_checkpoints(self) -> bool:
         files = DiskFiles(self.path / CHECKPOINTS)
-        with suppress(OSError):
+        with suppress(OSError, Damaged):
             for number in manifest.numbers(files):
                 with suppress(Damaged):
                     manifest.read(files, number)
@@ -222,6 +223,8 @@ class Output:
     def _require_own(self, name: str) -> None:
         self._require_no_link(name)
         path = self.path / name
+        if _kind(path.with_name(path.name + TEMPORARY)):  # which is written first
+            path = path.with_name(path.name + TEMPORARY)
         kind = _kind(path)
         is_empty = kind == "directory" and not _names_in(path)
         is_moved_here = name == CHECKPOINTS and kind == "directory" and self._has_checkpoints()

@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
@@ -62,8 +62,8 @@ class Totals:
     @classmethod
     def restored(cls, kept: dict[str, Any], losses: Iterable[float]) -> "Totals":
         """What `kept` gave, also in an earlier version, which counted visits to images that could not be read."""
-        known = {name: value for name, value in kept.items() if name != "unreadable_images"}
-        return cls(**known, losses=array("d", losses))
+        names = {one.name for one in fields(cls)} - {"losses"}
+        return cls(**{name: kept[name] for name in names & kept.keys()}, losses=array("d", losses))
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps of it."""

@@ -19,6 +19,8 @@ a length that a run can reach, so that none of them is too large for an array or
 
 import re
 
+from datasets.shown import shown as shown_name
+
 TEMPORARY = ".part"  # how the name of a file ends that is not whole yet
 
 MOST_MANIFESTS = 10**9 - 1  # the highest number that a manifest's name has room for
@@ -96,6 +98,5 @@ def manifest_number(name: str) -> int | None:
 
 
 def shown(name: str, longest: int = 80) -> str:
-    """A name or text as a line may show it: what a terminal cannot print, or obeys, is escaped; the end of a long one is left out."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[: longest + 1])
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    """A name or text as one line may show it; the middle of a long one is left out."""
+    return shown_name(name, longest)

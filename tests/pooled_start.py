@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -89,16 +90,16 @@ def _send(stream: BinaryIO, what: object) -> None:
 
 def serve() -> None:
     """Fork a start for each task on stdin; the exit codes go to stdout."""
-    # What a run imports on its way, and a first step: libraries load more of themselves when they are used.
+    # What a run imports on its way. None of it starts a thread, which a fork would leave behind with its locks.
     import engine.checkpoint
     import engine.session
     import engine.store_jobs
     import launch
 
-    assert engine.checkpoint and engine.session and engine.store_jobs
+    assert launch and engine.checkpoint and engine.session and engine.store_jobs
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    warm_up(launch.main)
+    assert threading.active_count() == 1
     while True:
         try:
             *task, timeout_seconds = pickle.load(tasks)
@@ -109,17 +110,6 @@ def serve() -> None:
             os.setpgid(0, 0)
             _run(*task)
         _send(answers, _ended(child, timeout_seconds))
-
-
-def warm_up(main: Callable[[list[str]], int]) -> None:
-    """One tiny run in the server itself."""
-    import tempfile
-
-    from tests import hostile_starts
-
-    with tempfile.TemporaryDirectory() as directory:
-        hostile_starts.lay(Path(directory))
-        assert main(["--config", f"{directory}/config.json", "data.labels=folders"]) == 0
 
 
 def _ended(child: int, timeout_seconds: float) -> int | None:
