@@ -70,9 +70,7 @@ class GreyAugment:
         """For each view, whether its gradient may reach the rows of the classifier."""
         return (True,) * self.view_count
 
-    def views(
-        self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray
-    ) -> list[torch.Tensor]:
+    def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
         """Augment B images (uint8 [H, W], of one size) for one step. All of them are held at once; None gives black views.
 
         Returns `view_count` tensors, float32 [B, 1, size, size] in [0, 1].

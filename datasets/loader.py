@@ -57,9 +57,7 @@ class Augmentation(Protocol):
     @property
     def rows_grad_V(self) -> tuple[bool, ...]: ...
 
-    def views(
-        self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray
-    ) -> list[torch.Tensor]:
+    def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
         """V tensors, float32 [B, channels, height, width] in [0, 1]; also for B = 0.
 
         images   B of them, asked for in order, all of them; None: it cannot be had, and its views are black. The others do not change.
@@ -94,9 +92,7 @@ class StepDataset:
         views = self.augment.views(images, self.seed, step, ids_G[visited_G])
         for image in unreadable:
             positions_G[image.place] = ids_G[image.place] = -1
-        return Batch(
-            step, [_at_places(view, visited_G) for view in views], positions_G, ids_G, ids_G >= 0, unreadable
-        )
+        return Batch(step, [_at_places(view, visited_G) for view in views], positions_G, ids_G, ids_G >= 0, unreadable)
 
     def _images(
         self, ids_G: np.ndarray, places: np.ndarray, unreadable: list[Unreadable]

@@ -18,6 +18,7 @@ import pickle
 import socket
 import struct
 import traceback
+from array import array
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from datasets.batch import Batch
 _BATCH, _ERROR = b"B", b"E"
 _MESSAGE_BYTES = 1 << 16  # of the largest message; Linux allows three times that unless told otherwise
 _TEXT_BYTES = 1 << 13  # of a traceback, and of an error: the end of the one, the beginning of the other
+_LINE_CHARACTERS = 2000  # of a traceback, which may quote what it is about
 _ALIGNMENT_BYTES = 64
 _WHERE = struct.Struct("=QQ")  # of the pickle in the memory: its offset and its length
 
@@ -58,12 +60,14 @@ def send_batch(connection: socket.socket, batch: Batch) -> None:
 
 def send_error(connection: socket.socket, error: BaseException) -> None:
     """As it is, where it can be pickled and read again; as its text where not. ConnectionError where nobody reads any more."""
-    trace = "".join(traceback.format_exception(error)).encode(errors="backslashreplace")[-_TEXT_BYTES:]
+    lines = [line[:_LINE_CHARACTERS] for line in traceback.format_exception(error)]
+    trace = "".join(lines).encode(errors="backslashreplace")[-_TEXT_BYTES:]
     text = "".join(traceback.format_exception_only(error)).strip().encode(errors="backslashreplace")[:_TEXT_BYTES]
     pickled = b""
     with contextlib.suppress(Exception):
         # What ends a process, or interrupts it, means this process and not the one that hears of it.
-        if isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error):
+        arrived = pickle.loads(pickle.dumps(error))
+        if isinstance(error, Exception) and type(arrived) is type(error) and str(arrived) == str(error):
             pickled = pickle.dumps(error)
     if len(pickled) > _MESSAGE_BYTES // 2:
         pickled = b""
@@ -78,10 +82,10 @@ def receive(connection: socket.socket) -> Batch | None:
     """
     try:
         try:
-            message, descriptors, flags, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 1, socket.MSG_DONTWAIT)
+            message, descriptors = _message(connection)
         except ConnectionResetError:
             # It ended before it read all that it was sent. This is told once, and ahead of what it sent itself.
-            message, descriptors, flags, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 1, socket.MSG_DONTWAIT)
+            message, descriptors = _message(connection)
     except BlockingIOError:
         return None
     except ConnectionError:
@@ -91,12 +95,23 @@ def receive(connection: socket.socket) -> Batch | None:
     kind, content = message[:1], message[1:]
     if kind == _ERROR:
         raise _rebuilt(content)
-    if flags & socket.MSG_CTRUNC or not descriptors:
+    if not descriptors:
         raise OSError("a batch came without its memory: too many files are open in this process; raise ulimit -n")
     try:
         return _batch(descriptors[0], *_WHERE.unpack(content))
     finally:
         os.close(descriptors[0])
+
+
+def _message(connection: socket.socket) -> "tuple[bytes, array[int]]":
+    # Python 3.11's socket.recv_fds drops its flags, and would wait.
+    space = socket.CMSG_SPACE(array("i", [0]).itemsize)
+    message, ancillary, _, _ = connection.recvmsg(_MESSAGE_BYTES, space, socket.MSG_DONTWAIT)
+    descriptors = array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) // descriptors.itemsize * descriptors.itemsize])
+    return message, descriptors
 
 
 def _batch(descriptor: int, offset: int, length: int) -> Batch:

@@ -80,9 +80,7 @@ class PhotoAugment:
         """For each view, whether its gradient may reach the rows of the classifier."""
         return tuple(crop.rows_grad for crop in self.crop_V)
 
-    def views(
-        self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray
-    ) -> list[torch.Tensor]:
+    def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
         """Augment B images (uint8 [H, W, 3], of any sizes) for one step: V tensors, float32 [B, 3, size, size].
 
         An image is asked for when all views of the one before are made and that one is let go. None gives black views.

@@ -156,9 +156,9 @@ class Workers:
                     f"{worker} has not made the batch of step {step} in {now - started:,.0f} s; is the disk or network that has "
                     "the images still there? Else raise data.patience_seconds, or change data.workers"
                 )
-            ready = wait([worker.connection, worker.process.sentinel], timeout=min(_LOOK_SECONDS, patience_seconds))
-            # What it sent last is looked for once more: it may have sent it between the looks at the two.
-            ended = worker.process.sentinel in ready
+            wait([worker.connection], timeout=min(_LOOK_SECONDS, patience_seconds))
+            # What it sent last is looked for once more. (Its sentinel would say no more than its connection: forks keep both open.)
+            ended = not worker.process.is_alive()
 
     def abandon(self) -> None:
         """Let a `take` that is waiting in another thread raise NoBatch."""

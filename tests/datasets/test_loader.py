@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.batch import Batch, Unreadable, UnreadableImage
+from datasets.batch import Batch, ImagesUnavailable, Unreadable, UnreadableImage
 from datasets.grey import GreyAugment
 from datasets.keyed import keyed, shuffle
 from datasets.loader import Augmentation, StepDataset, batches
@@ -187,17 +188,63 @@ def test_a_batch_without_any_image_keeps_its_shape() -> None:
     assert len(batch.unreadable) == np.count_nonzero(FakeSchedule().positions(0) >= 0)
 
 
-def test_a_skipped_image_empties_its_place_and_is_named() -> None:
-    whole = grey_dataset()[0]
-    place = int(np.flatnonzero(whole.filled_G)[1])
-    broken = int(whole.ids_G[place])
-    batch = StepDataset(FakeSource(broken=frozenset({broken})), FakeSchedule(), GREY, 1)[0]
-    assert batch.unreadable == [Unreadable(place, broken, f"photos/{broken}.jpg", "truncated")]
-    assert (batch.ids_G[place], batch.positions_G[place], batch.filled_G[place]) == (-1, -1, False)
-    for view, whole_view in zip(batch.views, whole.views, strict=True):
-        assert not view[place].any()
-        others = [other for other in range(PLACES) if other != place]
-        assert torch.equal(view[others], whole_view[others])
+@pytest.mark.parametrize(("augment", "shape"), [(GREY, (32, 32)), (PHOTOS, (40, 50, 3))], ids=["grey", "photos"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_image_that_cannot_be_read_empties_its_place_is_named_and_changes_no_other(
+    augment: Augmentation, shape: tuple[int, ...], count: int
+) -> None:
+    for step in range(4):
+        whole = StepDataset(FakeSource(shape), FakeSchedule(), augment, 1)[step]
+        places = np.flatnonzero(whole.filled_G)[-count:].tolist()
+        broken = [int(whole.ids_G[place]) for place in places]
+        batch = StepDataset(FakeSource(shape, broken=frozenset(broken)), FakeSchedule(), augment, 1)[step]
+        assert batch.unreadable == [
+            Unreadable(place, instance, f"photos/{instance}.jpg", "truncated")
+            for place, instance in zip(places, broken, strict=True)
+        ]
+        assert (batch.ids_G[places] == -1).all() and (batch.positions_G[places] == -1).all()
+        others = [other for other in range(PLACES) if other not in places]
+        np.testing.assert_array_equal(batch.ids_G[others], whole.ids_G[others])
+        np.testing.assert_array_equal(batch.filled_G, batch.ids_G >= 0)
+        for view, whole_view in zip(batch.views, whole.views, strict=True):
+            assert not view[places].any()
+            assert torch.equal(view[others], whole_view[others])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_not_the_fault_of_an_image_is_raised_and_empties_no_place(workers: int) -> None:
+    class Unmounted(FakeSource):
+        def image(self, instance: int) -> np.ndarray:
+            raise ImagesUnavailable(f"photos/{instance}.jpg", "Transport endpoint is not connected")
+
+    with pytest.raises(ImagesUnavailable, match="endpoint is not connected") as caught:
+        list(batches(StepDataset(Unmounted(), FakeSchedule(), GREY, 1), 0, 3, workers, pin=False))
+    assert caught.value.name.startswith("photos/")
+
+
+def test_of_photos_one_at_a_time_is_held_decoded() -> None:
+    held: set[int] = set()
+    most: list[int] = []
+
+    class Counted(FakeSource):
+        def image(self, instance: int) -> np.ndarray:
+            image = super().image(instance).copy()
+            held.add(id(image))
+            weakref.finalize(image, held.discard, id(image))
+            most.append(len(held))
+            return image
+
+    class Wide(FakeSchedule):
+        lanes = 4
+
+        def positions(self, step: int) -> np.ndarray:
+            return np.arange(64) % 18
+
+    dataset = StepDataset(Counted((60, 80, 3), broken=frozenset({95})), Wide(), PHOTOS, 1)
+    batch = dataset[0]
+    assert len(most) == 64 - len(batch.unreadable) and batch.unreadable
+    assert max(most) == 1
+    assert not held
 
 
 def test_a_bug_in_a_worker_surfaces_with_its_type_and_traceback() -> None:
@@ -260,7 +307,7 @@ def test_workers_do_not_hang_after_the_parent_has_used_its_threads() -> None:
         assert (process.returncode, output, errors) == (0, "6\n", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_processes_leaves_the_parent_its_batches(number: signal.Signals) -> None:
     script = (
         # Forked before the parent's handlers are set, so that the workers do not inherit those.
@@ -268,6 +315,7 @@ def test_a_signal_to_all_processes_leaves_the_parent_its_batches(number: signal.
         "stopping = []\n"
         "signal.signal(signal.SIGINT, lambda *_: stopping.append(1))\n"
         "signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))\n"
+        "signal.signal(signal.SIGHUP, lambda *_: stopping.append(1))\n"
         "left = 20\n"
         "for batch in stream:\n"
         "    print(batch.step)\n"
@@ -325,12 +373,12 @@ def test_workers_end_when_their_parent_is_killed() -> None:
         process.kill()
         process.wait()
         deadline = time.monotonic() + 60
-        while alive := [pid for pid in workers if _runs(pid)]:
+        while alive := [pid for pid in workers if runs(pid)]:
             assert time.monotonic() < deadline, f"workers {alive} outlive their parent"
             time.sleep(0.1)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether a process exists and is not a zombie that nobody has collected yet."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
