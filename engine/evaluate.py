@@ -18,10 +18,9 @@ import torch
 
 from datasets.batch import ImageSet, Probe
 from engine.knn import neighbours, vote
+from engine.memory_plan import EVALUATION_BATCH, RAW_SIDE
 from engine.ranks import Road
 
-_BATCH = 256
-_RAW_SIDE = 32  # larger images are averaged down to this side before pixels are compared
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -90,8 +89,11 @@ def evaluate(
 def embed_set(embed: Embed, images: ImageSet, limit: int, ranks: Road) -> np.ndarray:
     """Features of the first `limit` images, float32 [M, D]; empty at all ranks but the first. Each embeds every R-th batch."""
     count = min(images.count, limit)
-    starts = range(0, count, _BATCH)
-    mine = [embed(images.load(start, min(start + _BATCH, count))).numpy() for start in starts[ranks.rank :: ranks.size]]
+    starts = range(0, count, EVALUATION_BATCH)
+    mine = [
+        embed(images.load(start, min(start + EVALUATION_BATCH, count))).numpy()
+        for start in starts[ranks.rank :: ranks.size]
+    ]
     told = ranks.to_first(mine)
     if not ranks.is_first:
         return np.empty((0, 0), dtype=np.float32)
@@ -100,8 +102,8 @@ def embed_set(embed: Embed, images: ImageSet, limit: int, ranks: Road) -> np.nda
 
 def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
     """Each image as one vector of unit length: the `embed` of the baseline."""
-    if images_BCHW.shape[-1] > _RAW_SIDE:
-        images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, _RAW_SIDE)
+    if images_BCHW.shape[-1] > RAW_SIDE:
+        images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, RAW_SIDE)
     return torch.nn.functional.normalize(images_BCHW.flatten(1))
 
 

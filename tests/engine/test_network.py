@@ -5,7 +5,7 @@ import torch
 
 from engine.network import Network, check_sides, make_network
 
-# A family each: convolutions alone, residual, strides that do not fit, dropout, attention of one size, windows, squeeze without a linear layer.
+# A family each: convolutions alone, residual, dense, dropout, attention of one size, windows, no linear layer, odd strides.
 FAMILIES = (
     "vgg11_bn",
     "resnet18",
