@@ -220,7 +220,7 @@ def _pretrain(
     network = parts.network_of(config)
     sides = view_sides(config.data.augment.model_dump(), config.data.image_size)
     check_sides(network, {*sides, config.data.image_size})
-    planned = sizes.planned_bytes(config, schedule, source, network, sides, ranks.size)
+    planned = sizes.planned_bytes(config, schedule, source, network, sides, ranks.size, ranks.device.type == "cuda")
     print_said(config, source, schedule, sizes.active_rows_of(config, schedule), total, ranks.size)
     for note in source.notes:
         print(note)
@@ -246,13 +246,20 @@ def _pretrain(
         schedule,
         augmentation,
         config.seed,
-        config.data.on_unreadable,
         ranks.rank,
         ranks.size,
     )
     stop = StopSignal()
     # Workers are forked here, before DeepSpeed and the store start threads.
-    stream = batches(dataset, last.step if last else 0, end, config.data.workers, pin=device.type == "cuda")
+    stream = batches(
+        dataset,
+        last.step if last else 0,
+        end,
+        config.data.workers,
+        pin=device.type == "cuda",
+        patience_seconds=config.data.patience_seconds,
+        asked_to_stop=lambda: stop.is_asked,
+    )
     at_end.callback(stream.close)
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))

@@ -3,7 +3,11 @@
 Whatever is sized by them (configs/parts.py), and the plan that --dry-run prints, asks here, so that both say the same.
 """
 
+import numpy as np
+
 from configs import schema
+from datasets.batch import UnreadableImage
+from datasets.loader import batches_held
 from datasets.schedule import Schedule
 from datasets.source import Source
 from engine import memory_plan
@@ -11,6 +15,9 @@ from engine.folding import steps_to_fold
 from engine.lanes import Lanes
 from engine.network import Network
 from engine.row_gradients import why_written
+
+_LOOKED_AT = 8  # images of a folder, to estimate how large the others are once they are decoded
+_FACES = 4  # of a font family that is asked for in the evaluation: upright and slanted, clean and jittered
 
 
 def active_rows_of(config: schema.Config, schedule: Schedule) -> int:
@@ -81,10 +88,73 @@ def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
         )
 
 
+def image_bytes(source: Source) -> tuple[int, float, str]:
+    """(largest, mean, how that is known) of the bytes of decoded images; those of grey sources are all of one size.
+
+    Of a folder a few files are decoded: sizes on the disk say little, and nothing else is known before.
+    """
+    if source.channels == 1:
+        size = source.image(0).nbytes
+        return size, float(size), ""
+    sizes = []
+    for instance in np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int):
+        try:
+            sizes.append(source.image(int(instance)).nbytes)
+        except UnreadableImage:
+            continue
+    if not sizes:
+        return 0, 0.0, " (unknown: none of those looked at could be read)"
+    return max(sizes), float(np.mean(sizes)), f" (estimated from {len(sizes)} of them)"
+
+
+def loader_bytes(config: schema.Config, schedule: Schedule, source: Source, ranks: int) -> dict[str, int]:
+    """What each process holds of decoded images, by item."""
+    largest, mean, how = image_bytes(source)
+    return memory_plan.loader_items(
+        processes=max(1, config.data.workers),
+        # Views of photos are made one image after the other, those of grey images all at once.
+        at_once=schedule.batch // ranks if config.data.augment.kind == "grey" else 1,
+        largest=largest,
+        kept=-(-len(source) // ranks) if config.data.cache else 0,
+        mean=mean,
+        how=how,
+    )
+
+
+def evaluation_bytes(config: schema.Config, source: Source, network: Network) -> dict[str, int]:
+    """What the evaluation holds at most, by item. How many images are labelled is not known yet: as many as there may be."""
+    data, asked = config.data, config.evaluate
+    query_sets = 1
+    if data.source == "glyphs":
+        query_sets = _FACES * len(data.held_out)
+    elif data.source == "folder":
+        query_sets = int(data.labels is not None)
+    gallery = min(asked.limit, len(source)) if query_sets else min(2000, asked.limit, len(source))
+    first = network.head[0]
+    return memory_plan.evaluation_items(
+        gallery=gallery,
+        query_sets=query_sets,
+        queries=asked.query_limit if data.source == "fashion_mnist" else min(asked.query_limit, len(source)),
+        width=int(first.in_features) if asked.features == "backbone" else config.classifier.dim,
+        k=asked.k,
+        channels=source.channels,
+        side=data.image_size,
+    )
+
+
 def planned_bytes(
-    config: schema.Config, schedule: Schedule, source: Source, network: Network, sides: list[int], ranks: int
+    config: schema.Config,
+    schedule: Schedule,
+    source: Source,
+    network: Network,
+    sides: list[int],
+    ranks: int,
+    pinned: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Bytes by tier and item. Device and host are one process's, the disk is all of them, as in metrics.jsonl. sides: of the views."""
+    """Bytes by tier and item. Device and host are one process's, the disk is all of them, as in metrics.jsonl.
+
+    sides    of the views                pinned    batches are put into page-locked memory, for a GPU
+    """
     tiers = memory_plan.plan(
         active=slots_each(config, schedule, ranks),
         gathered=active_rows_of(config, schedule) if config.classifier.sharding == "zero3" else 0,
@@ -98,9 +168,10 @@ def planned_bytes(
         changed_rows=(config.checkpoint.every_steps * schedule.batch + schedule.window) // ranks,
         trunk_weights=sum(parameter.numel() for parameter in network.parameters()),
         views_bytes=sum(4 * source.channels * side * side for side in sides) * schedule.batch // ranks,
-        batches_ready=1 + 2 * config.data.workers,
+        batches_ready=batches_held(config.data.workers, pinned),
         keep=config.checkpoint.keep,
         gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
     )
+    tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network)
     tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
     return tiers

@@ -13,10 +13,13 @@ the same to the bit whatever else is in the batch and however many threads torch
 which goes image by image, every operation is one rounded sum, product or maximum an element. That rules out matrix
 products, convolutions and fused multiply-adds (`addcmul`, `alpha=`): their rounding depends on how the work is cut up.
 
-Left out: antialiasing. A source more than twice as large as `size` is sampled too sparsely; render it smaller. Images
-lie on a background of 0, which is also what the warp finds outside of them. One that is not square is made square.
+Left out: one image after the other; a batch is decoded whole before it is warped, which is several times as fast and, of 256 small
+images of 64 x 64, holds 5 MB. Left out, too: antialiasing. A source more than twice as large as `size` is sampled too sparsely;
+render it smaller. Images lie on a background of 0, which is also what the warp finds outside of them. One that is not square is made
+square.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,15 +70,24 @@ class GreyAugment:
         """For each view, whether its gradient may reach the rows of the classifier."""
         return (True,) * self.view_count
 
-    def views(self, images: list[np.ndarray], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
-        """Augment B images (uint8 [H, W], of one size) for one step.
+    def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
+        """Augment B images (uint8 [H, W], of one size) for one step. All of them are held at once; None gives black views.
 
         Returns `view_count` tensors, float32 [B, 1, size, size] in [0, 1].
         """
-        if not images:
-            return [torch.zeros(0, 1, self.size, self.size) for _ in range(self.view_count)]
-        images_B1HW = torch.from_numpy(np.stack(images)[:, None]).float().div_(255)
-        return [self(images_B1HW, keyed(seed, step, ids_B, view)) for view in range(self.view_count)]
+        held = list(images)
+        assert len(held) == len(ids_B), (len(held), len(ids_B))
+        there_B = np.array([image is not None for image in held], dtype=bool)
+        pixels = [image for image in held if image is not None]
+        if not pixels:
+            return [torch.zeros(len(held), 1, self.size, self.size) for _ in range(self.view_count)]
+        images_B1HW = torch.from_numpy(np.stack(pixels)[:, None]).float().div_(255)
+        views = [self(images_B1HW, keyed(seed, step, ids_B[there_B], view)) for view in range(self.view_count)]
+        if len(pixels) == len(held):
+            return views
+        views_VB1SS = torch.zeros(len(views), len(held), 1, self.size, self.size)
+        views_VB1SS[:, torch.from_numpy(there_B)] = torch.stack(views)
+        return list(views_VB1SS)
 
     def __call__(self, images_B1HW: torch.Tensor, keys_B: np.ndarray) -> torch.Tensor:
         """One view of each image: float32 [B, 1, H, W] in [0, 1] and uint64 [B] -> float32 [B, 1, size, size]."""

@@ -5,37 +5,29 @@
 A step's batch is a pure function of the step. Steps are dealt to the workers in turn and come back in order, so how
 many workers there are changes the time, not a bit. Nothing here draws from a global generator.
 
-Workers are forked. The index of a source (gigabytes for 10^8 paths) is then shared, not copied, and a worker starts in
-milliseconds, where `spawn` and `forkserver` import torch again and want the index pickled. Two things make a fork
-unsafe. Threads of the parent do not exist in the child: one that opens a parallel region waits for them for ever, so a
-worker runs torch with one thread. And a lock that another thread holds at that moment stays locked: call `batches`
-before opening stores and starting threads. It forks at once, not at the first batch. (With several ranks the process group has
-threads by then, and so has the watch over lost ranks; a worker calls neither, and no lock of theirs.)
+Images are handed to the augmentation one at a time, as it asks for them: of photographs no more than one is held decoded. (What
+is made for small grey images looks at a whole batch of them at once.)
 
-Ctrl-C in a terminal and the end of a batch job send their signal to every process, yet the parent still wants batches
-while it ends its step and writes a checkpoint. So workers are deaf to SIGINT, and to SIGTERM from anyone but the
-parent. They end when the iterator is closed or the parent exits, and within seconds of the parent's being killed.
+Workers are processes (workers.py), and batches come from them in memory of their own (parcel.py): no limit of /dev/shm, no length of
+TMPDIR and no thread stands between. Waiting for one has an end: `patience_seconds`, the death of the worker, or being asked to stop.
 
-Left out: sharing one step among workers. The first batch takes one worker as long as a whole batch takes, and up to
-workers x batches_ahead batches lie in shared memory (/dev/shm, which containers keep small unless told otherwise).
+Left out: a limit without workers, where the step reads the images itself. The first batch takes one worker as long as a whole batch
+takes, and up to `batches_held` batches lie in memory.
 """
 
-import os
-import signal
+import queue
 import threading
-import traceback
-import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from datasets.batch import Batch, UnreadableImage
+from datasets.batch import Batch, Unreadable, UnreadableImage
+from datasets.workers import Steps, Workers
 
-_HELD_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_JOIN_SECONDS = 5.0  # for the thread that pins; it looks every 0.2 s whether it is to end
 
 
 class Source(Protocol):
@@ -65,24 +57,27 @@ class Augmentation(Protocol):
     @property
     def rows_grad_V(self) -> tuple[bool, ...]: ...
 
-    def views(self, images: list[np.ndarray], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
-        """V tensors, float32 [B, channels, height, width] in [0, 1]; also for B = 0."""
+    def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
+        """V tensors, float32 [B, channels, height, width] in [0, 1]; also for B = 0.
+
+        images   B of them, asked for in order, all of them; None: it cannot be had, and its views are black. The others do not change.
+        """
 
 
 @dataclass(frozen=True)
-class StepDataset(Dataset):
+class StepDataset:
     """`dataset[step]` is the batch of a step, or the part of it that rank `rank` of `ranks` works for.
 
+    The place of an image that cannot be decoded stays empty, and the batch says which it was and why; whoever runs the loop decides
+    what follows from it. ImagesUnavailable is not the image's fault, and is raised.
+
     rank, ranks     of the L lanes of a batch, a rank has those numbered l with l mod ranks = rank, in their order
-    on_unreadable   "skip": the place of an image that cannot be decoded stays empty, and the batch names it;
-                    "stop": ValueError
     """
 
     source: Source
     schedule: Schedule
     augment: Augmentation
     seed: int
-    on_unreadable: Literal["skip", "stop"] = "stop"
     rank: int = 0
     ranks: int = 1
 
@@ -92,111 +87,132 @@ class StepDataset(Dataset):
         ids_G = np.full_like(positions_G, -1)
         visited_G = positions_G >= 0
         ids_G[visited_G] = self.schedule.instances(positions_G[visited_G])
-        images: list[np.ndarray] = []
-        unreadable: list[str] = []
-        for place in np.flatnonzero(visited_G):
+        unreadable: list[Unreadable] = []
+        images = self._images(ids_G, np.flatnonzero(visited_G), unreadable)
+        views = self.augment.views(images, self.seed, step, ids_G[visited_G])
+        for image in unreadable:
+            positions_G[image.place] = ids_G[image.place] = -1
+        return Batch(step, [_at_places(view, visited_G) for view in views], positions_G, ids_G, ids_G >= 0, unreadable)
+
+    def _images(
+        self, ids_G: np.ndarray, places: np.ndarray, unreadable: list[Unreadable]
+    ) -> Iterator[np.ndarray | None]:
+        """The image of each of these places, None where it cannot be decoded; those are added to `unreadable`."""
+        for place in places.tolist():
+            instance = int(ids_G[place])
             try:
-                images.append(self.source.image(int(ids_G[place])))
+                # Not kept here while the next one is decoded.
+                yield self.source.image(instance)
             except UnreadableImage as error:
-                if self.on_unreadable == "stop":
-                    raise ValueError(
-                        f'cannot read {error}; on_unreadable "skip" goes on without such images'
-                    ) from error
-                unreadable.append(error.name)
-                positions_G[place] = ids_G[place] = -1
-        filled_G = ids_G >= 0
-        views = self.augment.views(images, self.seed, step, ids_G[filled_G])
-        return Batch(step, [_at_places(view, filled_G) for view in views], positions_G, ids_G, filled_G, unreadable)
+                unreadable.append(Unreadable(place, instance, error.name, error.reason))
+                yield None
+
+
+def never() -> bool:
+    return False
+
+
+def batches_held(workers: int, pin: bool, batches_ahead: int = 2) -> int:
+    """The most batches in memory at a time: the one that a step works on, those that are ready or made, and those pinned ahead."""
+    # Ahead are one that is pinned and one that is being copied.
+    return 1 + batches_ahead * workers + (2 if pin and workers else 0)
 
 
 def batches(
-    dataset: Dataset, first_step: int, last_step: int, workers: int, pin: bool, batches_ahead: int = 2
+    dataset: Steps,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    pin: bool,
+    batches_ahead: int = 2,
+    patience_seconds: float = 600.0,
+    asked_to_stop: Callable[[], bool] = never,
+    stop_grace_seconds: float = 5.0,
 ) -> Generator[Batch, None, None]:
     """The batches of steps first_step, ..., last_step - 1, in order; close the iterator to end the workers.
 
     workers         processes, forked before this function returns; 0 = decode in this process when a batch is asked for
-    pin             put the views into page-locked memory, for copies to the device that do not wait
+    pin             put the views into page-locked memory, for copies to the device that do not wait; with workers one batch ahead
     batches_ahead   batches that each worker prepares before the first of them is taken
-    Raises what `dataset[step]` raises: a ValueError with its own short message (the worker's traceback is attached as a
-    note), anything else as torch's loader wraps it.
+    patience_seconds, asked_to_stop, stop_grace_seconds   with workers: for how long a batch is waited for, and for how long once the run
+                    is asked to stop
+    Raises what `dataset[step]` raises, with the worker's traceback as a note, or RuntimeError with its text where it cannot be sent;
+    and what datasets.workers.Workers raises: OSError in one line, or NoBatch.
     """
-    loader: DataLoader = DataLoader(
-        _Parcels(dataset),
-        batch_size=None,
-        sampler=range(first_step, last_step),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="fork" if workers else None,
-        prefetch_factor=batches_ahead if workers else None,
-        # For the seed that the loader draws for its workers: from the global generator it would move that one.
-        generator=torch.Generator(),
-    )
-    # A worker inherits the block and keeps it; so there is no moment at which it would still listen.
-    held_before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
+    steps = range(first_step, last_step)
+    if not workers:
+        return _made_here(dataset, steps, pin)
+    pool = Workers(dataset, steps, workers, batches_ahead)
+
+    def take(step: int) -> Batch:
+        return pool.take(step, patience_seconds, asked_to_stop, stop_grace_seconds)
+
+    stream = _until_closed(pool, _pinned_ahead(pool, take, steps) if pin else map(take, steps))
+    next(stream)  # into its `try`, so that to close it ends the workers even if no batch was asked for
+    return stream  # type: ignore[return-value]
+
+
+def _made_here(dataset: Steps, steps: range, pin: bool) -> Generator[Batch, None, None]:
+    for step in steps:
+        yield _pinned(dataset[step]) if pin else dataset[step]
+
+
+def _until_closed(pool: Workers, stream: Iterator[Batch]) -> Generator[Batch | None, None, None]:
+    """None, and then the stream."""
     try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of every fork beside threads; why this one is safe is said at the top.
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            parcels = iter(loader)
+        yield None
+        yield from stream
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held_before)
-    return _unpacked(parcels, workers)
+        # Not left to the garbage collector: while an exception travels, its traceback keeps this alive.
+        if isinstance(stream, Generator):
+            stream.close()
+        pool.end()
 
 
-def _unpacked(parcels: Any, workers: int) -> Generator[Batch, None, None]:
-    try:
-        for parcel in parcels:
-            if parcel.error is not None:
-                raise parcel.error
-            yield parcel.batch
-    finally:
-        if workers:
-            # Not left to the garbage collector: while an exception travels, its traceback keeps the loader alive.
-            parcels._shutdown_workers()
+def _pinned_ahead(pool: Workers, take: Callable[[int], Batch], steps: range) -> Generator[Batch, None, None]:
+    """Each batch is taken and copied into page-locked memory while the step before it runs, on one thread."""
+    ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+    wanted = threading.Semaphore(1)
+    closed = threading.Event()
+    # A thread begins on the first device, where it would make a context of its own.
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
-
-@dataclass
-class _Parcel:
-    """What a worker sends: a batch, or the ValueError in its place (torch would bury its message in a traceback)."""
-
-    batch: Batch | None = None
-    error: ValueError | None = None
-
-    def pin_memory(self) -> "_Parcel":
-        if self.batch is not None:
-            self.batch.views = [view.pin_memory() for view in self.batch.views]
-        return self
-
-
-class _Parcels(Dataset):
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, step: int) -> _Parcel:
+    def work() -> None:
         try:
-            return _Parcel(batch=self.dataset[step])
-        except ValueError as error:
-            error.add_note(traceback.format_exc())
-            return _Parcel(error=error)
+            if device is not None:
+                torch.cuda.set_device(device)
+            for step in steps:
+                wanted.acquire()
+                if closed.is_set():
+                    return
+                ready.put(_pinned(take(step)))
+        except BaseException as error:
+            ready.put(error)
+
+    thread = threading.Thread(target=work, name="pin", daemon=True)
+    try:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(f"the thread that pins batches cannot be started ({error}); raise ulimit -u") from error
+        for _ in steps:
+            result = ready.get()
+            if isinstance(result, BaseException):
+                raise result
+            wanted.release()
+            yield result
+            del result  # it would be held while the next one is waited for
+    finally:
+        closed.set()
+        pool.abandon()
+        wanted.release()
+        if thread.ident is not None:
+            thread.join(_JOIN_SECONDS)
 
 
-def _unchanged(parcel: Any) -> Any:
-    return parcel
-
-
-def _start_worker(number: int) -> None:
-    # More than one OpenMP thread in a forked process can hang (see the top).
-    torch.set_num_threads(1)
-    threading.Thread(target=_obey_parent, name="obey-parent", daemon=True).start()
-
-
-def _obey_parent() -> None:
-    # Only a waiting thread is told who sent a signal; a handler is not.
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _pinned(batch: Batch) -> Batch:
+    batch.views = [view.pin_memory() for view in batch.views]
+    return batch
 
 
 def _at_places(view_BCHW: torch.Tensor, filled_G: np.ndarray) -> torch.Tensor:

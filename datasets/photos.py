@@ -13,6 +13,7 @@ Pillow's on one core. numpy runs no threads in them, so the bits do not depend o
 Left out: solarisation and random erasing, which the recipe does not have.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,13 +80,22 @@ class PhotoAugment:
         """For each view, whether its gradient may reach the rows of the classifier."""
         return tuple(crop.rows_grad for crop in self.crop_V)
 
-    def views(self, images: list[np.ndarray], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
-        """Augment B images (uint8 [H, W, 3], of any sizes) for one step: V tensors, float32 [B, 3, size, size]."""
-        views = [np.empty((len(images), 3, crop.size, crop.size), dtype=np.float32) for crop in self.crop_V]
-        for view, view_B3SS in enumerate(views):
-            keys_B = keyed(seed, step, ids_B, view)
-            for place, image in enumerate(images):
-                view_B3SS[place] = self(image, keys_B[place], view)
+    def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
+        """Augment B images (uint8 [H, W, 3], of any sizes) for one step: V tensors, float32 [B, 3, size, size].
+
+        An image is asked for when all views of the one before are made and that one is let go. None gives black views.
+        """
+        views = [np.zeros((len(ids_B), 3, crop.size, crop.size), dtype=np.float32) for crop in self.crop_V]
+        keys_VB = [keyed(seed, step, ids_B, view) for view in range(len(views))]
+        place = 0
+        # No enumerate: it would keep an image while the next one is made.
+        for image in images:
+            if image is not None:
+                for view, view_B3SS in enumerate(views):
+                    view_B3SS[place] = self(image, keys_VB[view][place], view)
+            del image
+            place += 1
+        assert place == len(ids_B), (place, len(ids_B))
         return [torch.from_numpy(view_B3SS) for view_B3SS in views]
 
     def __call__(self, image_HW3: np.ndarray, key: np.uint64, view: int) -> np.ndarray:

@@ -18,10 +18,9 @@ import torch
 
 from datasets.batch import ImageSet, Probe
 from engine.knn import neighbours, vote
+from engine.memory_plan import EVALUATION_BATCH, RAW_SIDE
 from engine.ranks import Road
 
-_BATCH = 256
-_RAW_SIDE = 32  # larger images are averaged down to this side before pixels are compared
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -110,14 +109,14 @@ def embed_set(
     Raises Stopped where `stopped` says so; ranks that have no batch left ask with the others.
     """
     count = min(images.count, limit)
-    starts = range(0, count, _BATCH)
+    starts = range(0, count, EVALUATION_BATCH)
     mine = []
     for first in range(0, len(starts), ranks.size):
         if stopped():
             raise Stopped
         if first + ranks.rank < len(starts):
             start = starts[first + ranks.rank]
-            mine.append(embed(images.load(start, min(start + _BATCH, count))).numpy())
+            mine.append(embed(images.load(start, min(start + EVALUATION_BATCH, count))).numpy())
     told = ranks.to_first(mine)
     if not ranks.is_first:
         return np.empty((0, 0), dtype=np.float32)
@@ -126,8 +125,8 @@ def embed_set(
 
 def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
     """Each image as one vector of unit length: the `embed` of the baseline."""
-    if images_BCHW.shape[-1] > _RAW_SIDE:
-        images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, _RAW_SIDE)
+    if images_BCHW.shape[-1] > RAW_SIDE:
+        images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, RAW_SIDE)
     return torch.nn.functional.normalize(images_BCHW.flatten(1))
 
 

@@ -2,7 +2,8 @@
 
     device   K rows: weight, momentum, and where it is written their gradient (4D bytes each); the trunk's weights, gradients and momentum
     host     the pool of blocks: window, blocks ahead, blocks behind that still have active rows or wait to be folded; blocks that
-             wait to be written; the copy that a checkpoint is written from; what the loader has ready
+             wait to be written; the copy that a checkpoint is written from; what the loader has ready, decodes and keeps;
+             what the evaluation looks at
     disk     every row that was visited, in as many versions as checkpoints differ in, and the checkpoints' own files
 
 Only the disk, and a store in memory, depend on N. Left out: activations of the trunk, the block map (about 200 bytes a stored block), and
@@ -12,6 +13,15 @@ the Python process itself (libraries take a few hundred MB); peak_host_bytes in 
 import numpy as np
 
 _FLOAT_BYTES, _INDEX_BYTES = 4, 8
+# Of bytes of pixels, while an image is decoded. Photos: three of Pillow's images, which have 4 bytes a pixel, and two arrays of 3; grey
+# images: two arrays and one of floats.
+_WHILE_DECODED = 6
+_KEPT_IMAGE_BYTES = 250  # beside the pixels, of an array that is kept
+
+# The evaluation is sized by these (engine/evaluate.py, engine/knn.py).
+EVALUATION_BATCH = 256  # images that go through the network together
+RAW_SIDE = 32  # larger images are averaged down to this side before pixels are compared
+VOTE_BYTES = 1 << 26  # most memory in which votes are compared
 
 
 def host_places(
@@ -96,6 +106,48 @@ def plan(
             "active rows and trunk of each checkpoint": (keep + 1) * (active_bytes + trunk_bytes),
         },
     }
+
+
+def loader_items(*, processes: int, at_once: int, largest: int, kept: int, mean: float, how: str) -> dict[str, int]:
+    """Bytes on the host, by item, of decoded images.
+
+    processes   that decode                       at_once   images that each of them holds decoded
+    largest     bytes of one image's pixels       mean      the same of the typical image
+    kept        images kept in memory, or 0       how       in which way the two are known, for people
+    """
+    items = {f"images while they are decoded{how}": processes * at_once * largest * _WHILE_DECODED}
+    if kept:
+        items[f"decoded images that are kept{how}"] = round(kept * (mean + _KEPT_IMAGE_BYTES))
+    return items
+
+
+def evaluation_items(
+    *, gallery: int, query_sets: int, queries: int, width: int, k: int, channels: int, side: int
+) -> dict[str, int]:
+    """Bytes on the host, by item, of an evaluation, on the rank that compares; a bound, as not all of it is there at the same time.
+
+    gallery   images that are searched      query_sets, queries   sets, and images of the largest
+    width     of the features               k                     neighbours that vote
+    channels, side   of the images, pixels
+    """
+    raw = channels * min(side, RAW_SIDE) ** 2
+    # While the singular values of a gallery are computed: itself, what is readable of it, and that twice in float64. Features of the
+    # evaluation before are kept.
+    rows_at_once = 6 * gallery + 2 * query_sets * queries
+    items = {
+        "evaluation: a batch of images": EVALUATION_BATCH * channels * side * side * _FLOAT_BYTES,
+        "evaluation: features of gallery and queries": (rows_at_once + gallery + query_sets * queries)
+        * width
+        * _FLOAT_BYTES,
+    }
+    if query_sets:
+        neighbours = min(k, gallery)
+        items["evaluation: raw pixels of gallery and queries"] = rows_at_once * raw * _FLOAT_BYTES
+        # Similarity, index and label of each neighbour.
+        items["evaluation: neighbours and their votes"] = (
+            queries * neighbours * (_FLOAT_BYTES + 2 * _INDEX_BYTES) + VOTE_BYTES
+        )
+    return items
 
 
 def text(tiers: dict[str, dict[str, int]]) -> str:

@@ -108,11 +108,19 @@ def make_backbone(name: str, layers: tuple[int | str, ...] | None = None, grid: 
 
 @torch.no_grad()
 def check_sides(network: Network, sides: set[int]) -> None:
-    """Raises ValueError where the backbone cannot take square images of these sides."""
+    """Raises ValueError where the backbone cannot take square images of these sides. By shapes alone, on torch's meta device: it takes
+    neither memory nor time, however large the images are, and leaves weights, statistics and generators as they are.
+    """
     network.eval()
+    shapes = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
     for side in sorted(sides):
         try:
-            network([torch.zeros(1, 3, side, side)])
+            # Networks that make tensors on the way are to make those without memory, too.
+            with torch.device("meta"):
+                torch.func.functional_call(network, shapes, ([torch.zeros(1, 3, side, side)],))
         except (RuntimeError, AssertionError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(

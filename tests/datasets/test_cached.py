@@ -16,8 +16,6 @@ from datasets.loader import StepDataset, batches
 from datasets.schedule import Schedule
 from datasets.source import Source
 
-# torch advises against more workers than processors; with one processor that would be two.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 N = 18
 STEPS = 6  # each instance twice
 
@@ -53,7 +51,7 @@ def pixels(instance: int) -> np.ndarray:
 
 def steps_of(source: object, workers: int = 0) -> list[Batch]:
     schedule = Schedule(seed=0, size=N, window=N, stride=N, batch=6, block=3, lanes=2)
-    dataset = StepDataset(source, schedule, GreyAugment(view_count=1), 1, "skip")  # type: ignore[arg-type]
+    dataset = StepDataset(source, schedule, GreyAugment(view_count=1), 1)  # type: ignore[arg-type]
     return list(batches(dataset, 0, STEPS, workers, pin=False))
 
 

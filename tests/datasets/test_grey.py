@@ -267,3 +267,14 @@ def test_a_copy_sent_to_another_process_augments_alike() -> None:
     copy = pickle.loads(pickle.dumps(ALL_ON))
     assert torch.equal(copy.views(images, 0, 0, ids_B)[1], ALL_ON.views(images, 0, 0, ids_B)[1])
     assert ALL_ON.rows_grad_V == (True, True)
+
+
+@pytest.mark.parametrize("there", [[0, 1, 3], [2], []])
+def test_an_image_that_is_not_there_is_black_and_changes_no_other(there: list[int]) -> None:
+    images, ids_B = random_images(4), np.array([8, 3, 5, 1])
+    some = (image if number in there else None for number, image in enumerate(images))
+    away = [number for number in range(4) if number not in there]
+    for view, whole in zip(ALL_ON.views(some, 0, 7, ids_B), ALL_ON.views(images, 0, 7, ids_B), strict=True):
+        assert view.shape == whole.shape
+        assert torch.equal(view[there], whole[there])
+        assert not view[away].any()

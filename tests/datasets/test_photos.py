@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,25 @@ def test_a_copy_sent_to_another_process_augments_alike() -> None:
     image = [photo()]
     copy = pickle.loads(pickle.dumps(SMALL))
     assert all(map(torch.equal, copy.views(image, 0, 0, np.array([0])), SMALL.views(image, 0, 0, np.array([0]))))
+
+
+def test_views_of_an_image_are_made_before_the_next_is_asked_for_and_none_is_black() -> None:
+    ids_B = np.array([4, 9, 2])
+    images = [photo(seed=0), photo(seed=1), photo(50, 40, seed=2)]
+    asked: list[int] = []
+
+    class Watched(PhotoAugment):
+        def __call__(self, image_HW3: np.ndarray, key: np.uint64, view: int) -> np.ndarray:
+            asked.append(-1)
+            return super().__call__(image_HW3, key, view)
+
+    def one_by_one() -> Iterator[np.ndarray | None]:
+        for number, image in enumerate(images):
+            asked.append(number)
+            yield None if number == 1 else image
+
+    views = Watched(SMALL.crops).views(one_by_one(), 3, 5, ids_B)
+    assert asked == [0, -1, -1, -1, 1, 2, -1, -1, -1]
+    for view, whole in zip(views, SMALL.views(images, 3, 5, ids_B), strict=True):
+        assert not view[1].any()
+        assert torch.equal(view[[0, 2]], whole[[0, 2]])

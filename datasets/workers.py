@@ -1,0 +1,260 @@
+"""Forked processes that make batches, one after the other in turn, and never keep the run waiting without end or words.
+
+    worker w of W    steps first + w, first + w + W, ...; up to `ahead` batches that nobody has taken yet
+
+The run sends a byte for each batch that it takes, which allows one more; a worker sends each batch from its only thread that works, as
+one message (parcel.py). So there is no queue, no thread that feeds one, and nothing that can be half sent.
+
+Forking shares the index of a source (gigabytes for 10^8 paths) instead of copying it, and a worker starts in milliseconds. Two things
+make a fork unsafe. Threads of the parent do not exist in the child: one that opens a parallel region waits for them for ever, so a
+worker runs torch with one thread. And a lock that another thread holds at that moment stays locked: fork before opening stores and
+starting threads. (With several ranks the process group has threads by then, and so has the watch over lost ranks; a worker calls
+neither, and no lock of theirs.)
+
+Ctrl-C in a terminal, a terminal that closes and the end of a batch job send their signal to every process, yet the parent still wants
+batches while it ends its step and writes a checkpoint. So workers are deaf to SIGINT and SIGHUP, and to SIGTERM from anyone but the
+parent. They end when they are told to, and within seconds of the parent's death, whatever they are doing.
+
+Left out: sharing one step among workers. A process in a call that the kernel does not let it leave (a disk that does not answer) ends
+when that call does; it is not waited for.
+"""
+
+import atexit
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+import torch
+
+from datasets.batch import Batch, NoBatch
+from datasets.parcel import Gone, receive, send_batch, send_error
+
+_DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK_SECONDS = 0.2  # between two looks at whether the run was asked to stop
+_LOOK_AT_PARENT_SECONDS = 1.0
+_GRACE_SECONDS = 0.5  # from SIGTERM to SIGKILL
+_MAY_START = b"+"
+
+
+class Steps(Protocol):
+    """What makes the batch of a step."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """connection: to it."""
+
+    number: int
+    process: BaseProcess
+    connection: socket.socket
+
+    def __str__(self) -> str:
+        return f"worker {self.number} of the loader (process {self.process.pid})"
+
+
+class Workers:
+    """`take(step)` for each step in turn, and `end()`.
+
+    dataset   dataset[step] is the batch of a step; called in the workers
+    steps     of which worker w makes every count-th
+    count     processes, forked at once; no more than there are steps
+    ahead     batches that each of them makes before the first of them is taken
+    Raises OSError where a process cannot be started.
+    """
+
+    def __init__(self, dataset: Steps, steps: range, count: int, ahead: int) -> None:
+        self._steps = steps
+        self._owner = os.getpid()
+        self._workers: list[Worker] = []
+        self._abandoned = False
+        atexit.register(self.end)  # before multiprocessing's own, which waits for ever for one that is stopped
+        # A worker inherits the block and keeps it; so there is no moment at which it would still listen.
+        held_before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+        try:
+            for number in range(min(count, len(steps))):
+                self._fork(dataset, number, count, ahead)
+        except OSError as error:
+            self.end()
+            raise OSError(
+                f"worker {number} of {count} cannot be started: {error.strerror}; {_what_to_change(error)}"
+            ) from error
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_before)
+
+    def _fork(self, dataset: Steps, number: int, count: int, ahead: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A worker that kept the parent's ends would keep the others, and itself, from noticing that the parent is gone.
+        not_its_own = [ours, *(worker.connection for worker in self._workers)]
+        process = multiprocessing.get_context("fork").Process(
+            target=_work,
+            args=(dataset, self._steps[number::count], ahead, theirs, not_its_own),
+            name=f"loader-{number}",
+            daemon=True,
+        )
+        try:
+            with warnings.catch_warnings():
+                # Python 3.12 warns of every fork beside threads; why this one is safe is said at the top.
+                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._workers.append(Worker(number, process, ours))
+
+    def take(
+        self, step: int, patience_seconds: float, asked_to_stop: Callable[[], bool], stop_grace_seconds: float
+    ) -> Batch:
+        """The batch of a step; steps are taken in order.
+
+        Raises TimeoutError where it does not come within `patience_seconds`; ChildProcessError where its worker is dead; NoBatch
+        where it does not come within `stop_grace_seconds` of `asked_to_stop()` becoming true, or where `abandon` was called; and
+        what the worker's dataset raised, with its traceback as a note.
+        """
+        worker = self._workers[self._steps.index(step) % len(self._workers)]
+        started = time.monotonic()
+        asked: float | None = None
+        ended = False
+        while True:
+            try:
+                batch = receive(worker.connection)
+            except Gone:
+                raise _dead(worker, step) from None
+            if batch is not None:
+                with contextlib.suppress(ConnectionError):  # told when its next batch is asked for
+                    worker.connection.send(_MAY_START)
+                assert batch.step == step, (batch.step, step)
+                return batch
+            if ended:  # something that it started keeps its connection open
+                raise _dead(worker, step)
+            now = time.monotonic()
+            if self._abandoned:
+                raise NoBatch
+            if asked is None and asked_to_stop():
+                asked = now
+            if asked is not None and now - asked >= stop_grace_seconds:
+                raise NoBatch(f"asked to stop while {worker} had not made the batch of step {step}")
+            if now - started >= patience_seconds:
+                raise TimeoutError(
+                    f"{worker} has not made the batch of step {step} in {now - started:,.0f} s; is the disk or network that has "
+                    "the images still there? Else raise data.patience_seconds, or change data.workers"
+                )
+            wait([worker.connection], timeout=min(_LOOK_SECONDS, patience_seconds))
+            # What it sent last is looked for once more. (Its sentinel would say no more than its connection: forks keep both open.)
+            ended = not worker.process.is_alive()
+
+    def abandon(self) -> None:
+        """Let a `take` that is waiting in another thread raise NoBatch."""
+        self._abandoned = True
+
+    def end(self) -> None:
+        """End all workers, also those that hang or are stopped, within about a second; for a second time it does nothing."""
+        if os.getpid() != self._owner:
+            return  # a fork of ours collects garbage that it inherited
+        try:
+            for worker in self._workers:
+                worker.connection.close()
+                worker.process.terminate()
+            deadline = time.monotonic() + _GRACE_SECONDS
+            for worker in self._workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            left = [worker.process for worker in self._workers if worker.process.is_alive()]
+            for process in left:
+                process.kill()
+            for process in left:
+                process.join(_GRACE_SECONDS)
+        for worker in self._workers:
+            if not worker.process.is_alive():
+                worker.process.close()
+        self._workers = []
+        atexit.unregister(self.end)
+
+
+def _work(
+    dataset: Steps, steps: range, allowed: int, to_parent: socket.socket, not_its_own: list[socket.socket]
+) -> None:
+    for connection in not_its_own:
+        connection.close()
+    # Nobody reads any more: the parent is gone, or about to end this process.
+    with contextlib.suppress(ConnectionError):
+        try:
+            # More than one OpenMP thread in a forked process can hang (see the top).
+            torch.set_num_threads(1)
+            _obey_parent()
+            for number, step in enumerate(steps):
+                if number >= allowed and not to_parent.recv(1):
+                    return
+                send_batch(to_parent, dataset[step])
+        except BaseException as error:
+            send_error(to_parent, error)
+        while to_parent.recv(1):  # until the parent has taken everything, or ends
+            pass
+
+
+def _obey_parent() -> None:
+    """On a thread: only a thread that waits for a signal is told who sent it; a handler is not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def obey() -> None:
+        while os.getppid() == parent.pid:
+            heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_AT_PARENT_SECONDS)
+            if heard is not None and heard.si_pid == parent.pid:
+                break
+        os._exit(0)
+
+    try:
+        threading.Thread(target=obey, name="obey-parent", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(
+            f"a worker of the loader cannot start a thread ({error}); {_what_to_change(OSError(errno.EAGAIN, ''))}"
+        ) from error
+
+
+def _what_to_change(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "lower data.workers, or raise the limit on open files (ulimit -n)"
+    if error.errno == errno.ENOMEM:
+        return "lower data.workers, or raise the limits on memory and processes (ulimit -v, ulimit -u)"
+    return "lower data.workers, or raise the limit on processes (ulimit -u, or that of the container)"
+
+
+def _dead(worker: Worker, step: int) -> ChildProcessError:
+    worker.process.join(_GRACE_SECONDS)
+    code = worker.process.exitcode
+    if code is None:
+        how, change = "closed its connection", "start again with data.workers=0"
+    elif code >= 0:
+        how, change = f"ended with exit code {code}", "start again with data.workers=0 to see why"
+    elif -code == signal.SIGKILL:
+        how = "was killed by SIGKILL"
+        change = "most likely by the system's limit on memory: lower data.workers or schedule.batch"
+    else:
+        how = f"was killed by {_signal_name(-code)}"
+        change = "start again; if it comes again, a decoder may have crashed on an image"
+    return ChildProcessError(f"{worker} {how} before it had made the batch of step {step}; {change}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
