@@ -145,11 +145,9 @@ def train(
         kept = last_good()
         return f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
 
-    def end_for_unread(reason: str | None, step: int) -> NoReturn:
+    def end_at_unreadable(step: int) -> NoReturn:
         known = len(reading.known)
         lines = tell_unreadable()
-        if reason:
-            raise TooMuchUnread(f"{reason}; the first: {reading.first_names()}, up to step {step}; {good()}")
         if step and (totals.images > images_at_checkpoint or len(reading.known) > known):
             checkpoint()
         told = lines[0].removesuffix("; its place stays empty") if lines else f"cannot read {reading.first_names()}"
@@ -172,8 +170,11 @@ def train(
         assert batch.step == step, (batch.step, step)
         places_RP = places_of_all(batch, ranks)
         reason = reading.add(step, places_RP, batch.unreadable)
-        if reason or (stop_at_unreadable and (places_RP == UNREADABLE).any()):
-            end_for_unread(reason, step)
+        if stop_at_unreadable and (places_RP == UNREADABLE).any():
+            end_at_unreadable(step)
+        if reason:
+            tell_unreadable()
+            raise TooMuchUnread(f"{reason}; the first: {reading.first_names()}, up to step {step}; {good()}")
         window = step // steps_per_window
         if step % steps_per_window == 0:
             with stages("slide"):

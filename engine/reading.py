@@ -5,7 +5,7 @@ only the rank knows that tried; it tells the others when a line of the log is du
 
 The limit is a share of the images that a window visits: `max_share` x G x the window's steps. It is looked at in every step, so a folder
 that breaks down is noticed after a tenth of a window, and three steps in which nothing at all was read are enough whatever the
-window is. What a window really visited counts at its end, and at the end of the run.
+window is. What a window really visited counts at its end, and at the end of the run. One image is always allowed, unless none is.
 """
 
 import json
@@ -81,7 +81,7 @@ class Reading:
             return f"none of the images of {_STEPS_OF_NOTHING} steps in a row could be read"
         is_last = (step + 1) % self.steps_per_window == 0 or step + 1 == self.end
         most = self._visited if is_last else self.steps_per_window * places_RP.size
-        if self._unread > self.max_share * most:
+        if self._unread > max(self.max_share * most, self.max_share > 0):
             return (
                 f"{self._unread:,} of {self._visited:,} images of this window could not be read, "
                 f"more than data.max_unreadable ({self.max_share:g}) allows"

@@ -123,7 +123,7 @@ def test_what_a_limit_stopped_goes_on_when_the_images_are_repaired_or_the_limit_
     config = folder_config(photos)
     assert run("checkpoint.every_steps=1", config=config) == 1
     out = capsys.readouterr().out
-    assert "more than data.max_unreadable (0.1) allows" in out and "cats/01.jpg" in out
+    assert "more than data.max_unreadable (0.1) allows" in out and "the first: cats/" in out
     for path, content in good.items():
         path.write_bytes(content)
     assert run("checkpoint.every_steps=1", config=config) == 0
@@ -184,6 +184,10 @@ def test_images_that_a_full_run_cannot_take_can_be_taken_away_or_started_over_wi
     config["classifier"] = {**config["classifier"], "active": None}
     assert run("steps=2", config=config) == 0
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(photos / "cats" / "new.jpg")
+    assert "start over with --fresh, or take the new images out again" in told(run, capsys, config=config)
+    config["schedule"] |= {"window": 16, "stride": 8}
+    assert run("steps=2", config=config, flags=("--fresh",)) == 0
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(photos / "cats" / "newest.jpg")
     message = told(run, capsys, config=config)
     assert "restore the images, or start over with --fresh and classifier.active below the number of images" in message
     config["classifier"]["active"] = 8

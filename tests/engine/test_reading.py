@@ -60,8 +60,14 @@ def test_a_folder_that_breaks_down_is_noticed_after_a_tenth_of_a_window():
 def test_empty_places_of_a_ragged_end_are_no_images():
     run = reading(steps_per_window=1)
     assert run.add(0, places(0, 0, 10), []) is None
-    assert run.add(1, places(10, 1, 89), []) is None
-    assert "1 of 9 images" in run.add(2, places(8, 1, 91), [])
+    assert run.add(1, places(20, 2, 78), []) is None
+    assert "2 of 19 images" in run.add(2, places(17, 2, 81), [])
+
+
+def test_one_image_is_always_allowed_unless_none_is():
+    assert reading(steps_per_window=1).add(0, places(3, 1, 0), []) is None
+    assert "2 of 4" in reading(steps_per_window=1).add(0, places(2, 2, 0), [])
+    assert "1 of 4" in reading(steps_per_window=1, max_share=0.0).add(0, places(3, 1, 0), [])
 
 
 def test_a_window_begins_with_a_clean_sheet_and_the_end_of_the_run_ends_one():
