@@ -4,6 +4,7 @@ The rooms take what they need, one argument each, and know nothing of configs; h
 and faiss are imported where they are used: they take long, and start threads, and the loader forks its workers before.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 def images_directory(config: schema.Config) -> Path | None:
     """Where the user's images lie; None where the source brings its own."""
-    return Path(config.data.root).expanduser() if config.data.root else None
+    return Path(os.path.expanduser(config.data.root)) if config.data.root else None
 
 
 def open_data(

@@ -124,7 +124,9 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise ValueError(f"data.root: {shown(path)} is not a whole gzip file ({error}); fetch it again") from error
     header_bytes = 4 + 4 * dimensions
     expected_magic = bytes([0, 0, 8, dimensions])
-    if len(content) < header_bytes or content[:4] != expected_magic:
+    if len(content) < header_bytes:
+        raise ValueError(f"data.root: {shown(path)} has {len(content)} bytes, too few for an idx file; fetch it again")
+    if content[:4] != expected_magic:
         raise ValueError(
             f"data.root: {shown(path)} is not an idx file of uint8 with {dimensions} dimensions "
             f"(starts with {content[:4].hex()}, not {expected_magic.hex()})"

@@ -1,4 +1,4 @@
-"""Errors of the machine that do not come as OSErrors: a limit on threads or processes, no memory left.
+"""Errors of the machine that do not come as OSErrors: a limit on threads, processes or files, no memory left.
 
 Python says "can't start new thread" in a RuntimeError, torch and C++ have their own words for a lack of memory, and libraries wrap
 what they got in errors of their own. A user's mistake is not among them, and a traceback would not help.
@@ -13,6 +13,7 @@ _NO_MEMORY = (
     *("cannot allocate memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "out of memory"),
     *("unable to mmap", "unable to allocate shared memory"),
 )
+_NO_FILE = ("too many open files",)
 
 
 def machine_error(error: BaseException) -> OSError | None:
@@ -35,6 +36,10 @@ def machine_error(error: BaseException) -> OSError | None:
                 errno.EAGAIN,
                 f"no thread or process could be started ({first_line(cause)}); raise the limit on processes (ulimit -u, "
                 "or the container's pids limit), or set fewer data.workers",
+            )
+        if isinstance(cause, RuntimeError) and _has(words, _NO_FILE):
+            return OSError(
+                errno.EMFILE, f"no more files can be opened ({first_line(cause)}); raise the limit on them (ulimit -n)"
             )
         seen.append(cause)
         cause = cause.__cause__

@@ -273,9 +273,7 @@ def _require_images_outside(output: Path, images: Path | None) -> None:
     """ValueError where the images lie in the output directory, or behind its link to checkpoints."""
     if images is None:
         return
-    inner = images.absolute()
-    with suppress(OSError):
-        inner = images.resolve()
+    inner = Path(os.path.realpath(images))
     for directory in (output, output / CHECKPOINTS):
         with suppress(OSError):
             if any(os.path.samefile(directory, above) for above in (inner, *inner.parents) if above.exists()):

@@ -316,7 +316,7 @@ def a_root_that_links_to_itself(directory):
     (directory / "photos").symlink_to("photos")
 
 
-@hostile(1, "could be read")
+@hostile(1, "8 of 8 images of this window could not be read")
 def images_that_are_all_html(directory):
     for path in (directory / "photos").glob("*/*.jpg"):
         path.write_text("<html>")
@@ -347,7 +347,8 @@ def a_fifo_called_jpg(directory):
 def a_socket_called_jpg(directory):
     at = photo(directory)
     os.chdir(os.path.dirname(at))
-    socket.socket(socket.AF_UNIX).bind(os.path.basename(at))
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.basename(at))
     os.chdir(directory)
     return ["steps=6"]
 
@@ -479,7 +480,7 @@ def fonts_that_are_none(directory):
     return ["data.source=glyphs", 'data.augment={"kind":"grey"}', "data.max_unreadable=0.1"]
 
 
-@hostile(2, "fashion")
+@hostile(2, "train-images-idx3-ubyte")
 def clothes_that_are_none(directory):
     for name in (
         "train-images-idx3-ubyte",
@@ -699,7 +700,7 @@ def a_manifest_that_names_files_elsewhere(out):
         path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}))
 
 
-@hostile(1, "")
+@hostile(2, "rows is a link")
 @_after("steps=4")
 def rows_that_are_a_link(out):
     shutil.move(out / "checkpoints" / "rows", out.parent / "rows")
