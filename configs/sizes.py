@@ -4,6 +4,7 @@ Whatever is sized by them (configs/parts.py), and the plan that --dry-run prints
 """
 
 import numpy as np
+import torch
 
 from configs import schema
 from datasets.batch import UnreadableImage
@@ -131,11 +132,12 @@ def evaluation_bytes(config: schema.Config, source: Source, network: Network) ->
         query_sets = int(data.labels is not None)
     gallery = min(asked.limit, len(source)) if query_sets else min(2000, asked.limit, len(source))
     first = network.head[0]
+    assert isinstance(first, torch.nn.Linear)
     return memory_plan.evaluation_items(
         gallery=gallery,
         query_sets=query_sets,
         queries=asked.query_limit if data.source == "fashion_mnist" else min(asked.query_limit, len(source)),
-        width=int(first.in_features) if asked.features == "backbone" else config.classifier.dim,
+        width=first.in_features if asked.features == "backbone" else config.classifier.dim,
         k=asked.k,
         channels=source.channels,
         side=data.image_size,

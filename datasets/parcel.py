@@ -49,7 +49,7 @@ def send_batch(connection: socket.socket, batch: Batch) -> None:
             array = np.ascontiguousarray(batch.views.pop(0).numpy())
             layout.append((array.dtype.str, array.shape, offset))
             if array.nbytes:
-                _write(descriptor, memoryview(array).cast("B"), offset)
+                _write(descriptor, array.data.cast("B"), offset)
             offset += -(-array.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         rest = pickle.dumps((layout, batch))
         _write(descriptor, memoryview(rest), offset)

@@ -1,4 +1,4 @@
-"""Whatever lies around and inside output and data.root, and whatever is asked for: no byte that the engine did not write changes or goes."""
+"""Whatever lies around and inside output and data.root, and whatever is asked for: no byte that is not ours changes or goes."""
 
 import json
 import shutil

@@ -1,5 +1,7 @@
 """Which sizes a network takes is found out from shapes alone, with the words that the network itself would use."""
 
+import resource
+
 import pytest
 import torch
 
@@ -77,3 +79,10 @@ def test_the_smallest_side_that_does_not_fit_is_named() -> None:
         ValueError, match=r"^the backbone cannot take images of side 1 \(.*\); change backbone or sizes$"
     ):
         check_sides(plain(), {1, 32})
+
+
+def test_a_dry_run_with_images_of_20_000_pixels_takes_none_of_their_memory(run, capsys) -> None:
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run("data.image_size=20000", flags=("--dry-run",)) == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 1 << 20  # an image alone is 4.5 of these
+    assert "batches ready" in capsys.readouterr().out
