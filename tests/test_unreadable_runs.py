@@ -1,0 +1,254 @@
+"""Runs whose images vanish or break in the middle, and runs that are asked to end while they evaluate or wait."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from datasets import regular_file
+from datasets.folder import ImageFolder
+from engine import evaluate, pretrain, session
+from tests.test_bad_input import folder_config, photos  # noqa: F401  a fixture
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """{step: what to do before it}."""
+    actions = {}
+    real = pretrain.train_step
+
+    def train_step(batch, *arguments, **options):
+        if batch.step in actions:
+            actions.pop(batch.step)()
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "train_step", train_step)
+    return actions
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(regular_file, "PAUSES_SECONDS", (0.0, 0.0))
+
+
+def steps_kept(run):
+    manifests = (run.output / "checkpoints" / "manifests").glob("*.json")
+    return sorted(json.loads(path.read_text())["body"]["step"] for path in manifests)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_root_that_vanishes_ends_the_run_and_costs_nothing(run, capsys, photos, at_step, workers, left):  # noqa: F811
+    config, words = folder_config(photos), ("epochs=8", "checkpoint.every_steps=3", f"data.workers={workers}")
+    assert run(*words, config=config) == 0
+    whole = run.summary()["digest"]
+
+    def vanish():
+        photos.rename(photos.parent / "away")
+        if left != "nothing":
+            photos.mkdir()
+
+    at_step[7] = vanish
+    assert run(*words, config=config, flags=("--fresh",)) == 1
+    captured = capsys.readouterr()
+    assert "error: cannot read " in captured.err and "checkpoints that were written before are whole" in captured.err
+    assert len(captured.err[captured.err.index("error: ") :].strip().splitlines()) == 1
+    assert "cannot read" not in captured.out
+    # Workers had up to four batches ready.
+    assert steps_kept(run) in ([[3, 6]] if not workers else [[3, 6], [6, 9]])
+    if left != "nothing":
+        photos.rmdir()
+    (photos.parent / "away").rename(photos)
+    assert run(*words, config=config) == 0
+    assert run.summary()["digest"] == whole
+    assert run.summary()["unreadable_images"] == 0
+
+
+def test_steps_in_which_nothing_was_read_change_nothing_and_push_no_checkpoint_out(run, photos, at_step):  # noqa: F811
+    config, words = folder_config(photos), ("checkpoint.every_steps=1", "data.max_unreadable=1", "log_every=1")
+    assert run("steps=6", *words, config=config) == 0
+    backbone, good = load_file(run.output / "backbone.safetensors"), steps_kept(run)
+
+    def break_all():
+        for path in photos.glob("*/*.jpg"):
+            path.write_bytes(b"<html>")
+
+    at_step[5] = break_all
+    assert run("steps=40", *words, config=config, flags=("--fresh",)) == 1
+    assert run.summary()["status"].startswith("stopped: none of the images of 3 steps in a row could be read")
+    assert steps_kept(run) == good == [5, 6]
+    assert len(run.lines()) == 8
+    for name, tensor in load_file(run.output / "backbone.safetensors").items():
+        assert tensor.equal(backbone[name]), name
+
+
+def test_a_machine_that_gives_no_image_is_no_reason_to_skip_it(run, capsys, photos, monkeypatch):  # noqa: F811
+    real, times = os.open, []
+
+    def refuse(path, *arguments, **options):
+        if os.fsencode(path).endswith(b"05.jpg"):
+            times.append(path)
+            raise OSError(5, "Input/output error", path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert run("steps=12", config=folder_config(photos)) == 1
+    assert "cats/05.jpg" in capsys.readouterr().err
+    assert len(times) == 3  # tried again twice
+
+
+def test_each_unreadable_image_is_told_once_whatever_the_run_is_cut_into(run, capsys, photos):  # noqa: F811
+    for name in ("01", "03"):
+        (photos / "cats" / f"{name}.jpg").write_bytes(b"<html>")
+    config = folder_config(photos, max_unreadable=0.5)
+    for steps in (4, 8, 12):
+        assert run(f"steps={steps}", config=config) == 0
+    out = capsys.readouterr().out
+    assert sorted(line for line in out.splitlines() if line.startswith("cannot read")) == [
+        f"cannot read cats/{name}.jpg: not an image in a known format; its place stays empty" for name in ("01", "03")
+    ]
+    assert run.summary()["unreadable_images"] == 2
+    assert "2 images could not be read; they are listed in" in out
+    listed = [json.loads(line) for line in (run.output / "unreadable.jsonl").read_text().splitlines()]
+    assert sorted(entry["name"] for entry in listed) == ["cats/01.jpg", "cats/03.jpg"]
+
+
+def test_no_number_in_any_file_is_nan_though_nothing_of_a_set_can_be_read(run, capsys, photos):  # noqa: F811
+    for path in photos.glob("*/*.jpg"):
+        if path.stem in ("01", "11", "21"):
+            path.write_bytes(b"<html>")
+    images = sorted(photos.glob("*/*.jpg"))
+    for path in images[: len(images) // 3]:
+        path.write_bytes(b"<html>")
+    assert run("steps=6", config=folder_config(photos, labels="folders", max_unreadable=1)) == 0
+    for name in ("summary.json", "metrics.jsonl", "evaluations.jsonl", "plan.json"):
+        for line in (run.output / name).read_text().split("\n"):
+            assert "NaN" not in line and "Infinity" not in line
+
+
+def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, capsys, photos, monkeypatch):  # noqa: F811
+    from datasets.batch import UnreadableImage
+
+    def refuse(source, instance):
+        raise UnreadableImage(source.instance_name(instance), "no image")
+
+    monkeypatch.setattr(ImageFolder, "image", refuse)
+    assert run("steps=6", config=folder_config(photos, labels="folders")) == 1
+    out = capsys.readouterr().out
+    assert out.count("can be read; it will have no figure") == 2
+    assert "none of the images of 3 steps" in out or "more than data.max_unreadable" in out
+
+
+def test_a_signal_in_the_last_evaluation_ends_it_at_the_next_batch(run, capsys, monkeypatch):
+    calls = []
+    real = session.embedder
+
+    def embedder(network, features):
+        embed = real(network, features)
+
+        def counted(images):
+            calls.append(len(images))
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return embed(images)
+
+        return counted
+
+    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "embedder", embedder)
+        assert run("steps=6") == 0
+    assert len(calls) == 3  # of 113
+    assert run.summary()["status"] == "stopped by SIGTERM"
+    assert run.summary()["knn_top1"] is None
+    assert "SIGTERM: checkpoint written after step 6; the same command goes on from there" in capsys.readouterr().out
+    assert run("steps=6") == 0
+    assert run.summary()["status"] == "finished" and run.summary()["knn_top1"] is not None
+
+
+def test_a_signal_in_an_evaluation_on_the_way_ends_with_a_checkpoint_of_that_step(run, monkeypatch):
+    words = ("steps=12", "checkpoint.every_steps=5", "evaluate.every_steps=4")
+    assert run(*words) == 0
+    whole = run.summary()["digest"]
+    real, asked = session.raw_pixels, []
+
+    def raw_pixels(images):
+        if not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        return real(images)
+
+    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 64)
+    monkeypatch.setattr(session, "raw_pixels", raw_pixels)
+    assert run(*words, flags=("--fresh",)) == 0
+    assert run.summary()["status"] == "stopped by SIGTERM" and run.summary()["steps"] == 4
+    assert steps_kept(run) == [4]
+    assert run(*words) == 0
+    assert run.summary()["digest"] == whole
+
+
+def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_and_nohup_does_not(run, at_step):
+    at_step[4] = lambda: os.kill(os.getpid(), signal.SIGHUP)
+    assert run("steps=9") == 0
+    assert run.summary()["status"] == "stopped by SIGHUP" and steps_kept(run) == [5]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step[6] = lambda: os.kill(os.getpid(), signal.SIGHUP)
+        assert run("steps=9") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.summary()["status"] == "finished"
+
+
+def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos, monkeypatch):  # noqa: F811
+    real = ImageFolder.image
+
+    def hang(source, instance):
+        if source.instance_name(instance) == "cats/05.jpg" and os.getpid() != here:
+            time.sleep(600)
+        return real(source, instance)
+
+    here = os.getpid()
+    monkeypatch.setattr(ImageFolder, "image", hang)
+    timer = threading.Timer(3.0, os.kill, (here, signal.SIGTERM))
+    timer.start()
+    started = time.monotonic()
+    assert run("steps=12", "data.workers=1", config=folder_config(photos)) == 0
+    timer.cancel()
+    assert time.monotonic() - started < 100
+    assert run.summary()["status"] == "stopped by SIGTERM"
+    assert run.summary()["steps"] < 12
+    assert steps_kept(run) == ([run.summary()["steps"]] if run.summary()["steps"] else [])
+
+
+def test_a_batch_that_does_not_come_ends_the_run_with_the_worker_and_what_to_set(run, capsys, photos, monkeypatch):  # noqa: F811
+    real = ImageFolder.image
+
+    def hang(source, instance):
+        if source.instance_name(instance) == "cats/05.jpg" and os.getpid() != here:
+            time.sleep(600)
+        return real(source, instance)
+
+    here = os.getpid()
+    monkeypatch.setattr(ImageFolder, "image", hang)
+    assert run("steps=12", "data.workers=1", "data.patience_seconds=2", config=folder_config(photos)) == 1
+    error = capsys.readouterr().err
+    assert "worker 0 of the loader" in error and "data.patience_seconds" in error
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(run, capsys, photos, monkeypatch):  # noqa: F811
+    real = ImageFolder.image
+
+    def die(source, instance):
+        if source.instance_name(instance) == "cats/05.jpg" and os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(source, instance)
+
+    here = os.getpid()
+    monkeypatch.setattr(ImageFolder, "image", die)
+    assert run("steps=12", "data.workers=2", config=folder_config(photos)) == 1
+    error = capsys.readouterr().err
+    assert "was killed by SIGKILL" in error and len(error.strip().splitlines()) == 1
