@@ -9,7 +9,6 @@ Algorithms".
 
 import gzip
 import hashlib
-import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from datasets.regular_file import NotRegular, is_of_the_file, patiently, read_whole
+from datasets.regular_file import content_of
 from datasets.shown import shown
 
 _FILE_PREFIX = {"train": "train", "test": "t10k"}
@@ -103,34 +102,22 @@ def _plain_or_gzip(root: Path, name: str) -> Path:
     raise ValueError(f"data.root: neither {name} nor {name}.gz is a file in {shown(root)}")
 
 
-def _content(path: Path) -> bytes:
-    def read() -> bytes:
-        try:
-            return read_whole(os.fsencode(path))
-        except (NotRegular, OSError) as error:
-            if isinstance(error, OSError) and not is_of_the_file(error):
-                raise
-            raise ValueError(f"data.root: {shown(path)} cannot be read ({error}); fetch it again") from error
-
-    return patiently(lambda: shown(path), read)
-
-
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """uint8 array of the given number of dimensions, read-only."""
-    content = _content(path)
+    content = content_of(path, lambda reason: f"data.root: {shown(path)} cannot be read ({reason}); fetch it again")
     try:
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"data.root: {shown(path)} is not a whole gzip file ({error}); fetch it again") from error
     header_bytes = 4 + 4 * dimensions
     expected_magic = bytes([0, 0, 8, dimensions])
-    if len(content) < header_bytes:
-        raise ValueError(f"data.root: {shown(path)} has {len(content)} bytes, too few for an idx file; fetch it again")
     if content[:4] != expected_magic:
         raise ValueError(
             f"data.root: {shown(path)} is not an idx file of uint8 with {dimensions} dimensions "
             f"(starts with {content[:4].hex()}, not {expected_magic.hex()})"
         )
+    if len(content) < header_bytes:
+        raise ValueError(f"data.root: {shown(path)} has {len(content)} bytes, too few for an idx file; fetch it again")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
     values = np.frombuffer(content, np.uint8, offset=header_bytes)
     if len(values) != np.prod(shape):

@@ -22,7 +22,6 @@ Unicode cmap, unhinted rendering (Pillow has no switch for it, so pixels depend 
 import difflib
 import hashlib
 import io
-import os
 import struct
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.batch import ImagesUnavailable
-from datasets.regular_file import NotRegular, is_of_the_file, patiently, read_whole
+from datasets.regular_file import NotRegular, content_of
 from datasets.shown import shown
 
 _SUFFIXES = {".ttf", ".otf", ".ttc"}
@@ -112,16 +111,9 @@ def _damage_refused(path: Path) -> Iterator[None]:
 
 def _opened(path: Path) -> io.BytesIO:
     """A font file in memory. ImagesUnavailable where the machine fails, ValueError where there is no such file."""
-
-    def read() -> bytes:
-        try:
-            return read_whole(os.fsencode(path))
-        except (NotRegular, OSError) as error:
-            if isinstance(error, OSError) and not is_of_the_file(error):
-                raise
-            raise ValueError(f"data.root: {shown(path)} cannot be read as a font ({error}); move it away") from error
-
-    return io.BytesIO(patiently(lambda: shown(path), read))
+    return io.BytesIO(
+        content_of(path, lambda why: f"data.root: {shown(path)} cannot be read as a font ({why}); move it away")
+    )
 
 
 def _named(path: Path, index: int, font: TTFont) -> Face:

@@ -14,9 +14,11 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, TypeVar
 
 from datasets.batch import ImagesUnavailable
+from datasets.shown import shown
 
 # A table of tries: a disk that is being mounted again, or a limit that other processes are about to leave, gets this long.
 PAUSES_SECONDS = (0.1, 0.3, 0.6, 1.0)
@@ -88,6 +90,23 @@ def patiently(name: Callable[[], str], read: Callable[[], Read]) -> Read:
                 raise ImagesUnavailable(name(), _reason(error)) from error
         time.sleep(pause_seconds)
     raise AssertionError
+
+
+def content_of(path: Path, refusal: Callable[[object], str]) -> bytes:
+    """All bytes of a file that a job cannot do without.
+
+    Raises ValueError with the words of `refusal(reason)` where it is the file's fault, ImagesUnavailable where it is the machine's.
+    """
+
+    def read() -> bytes:
+        try:
+            return read_whole(os.fsencode(path))
+        except (NotRegular, OSError) as error:
+            if isinstance(error, OSError) and not is_of_the_file(error):
+                raise
+            raise ValueError(refusal(error)) from error
+
+    return patiently(lambda: shown(path), read)
 
 
 def _open(path: str | bytes) -> tuple[int, int]:
