@@ -193,7 +193,7 @@ def _pretrain(
     from engine.implementations import implementations, names, said
     from engine.lanes import Lanes
     from engine.network import check_sides
-    from engine.output import CHECKPOINTS, EVENTS, LOCK, PRETRAIN, UNREADABLE, Output, is_finished
+    from engine.output import CHECKPOINTS, EVENTS, INDEX, LOCK, PRETRAIN, UNREADABLE, Output, is_finished
     from engine.reading import Reading, listed
     from engine.stop_signal import Heard, StopSignal
 
@@ -289,7 +289,9 @@ def _pretrain(
         own.write_json("plan.json", planned)
         own.enter(CHECKPOINTS)
         files.root.mkdir(exist_ok=True)
-        source.save_index(output / CHECKPOINTS / "images.index")
+        source.save_index(output / CHECKPOINTS / INDEX)
+        if len(schedule.history) > 1:  # now nothing else knows the order: a second copy
+            source.save_index(own.enter(INDEX))
     ranks.wait()
     if not config.ranks.own_disks:
         require_one_disk(output, ranks)

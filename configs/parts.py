@@ -32,7 +32,7 @@ from engine.lane_softmax import LaneSoftmax
 from engine.lanes import Lanes
 from engine.learning_rate import learning_rate
 from engine.network import Network, make_network
-from engine.output import UNREADABLE
+from engine.output import CHECKPOINTS, INDEX, UNREADABLE
 from engine.ranks import Ranks
 from engine.reading import listed
 from engine.row_gradients import row_gradient
@@ -129,10 +129,8 @@ def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
     output = Path(config.output)
     kept = dict(last.body.get("unreadable", []))
     lists = [listed(output / UNREADABLE) | kept, kept]  # the file may say anything
-    # A copy of checkpoints/ alone is enough to go on; older runs kept the index beside it.
-    places = (
-        [output / "checkpoints" / "images.index", output / "images.index"] if config.data.source == "folder" else []
-    )
+    # A copy of checkpoints/ alone is enough to go on. Once a run has grown there are two; older runs have the second alone.
+    places = [output / CHECKPOINTS / INDEX, output / INDEX] if config.data.source == "folder" else []
     indices = [place for place in places if place.exists()]
     missing = f"{shown(places[0])} is missing" if places and not indices else ""
     lost: WrongIndex | None = None

@@ -37,18 +37,18 @@ from engine.store import Damaged
 from engine.sweep import remove_run
 
 _HEADER = "This directory was made by pic-engine, which wrote what is named below and removes nothing else.\n"
-CHECKPOINTS, LOCK, UNREADABLE = "checkpoints", "lock", "unreadable.jsonl"
+CHECKPOINTS, LOCK, UNREADABLE, INDEX = "checkpoints", "lock", "unreadable.jsonl", "images.index"
 # What each job writes.
 PRETRAIN = (
     *(LOCK, "config.json", "plan.json", CHECKPOINTS, "metrics.jsonl", "evaluations.jsonl", "summary.json"),
-    *("report.html", "backbone.safetensors", UNREADABLE),
+    *("report.html", "backbone.safetensors", UNREADABLE, INDEX),
 )
 KNN = ("knn.json",)
 EXPORT = tuple(f"exports/{name}" for name in ("backbone.safetensors", "embeddings.npy", "rows.npy", "manifest.json"))
 PICTURE = ("store.png",)
 EVENTS = ("tensorboard",)
 # Of runs that were made before there was a mark.
-_EARLIER = (*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS, "images.index")
+_EARLIER = (*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS)
 _ROWS_OF_A_STEP = re.compile(r"rows-\d+\.(npy|json|zarr)")
 # Directories that other libraries fill, and how they name what they put there.
 _FILLED_BY_OTHERS = (

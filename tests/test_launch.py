@@ -513,7 +513,7 @@ def test_images_that_are_added_are_trained_from_the_next_pass_on(run, growing, c
     assert run.summary()["visited"] == 29
     assert run.summary()["digest"]
     rows = {}
-    for line in (run.output / "images.index").read_bytes().split(b"\0")[:29]:
+    for line in (run.output / "checkpoints" / "images.index").read_bytes().split(b"\0")[:29]:
         rows[line.decode()] = len(rows)
     assert list(rows)[:24] == [f"m{number:02}.png" for number in range(24)]
     assert list(rows)[24:] == ["a0.png", "m10b.png", "z0.png", "z1.png", "z2.png"]
@@ -525,6 +525,25 @@ def test_images_that_are_added_are_trained_from_the_next_pass_on(run, growing, c
     (root / "b7.png").unlink()
     assert run("steps=32", config=config) == 2
     assert "b7.png was instance 29 of this run and is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["images.index", "checkpoints/images.index", "all but checkpoints"])
+def test_a_run_that_grew_goes_on_though_a_list_of_its_images_is_lost(run, growing, lost):
+    _, config, add = growing
+    assert run("steps=4", config=config) == 0
+    add(["a0", "z1"])
+    assert run("steps=6", config=config) == 0
+    if lost == "all but checkpoints":
+        shutil.move(run.output, run.directory / "old")
+        run.output.mkdir()
+        shutil.copytree(run.directory / "old" / "checkpoints", run.output / "checkpoints")
+    else:
+        (run.output / lost).unlink()
+    assert run("steps=8", config=config) == 0
+    assert run.summary()["instances"] == 26
+    copies = [(run.output / name).read_bytes() for name in ("images.index", "checkpoints/images.index")]
+    assert copies[0] == copies[1]
+    assert copies[0].split(b"\0")[24:26] == [b"a0.png", b"z1.png"]
 
 
 def test_a_start_that_was_killed_before_its_first_step_fixes_no_new_image(run, growing, monkeypatch, capsys):

@@ -52,7 +52,7 @@ class Run:
                 "config": json.loads(config.model_dump_json()),
                 "segments": schedule.history,
                 "source": source.fingerprint(),
-                "unreadable_bytes": {str(instance): source.file_bytes(instance) for instance in unreadable},
+                "unreadable": [[instance, source.file_bytes(instance)] for instance in unreadable],
             },
         )
         return source
