@@ -11,12 +11,15 @@ from pathlib import Path
 
 # Controls, format characters (bidi marks and overrides among them), what stands for bytes that are not UTF-8, line and paragraph ends.
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # which letters of some scripts, and emoji, are put together with
 
 
 def shown(name: str | bytes | Path, most: int | None = None) -> str:
     """The name on one line; escapes stand for what would not be a character on it. most: cut in the middle to so many characters."""
     text = os.fsdecode(name)
-    if not text.isprintable():
+    if (
+        not text.isprintable()
+    ):  # controls, bidi marks, what stands for bytes that are not UTF-8, ends of lines, odd spaces
         text = "".join(map(_escaped, text))
     if most is not None and len(text) > most:
         half = (most - 3) // 2
@@ -25,7 +28,7 @@ def shown(name: str | bytes | Path, most: int | None = None) -> str:
 
 
 def _escaped(character: str) -> str:
-    if unicodedata.category(character) not in _ESCAPED:
+    if character in _JOINERS or unicodedata.category(character) not in _ESCAPED:
         return character
     if "\udc80" <= character <= "\udcff":  # how Python carries a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"

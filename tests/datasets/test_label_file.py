@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datasets.folder import ImageFolder
 from datasets.label_file import LabelFile
+from datasets.shown import shown
 
 NFC, NFD = unicodedata.normalize("NFC", "café.jpg"), unicodedata.normalize("NFD", "café.jpg")
 
@@ -165,7 +166,7 @@ def labels_or_a_line(path: Path, noise: bytes, seed: int) -> None:
         message = "labels.csv is read"
     except ValueError as error:
         message = str(error)
-    assert message.isprintable(), message
+    assert shown(message) == message, message  # one line, and nothing in it that a terminal obeys
     assert "labels.csv" in message
 
 

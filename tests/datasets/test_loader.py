@@ -332,7 +332,8 @@ def test_a_signal_to_all_processes_leaves_the_parent_its_batches(number: signal.
         lines = output.split()
         assert lines[-2:] == ["left", "0"]
         steps = [int(line) for line in lines[:-2]]
-        assert steps == list(range(6, 6 + len(steps)))
+        # What came in one piece with the line that was waited for, communicate does not see.
+        assert steps[0] >= 6 and steps == list(range(steps[0], steps[0] + len(steps)))
         # Twenty batches after the signal, of which step 5, if it was still at work, is the first.
         assert len(steps) >= 19
 

@@ -138,10 +138,11 @@ def test_a_batch_outlives_its_workers_and_shares_its_memory_with_no_other() -> N
 def test_batches_travel_in_memory_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_share_fd_cpu_", "_share_filename_cpu_", "share_memory_"):
         monkeypatch.setattr(torch.UntypedStorage, name, fail(AssertionError("torch shares memory")))
+    before = Path("/proc/self/maps").read_text().count("/dev/shm")
     with contextlib.closing(batches(Made(), 0, 4, 2, pin=False)) as stream:
         batch = next(stream)
         maps = Path("/proc/self/maps").read_text()
-        assert "/memfd:batch" in maps and "/dev/shm" not in maps
+        assert "/memfd:batch" in maps and maps.count("/dev/shm") == before
         assert batch.step == 0
 
 
