@@ -63,16 +63,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     options = parser.parse_intermixed_args(arguments)
     let_standard_streams_escape()
+    if not os.environ.get("HOME", "unset").strip():
+        del os.environ["HOME"]  # which is no home; without it the system's list of users says where that is
     try:
         check_environment()
         config = schema.load(options.config, options.overrides)
         check_launch(config, options)
-    except ValueError as error:  # every process of this machine finds the same
+    except (ValueError, MemoryError) as error:  # every process of this machine finds the same
+        code, text = explanation(error, "") or (1, "error: ")
         if number_or_zero("LOCAL_RANK") == 0:
-            print(f"error: {shown_lines(str(error))}", file=sys.stderr)
+            print(shown_lines(text), file=sys.stderr)
         else:
             time.sleep(20)  # the launcher ends the others when one ends; the one that speaks is to be it
-        return 2
+        return code
     job = {"pretrain": pretrain, "knn": knn, "export": export, "store": store}[config.job]
     try:
         return job(config, options)
@@ -309,7 +312,14 @@ def _pretrain(
     at_end.enter_context(stop)
     at_end.enter_context(redirect_stdout(cast("TextIO", Heard(sys.stdout, stop))))
     lines = partial(own.lines, UNREADABLE) if ranks.is_first else None
-    reading = Reading(config.data.max_unreadable, schedule.steps_per_window, end, source.file_bytes, lines)
+    reading = Reading(
+        schedule.batch // ranks.size,
+        config.data.max_unreadable,
+        schedule.steps_per_window,
+        end,
+        source.file_bytes,
+        lines,
+    )
     earlier = ranks.from_first(list(listed(output / UNREADABLE)) if last else [])
     reading.know(instance for instance in earlier if instance < len(source))
     return session.run(
@@ -377,7 +387,12 @@ def whole_checkpoints(
         print(complaint)
     if complaints and not kept:
         order = " or, if nodes with disks of their own have changed places, as they were" if own_disks else ""
-        raise ValueError(f"no checkpoint in {files.root} is whole; start over with --fresh{order}")
+        way = (
+            "do what the line above says"
+            if any("is a link" in line for line in complaints)
+            else "start over with --fresh"
+        )
+        raise ValueError(f"no checkpoint in {files.root} is whole; {way}{order}")
     return kept, complaints
 
 
@@ -392,13 +407,15 @@ def lock_disk(output: Path, ranks: "Ranks", at_end: ExitStack) -> None:
 
 
 def lock(output: Path, at_end: ExitStack) -> None:
-    """Keep other jobs out of the output directory until this one ends."""
+    """Keep other jobs out of the output directory until this one ends, and out of where its checkpoints really lie."""
     from engine.lock import Lock
+    from engine.output import places_to_lock
 
-    held = Lock(output)
-    at_end.callback(held.release)
-    if held.left_by:
-        print(f"the lock of {held.left_by}, which ended without giving it back, was taken over")
+    for place in places_to_lock(output):
+        held = Lock(*place)
+        at_end.callback(held.release)
+        if held.left_by:
+            print(f"the lock of {held.left_by}, which ended without giving it back, was taken over")
 
 
 def knn(config: schema.Config, options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from engine.implementations import implementations, names
 from engine.lane_softmax import LaneSoftmax
 from engine.lanes import Lanes
 from engine.learning_rate import learning_rate
+from engine.manifest_body import check_run_state
 from engine.network import Network, make_network
 from engine.output import CHECKPOINTS, INDEX, UNREADABLE
 from engine.ranks import Ranks
@@ -63,6 +64,7 @@ def open_data(
     """
     data, wanted = config.data, config.schedule
     if last:
+        check_run_state(last.body)
         schema.refuse_other_run(config, last.body["config"])
     history = last.body["segments"] if last else None
     size = sum(segment[0] for segment in history) if history else None

@@ -19,8 +19,11 @@ from engine.shown import cut_text
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 Processes = Annotated[int, Field(ge=0, le=4096)]  # of one machine, or threads
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+# What is made as many times, or as large, as the number says.
+Few = Annotated[int, Field(ge=1, le=1024)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class Section(BaseModel):
@@ -36,13 +39,15 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 Text = Annotated[str, Field(min_length=1)]
 OwnPath = Annotated[Text, AfterValidator(at_home)]  # of output and backbones; what data names the rooms of data open
 Range = Annotated[tuple[AboveZero, AboveZero], AfterValidator(_ascending)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 
 
 class GreyAugmentation(Section):
     """For grey images: glyphs, digits, Fashion-MNIST. A value of 0 (scale 1 to 1) switches an operation off."""
 
     kind: Literal["grey"]
-    views: Positive = 1  # augmented views of each image in a step
+    views: Few = 1  # augmented views of each image in a step
     degrees: NonNegative = 15.0  # rotation, uniform in [-degrees, degrees]
     shift: Fraction = 0.08  # translation, share of the image
     scale: Range = (0.75, 1.2)
@@ -57,9 +62,9 @@ class GreyAugmentation(Section):
 class Crop(Section):
     """One kind of view of a photo."""
 
-    size: Positive
-    count: Positive = 1
-    scale: Range = (0.14, 1.0)  # share of the image's area
+    size: Width
+    count: Few = 1
+    scale: Shares = (0.14, 1.0)  # share of the image's area
     rows_grad: bool = True  # False: these views train the backbone, not the rows
 
 
@@ -86,7 +91,7 @@ class PhotoAugmentation(Section):
 class Data(Section):
     source: Literal["glyphs", "digits", "fashion_mnist", "folder"]
     root: Text | None = None  # directory of the images or fonts; null: the source's own default
-    image_size: Positive = 32  # evaluation size; grey views have it too
+    image_size: Width = 32  # evaluation size; grey views have it too
     limit: Positive | None = None  # use the first so many instances only (fashion_mnist)
     held_out: tuple[Text, ...] = ()  # glyphs: font families kept out of training, used as queries
     labels: Text | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
@@ -117,21 +122,21 @@ def _some_width(layers: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return layers
 
 
-Layers = Annotated[tuple[Positive | Literal["M"], ...], AfterValidator(_some_width)]
+Layers = Annotated[tuple[Width | Literal["M"], ...], AfterValidator(_some_width)]
 
 
 class Backbone(Section):
     name: Text = "resnet18"  # a torchvision classification model, or "vgg" with layers
     # vgg: widths of its 3x3 convolutions, "M" = halve the image
     layers: Layers | None = None
-    grid: Positive = 2  # vgg: features are averaged over grid x grid cells of the image
-    hidden: Positive = 512  # width of the head's hidden layer
+    grid: Few = 2  # vgg: features are averaged over grid x grid cells of the image
+    hidden: Width = 512  # width of the head's hidden layer
 
 
 class Classifier(Section):
     method: Literal["pic"] = "pic"
     active: Positive | None = None  # K; null, or more than N: all N rows (full PIC)
-    dim: Positive = 128  # D
+    dim: Width = 128  # D
     temperature: AboveZero = 0.2
     init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
     init_norm: AboveZero = 0.11  # length of a row when it starts
@@ -175,7 +180,7 @@ class Store(Section):
     kind: Literal["memory", "zarr"] = "zarr"  # in host memory, or on disk
     dtype: Literal["float32", "bfloat16"] = "float32"  # zarr: of weight and momentum of blocks that have left
     fold: bool = False  # one vector instead of two for rows that stay away long enough
-    read_ahead: Positive = 1  # zarr: slides of the window by which blocks are read before they are needed
+    read_ahead: Few = 1  # zarr: slides of the window by which blocks are read before they are needed
     write_behind: Positive | None = None  # zarr: blocks that may wait to be written; null: those of two slides
     verb: Literal["inspect", "verify", "scrub", "repair", "export"] = "inspect"  # what job store does
     step: Annotated[int, Field(ge=0, le=2**53)] | None = (
@@ -192,7 +197,7 @@ class Store(Section):
 
 class Checkpoint(Section):
     every_steps: Positive = 500
-    keep: Positive = 2
+    keep: Few = 2
 
 
 class Ranks(Section):
@@ -240,6 +245,11 @@ class Config(Section):
         for key in ENGINE_OWNS:
             if key in block:
                 raise ValueError(f"deepspeed.{key} is not to be set here; set {ENGINE_OWNS[key]} instead")
+        interval = block.get("steps_per_print")
+        if interval is not None and (type(interval) is not int or interval < 1):
+            raise ValueError(
+                f"deepspeed.steps_per_print is {json.dumps(interval)}; set it to a whole number, or to null"
+            )
         for key in block:
             if key not in DEEPSPEED_KEYS:  # DeepSpeed itself ignores what it does not know
                 nearest = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.0)[0]

@@ -149,7 +149,10 @@ class _Descriptor(io.RawIOBase):
         return os.readv(self._descriptor, [buffer])
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return os.lseek(self._descriptor, offset, whence)
+        try:
+            return os.lseek(self._descriptor, offset, whence)
+        except OSError as error:  # it is the content that names no place in the file
+            raise ValueError(f"no place in the file: {offset}") from error
 
     def close(self) -> None:
         if not self.closed:

@@ -317,7 +317,7 @@ def _matcher(patterns: tuple[str, ...]) -> Callable[[bytes, bytes], bool] | None
     """(path of the directory with a slash behind it, name) -> is it excluded?; None where there is no pattern."""
     if not patterns:
         return None
-    forms = [_composed(pattern) for pattern in patterns]
+    forms = [_composed(pattern).removeprefix("./") for pattern in patterns]
     of_names = _either([form for form in forms if "/" not in form])
     of_paths = [[_either([part]) for part in form.strip("/").split("/")] for form in forms if "/" in form]
 

@@ -27,8 +27,8 @@ class Lock:
     directory is gone, or its file system cannot lock.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._path = str(directory.resolve() / "lock")
+    def __init__(self, directory: Path, name: str = "lock") -> None:
+        self._path = str(directory.resolve() / name)
         if self._path in _held:
             raise ValueError(f"{directory} is in use by this very process; wait for its job to end")
         self._handle = _opened(self._path, directory)

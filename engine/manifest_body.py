@@ -181,6 +181,30 @@ def _check_state(body: dict[str, Any]) -> None:
         _refuse("loss_scale", scale)
 
 
+def check_run_state(body: dict[str, Any]) -> None:
+    """What a run needs of a checkpoint that it goes on from, beside the rows. Raises Damaged."""
+    for key in ("config", "kernels", "totals"):
+        _object(_value(body, key), key)
+    _text(body, "source")
+    if not _list(_value(body, "segments"), "segments"):
+        _refuse("segments", [])
+    for name, value in body["totals"].items():
+        if type(value) not in (int, float):
+            _refuse(f"totals.{name}", value)
+    for name, value in body["kernels"].items():
+        if not isinstance(value, str):
+            _refuse(f"kernels.{name}", value)
+    for pair in _list(body.get("unreadable", []), "unreadable"):
+        _require_numbers(pair, "unreadable")
+    _require_numbers(body.get("window_reads", [0, 0]), "window_reads")
+
+
+def _require_numbers(pair: Any, what: str) -> None:
+    """Two whole numbers; a size may be -1, that of a link to nothing."""
+    if not isinstance(pair, list) or len(pair) != 2 or any(type(n) is not int or not -1 <= n < 2**62 for n in pair):
+        _refuse(what, pair)
+
+
 def _has_booleans(columns: list[list[Any]]) -> bool:
     """Python takes False for 0 and 1.0 for 1."""
     return any(type(column[2]) is not int for column in columns)

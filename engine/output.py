@@ -11,12 +11,14 @@ engine writes there, a line each, added just before the file appears. A minus st
 
 A name that is in the list may be replaced and, by --fresh, removed. A file that has one of our names and is not in the list is
 somebody's: a job that would write it is refused before it begins. Lines are only added, each in one write, so jobs side by side lose none.
+A line that is no name of ours counts for nothing: the list is a file that anybody can change.
 What lies below `checkpoints` is told by the shapes of names instead (engine/files.py), because blocks come and go.
 
 No file here is reached through a link, with one exception: `checkpoints` itself may be a link to a directory on another disk.
 What is left out: somebody who puts a file of his own in the place of one that we wrote is not noticed.
 """
 
+import errno
 import json
 import math
 import os
@@ -29,7 +31,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from datasets.batch import MARK
-from engine import manifest
+from datasets.shown import shown
+from engine import manifest, shapes
 from engine.checkpoint import PART_OF_A_RUN
 from engine.files import DiskFiles
 from engine.shapes import TEMPORARY
@@ -47,15 +50,15 @@ KNN = ("knn.json",)
 EXPORT = tuple(f"exports/{name}" for name in ("backbone.safetensors", "embeddings.npy", "rows.npy", "manifest.json"))
 PICTURE = ("store.png",)
 EVENTS = ("tensorboard",)
-# Of runs that were made before there was a mark.
-_EARLIER = (*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS)
-_ROWS_OF_A_STEP = re.compile(r"rows-\d+\.(npy|json|zarr)")
-# Directories that other libraries fill, and how they name what they put there.
-_FILLED_BY_OTHERS = (
-    (re.compile(r"tensorboard"), re.compile(r"events\.out\.tfevents\.[^/]+")),
-    (re.compile(r"exports/[^/]+\.zarr"), re.compile(r"zarr\.json|c/\d+/0")),
-)
-_PART_SHAPE = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+_EVERY = {*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS}
+_OTHER_NAMES = re.compile(r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+")
+_DIRECTORIES = re.compile(r"checkpoints|tensorboard|exports/[^/]+\.zarr")
+_IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
+# What is written under this name first, by engine/whole_files.py.
+_WITH_PART = re.compile(r"exports/[^/]+|backbone\.safetensors|store\.png")
+_PART_SHAPE = re.compile(rf"\.({'|'.join(re.escape(name) for name in _EVERY)})\.[0-9a-f]{{8}}\.part")
+# Keys that every config.json of ours has, and hardly another file: a run that was made before there was a mark is known by them.
+_CONFIG_KEYS = {"job", "seed", "output", "epochs", "data", "schedule", "backbone", "classifier", "optimizer", "store"}
 
 
 def rows_of_step(step: int, format: str) -> tuple[str, ...]:
@@ -87,21 +90,25 @@ class Output:
         for path in made:
             _sync_name(path)  # a checkpoint is not safe in a directory whose name a power cut can take
         if not self._is_marked:
-            self._add_lines(_HEADER, *(f"{name}\n" for name in self._own))
+            self._add_lines(_HEADER, *(f"{name}\n" for name in sorted(self._own)))
             _sync_name(self.path / MARK)
             self._is_marked = True
 
     def enter(self, name: str) -> Path:
         """The path of a file or directory that is about to be written: from now on it is ours. ValueError where it is not."""
-        assert self._is_marked, name
+        assert self._is_marked and _is_name(name), name
         if name not in self._own:
             self._require_own(name)
-            self._add_lines(f"{name}\n")
-            self._own.add(name)
+            self.take(name)
         return self._placed(name)
 
-    def write_text(self, name: str, text: str) -> None:
-        """Make or replace a file, whole or not at all."""
+    def take(self, name: str) -> None:
+        """Enter a name that a library made up, of a file that it has just written."""
+        self._add_lines(f"{name}\n")
+        self._own.add(name)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Make or replace a file, whole or not at all; returns its path."""
         path = self._placed(name)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -111,6 +118,7 @@ class Output:
             os.replace(part, self.enter(name))
         finally:
             part.unlink(missing_ok=True)
+        return path
 
     def write_json(self, name: str, content: Any) -> None:
         """The same for JSON, in which a number that is not finite is null."""
@@ -133,10 +141,13 @@ class Output:
             return
         self._require_no_link(name)
         path = self.path / name
-        if path.is_dir():
-            shapes = [inside for shape, inside in _FILLED_BY_OTHERS if shape.fullmatch(name)]
-            _remove_shaped(path, shapes[0] if shapes else re.compile("(?!)"))
-        for one in (path, path.with_name(path.name + TEMPORARY)):
+        if name.endswith(".zarr"):
+            _remove_shaped(path, _IN_ZARR)
+        elif path.is_dir():
+            with suppress(OSError):  # somebody's files are in it
+                path.rmdir()
+        parts = [path.with_name(path.name + TEMPORARY)] if _WITH_PART.fullmatch(name) else []
+        for one in (path, *parts):
             if _kind(one) == "file":
                 one.unlink()
         if not _kind(path):
@@ -148,7 +159,7 @@ class Output:
 
         Raises ValueError, before anything is removed, where a name of the list is a link now.
         """
-        names = [name for name in sorted(self._own) if name not in (LOCK, CHECKPOINTS)]
+        names = [name for name in sorted(self._own, reverse=True) if name not in (LOCK, CHECKPOINTS)]
         for name in names:
             self._require_no_link(name)
         stayed = [f"{CHECKPOINTS}/{path}" for path in remove_run(DiskFiles(self.path / CHECKPOINTS))]
@@ -167,30 +178,37 @@ class Output:
     def _read(self) -> set[str]:
         """The names that are this engine's. Raises ValueError where the directory is somebody's."""
         there = _names_in(self.path)
-        kind = _kind(self.path / MARK)
-        if kind == "file":
-            text = _read_text(self.path / MARK)
-            if text.startswith(_HEADER):
-                self._is_marked = True
-                own: set[str] = set()
-                for line in text.removeprefix(_HEADER).split("\n"):
-                    own.discard(line[1:]) if line.startswith("-") else own.add(line)
-                return own - {""}
-            if _HEADER.startswith(text) and there == [MARK]:  # killed while it was made
-                (self.path / MARK).unlink()
-                return set()
+        text = read_text(self.path / MARK) if _kind(self.path / MARK) == "file" else None
+        if text is not None and text.startswith(_HEADER):
+            self._is_marked = True
+            own: set[str] = set()
+            for line in text.removeprefix(_HEADER).split("\n"):
+                own.discard(line[1:]) if line.startswith("-") else own.add(line)
+            return {name for name in own if _is_name(name)}
+        if MARK in there and text is not None and _HEADER.startswith(text):  # cut short when it was made
+            there.remove(MARK)
         if not there or (there == [CHECKPOINTS] and not _names_in(self.path / CHECKPOINTS)):
             return set()
-        if kind is None and self._has_checkpoints():
-            exports = [
-                f"exports/{name}" for name in _names_in(self.path / "exports") if _ROWS_OF_A_STEP.fullmatch(name)
-            ]
-            return {name for name in (*_EARLIER, *exports) if _kind(self.path / name)}
-        shown = ", ".join(repr(name) for name in there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+        if MARK not in there and self._has_checkpoints():
+            return self._names_of_earlier_run()
+        names = ", ".join(shown(name, 60) for name in there[:3]) + (
+            f" and {len(there) - 3} more" if len(there) > 3 else ""
+        )
         raise ValueError(
-            f"output {self.path} holds files that this engine did not write ({shown});\n"
+            f"output {self.path} holds files that this engine did not write ({names});\n"
             "set output to a new or an empty directory"
         )
+
+    def _names_of_earlier_run(self) -> set[str]:
+        """What an engine that made no mark has written: its checkpoints and, where config.json is one of ours, what has our names."""
+        try:
+            config = json.loads(read_text(self.path / "config.json"))
+        except (OSError, ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict) or not config.keys() >= _CONFIG_KEYS:
+            return {CHECKPOINTS}
+        inside = [f"{above}/{name}" for above in ("exports", "tensorboard") for name in _names_in(self.path / above)]
+        return {name for name in (*_EVERY, *inside) if _is_name(name) and _kind(self.path / name)}
 
     def _placed(self, name: str) -> Path:
         """The path of a name, whose directory is there then."""
@@ -201,31 +219,51 @@ class Output:
         return path
 
     def _add_lines(self, *lines: str) -> None:
-        handle = os.open(self.path / MARK, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        """All of the lines, or none of them. What a mark holds that was cut short when it was made is replaced."""
+        fresh = 0 if self._is_marked else os.O_TRUNC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | fresh
+        handle = os.open(self.path / MARK, flags, 0o666)
         try:
             size = os.fstat(handle).st_size
             torn = size and os.pread(handle, 1, size - 1) != b"\n"  # by a power cut
-            os.write(handle, ("\n" * bool(torn) + "".join(lines)).encode())
-            os.fsync(handle)
+            content = ("\n" * bool(torn) + "".join(lines)).encode()
+            try:
+                if os.write(handle, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(handle, size)
+                raise OSError(error.errno, error.strerror, str(self.path / MARK)) from None
         finally:
             os.close(handle)
 
     def _has_checkpoints(self) -> bool:
-        files = DiskFiles(self.path / CHECKPOINTS)
+        """Whether `checkpoints` has what a run leaves there, whole or not."""
         with suppress(OSError, Damaged):
-            for number in manifest.numbers(files):
-                with suppress(Damaged):
-                    manifest.read(files, number)
-                    return True
-            return PART_OF_A_RUN in files.listing("")
+            files = DiskFiles(self.path / CHECKPOINTS)
+            found = [
+                f"{above}{name}"
+                for above in ("", f"{manifest.MANIFESTS}/")
+                for name in files.listing(above.rstrip("/"))
+            ]
+            known = [
+                path
+                for path in found
+                if shapes.is_file(path) or (path.startswith("step-") and shapes.is_directory(path))
+            ]
+            return any(path.startswith((manifest.MANIFESTS, "step-", PART_OF_A_RUN)) for path in known)
         return False
 
     def _require_own(self, name: str) -> None:
         self._require_no_link(name)
         path = self.path / name
-        if _kind(path.with_name(path.name + TEMPORARY)):  # which is written first
-            path = path.with_name(path.name + TEMPORARY)
+        part = path.with_name(path.name + TEMPORARY)
+        if _WITH_PART.fullmatch(name) and _kind(part) and name not in self._own:  # which is written first
+            path = part
         kind = _kind(path)
+        if kind == "directory" and not _DIRECTORIES.fullmatch(name):
+            raise ValueError(f"{path} is a directory, and a file of that name would be written; move it away")
         is_empty = kind == "directory" and not _names_in(path)
         is_moved_here = name == CHECKPOINTS and kind == "directory" and self._has_checkpoints()
         if kind in ("file", "directory") and name not in self._own and not is_empty and not is_moved_here:
@@ -243,6 +281,19 @@ class Output:
                 raise ValueError(f"{path} is {what}, and nothing is written through it; remove it")
 
 
+def places_to_lock(output: Path) -> list[tuple[Path, str]]:
+    """(directory, name) of the locks that a job takes: the output's and, where its checkpoints are a link, those of where that leads.
+
+    Another output may have its checkpoints at that place: as a link too, or because it is that output's own.
+    """
+    places = [(output, LOCK)]
+    if (output / CHECKPOINTS).is_symlink():
+        real = Path(os.path.realpath(output / CHECKPOINTS))
+        places += [(real.parent, LOCK)] if _kind(real.parent / MARK) == "file" else []
+        places.append((real, shapes.LOCK_OF_LINKED))
+    return places
+
+
 def require_writable(output: Path) -> None:
     """ValueError where nothing can be written at `output`, which need not exist yet; touches nothing."""
     if output.is_symlink() and not output.exists():
@@ -258,7 +309,7 @@ def require_writable(output: Path) -> None:
 def is_finished(output: Path, end: int) -> bool:
     """Whether an earlier run came to its end, with its last evaluation and summary."""
     try:
-        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(read_text(output / "summary.json"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(summary, dict) and summary.get("status") == "finished" and summary.get("steps") == end
@@ -301,9 +352,18 @@ def _names_in(directory: Path) -> list[str]:
         return []
 
 
-def _read_text(path: Path) -> str:
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8", errors="backslashreplace") as file:
+def read_text(path: Path) -> str:
+    """The text of a regular file; OSError where there is something else, which is not waited for."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, encoding="utf-8", errors="backslashreplace") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()
+
+
+def _is_name(name: str) -> bool:
+    """Whether it is one that we write. Nothing else in the list counts."""
+    return name in _EVERY or _OTHER_NAMES.fullmatch(name) is not None
 
 
 def _sync_name(path: Path) -> None:

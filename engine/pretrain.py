@@ -20,10 +20,10 @@ from engine.active_rows import ActiveRows
 from engine.output import json_text
 from engine.progress import Progress
 from engine.ranks import Ranks
-from engine.reading import UNREADABLE, Reading, TooMuchUnread
+from engine.reading import NO_BATCH, UNREADABLE, Reading, TooMuchUnread
 from engine.softmax import Softmax
 from engine.stages import Stages
-from engine.step import places_of_all, train_step
+from engine.step import places_of, places_of_all, train_step
 from engine.stop_signal import StopSignal
 from engine.trunk import Trunk
 
@@ -135,11 +135,9 @@ def train(
     images_at_checkpoint = totals.images
     sent_bytes = Counter(ranks.sent_bytes)
 
-    def tell_unreadable() -> list[str]:
-        lines = reading.tell(ranks)
-        for line in lines:
+    def tell_unreadable() -> None:
+        for line in reading.tell(ranks):
             progress.note(line)
-        return lines
 
     def good() -> str:
         kept = last_good()
@@ -147,12 +145,11 @@ def train(
 
     def end_at_unreadable(step: int) -> NoReturn:
         known = len(reading.known)
-        lines = tell_unreadable()
+        reading.tell(ranks)
         if step and (totals.images > images_at_checkpoint or len(reading.known) > known):
             checkpoint()
-        told = lines[0].removesuffix("; its place stays empty") if lines else f"cannot read {reading.first_names()}"
         raise ValueError(
-            f"{told}; the run stops before step {step}, {good()}.\n"
+            f"cannot read {reading.first_names()}; the run stops before step {step}, {good()}.\n"
             "Repair the file, or set data.on_unreadable to skip, and start the same command again"
         )
 
@@ -160,15 +157,14 @@ def train(
         start = time.perf_counter()
         with stages("data"):
             try:
-                batch = next(batches)
-            except NoBatch:
-                if ranks.size > 1:  # the others wait for this rank in the step's exchanges
-                    raise TimeoutError(
-                        f"{stop.name} came while this rank waited for the images of step {step}"
-                    ) from None
-                break
+                batch: Batch | None = next(batches)
+            except NoBatch:  # which the others hear from its places
+                batch = None
+        places_P = np.full(reading.places, NO_BATCH, np.uint8) if batch is None else places_of(batch)
+        places_RP = places_of_all(places_P, ranks)
+        if batch is None or (places_RP == NO_BATCH).any():
+            break
         assert batch.step == step, (batch.step, step)
-        places_RP = places_of_all(batch, ranks)
         reason = reading.add(step, places_RP, batch.unreadable)
         if stop_at_unreadable and (places_RP == UNREADABLE).any():
             end_at_unreadable(step)

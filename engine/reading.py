@@ -5,7 +5,8 @@ only the rank knows that tried; it tells the others when a line of the log is du
 
 The limit is a share of the images that a window visits: `max_share` x G x the window's steps. It is looked at in every step, so a folder
 that breaks down is noticed after a tenth of a window, and three steps in which nothing at all was read are enough whatever the
-window is. What a window really visited counts at its end, and at the end of the run. One image is always allowed, unless none is.
+window is. One image is always allowed, unless none is. A run in which nothing was read does not end as one that is finished. Counts go
+into checkpoints, so a run that is cut into pieces is judged as a whole one.
 """
 
 import json
@@ -13,14 +14,20 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from datasets.batch import Unreadable
+from engine.output import read_text
 from engine.ranks import Ranks
 
-EMPTY, FILLED, UNREADABLE = 0, 1, 2  # what a place of a step is
+EMPTY, FILLED, UNREADABLE, NO_BATCH = (
+    0,
+    1,
+    2,
+    3,
+)  # what a place of a step is; the last: the rank was asked to stop and waits no longer
 _STEPS_OF_NOTHING = 3
 _NAMED = 3  # images that an error names
 _REMEMBERED = 100_000  # images; those beyond are counted at every visit and not named
@@ -34,14 +41,18 @@ class TooMuchUnread(Exception):
 class Reading:
     """Of one run, on one rank.
 
+    places            G/R, of this rank
     max_share         of a window's images that may be unreadable
     steps_per_window, end   in steps; the run ends at `end`
     file_bytes        instance -> the size of its file, kept so that a repaired file is not taken for another image
     lines             opens unreadable.jsonl, to add lines to; None: another rank writes it
     known             the images that could not be read so far: instance -> the size of its file at this start, as in the fingerprint
     beyond            visits to unreadable images that are not in `known` because that is full
+    visited, unread   images of this window so far, and those of them that could not be read
+    has_read          whether any image of the run could be
     """
 
+    places: int
     max_share: float
     steps_per_window: int
     end: int
@@ -49,16 +60,27 @@ class Reading:
     lines: Callable[[], AbstractContextManager[TextIO]] | None = None
     known: dict[int, int] = field(default_factory=dict)
     beyond: int = 0
+    visited: int = 0
+    unread: int = 0
+    has_read: bool = False
     _first: list[str] = field(default_factory=list)  # in this window: what an error names
     _untold: list[Unreadable] = field(default_factory=list)
-    _visited: int = 0
-    _unread: int = 0
     _nothing: int = 0  # steps in a row
 
     @property
     def count(self) -> int:
         """Images that could not be read, each once."""
         return len(self.known) + self.beyond
+
+    def kept(self) -> dict[str, object]:
+        """What a checkpoint's manifest keeps of it."""
+        return {"unreadable": list(self.known.items()), "window_reads": [self.visited, self.unread]}
+
+    def take_up(self, kept: dict[str, Any], images: int) -> None:
+        """Go on after a checkpoint whose manifest says this, of a run that had read so many images."""
+        self.know(instance for instance, _ in kept.get("unreadable", []))
+        self.visited, self.unread = kept.get("window_reads", [0, 0])
+        self.has_read = images > 0
 
     def know(self, instances: Iterable[int]) -> None:
         """Take up what an earlier start could not read."""
@@ -70,20 +92,23 @@ class Reading:
         places_RP    what each place of each rank is, uint8     unreadable   this rank's
         """
         if step % self.steps_per_window == 0:
-            self._visited = self._unread = 0
+            self.visited = self.unread = 0
             self._first.clear()
         self._untold += unreadable
         filled, unread = int((places_RP == FILLED).sum()), int((places_RP == UNREADABLE).sum())
-        self._visited += filled + unread
-        self._unread += unread
+        self.visited += filled + unread
+        self.unread += unread
+        self.has_read |= filled > 0
         self._nothing = self._nothing + 1 if unread and not filled else 0
         if self._nothing >= _STEPS_OF_NOTHING:
             return f"none of the images of {_STEPS_OF_NOTHING} steps in a row could be read"
-        is_last = (step + 1) % self.steps_per_window == 0 or step + 1 == self.end
-        most = self._visited if is_last else self.steps_per_window * places_RP.size
-        if self._unread > max(self.max_share * most, self.max_share > 0):
+        if step + 1 == self.end and self.unread and not self.has_read:
+            return "none of the images of this run could be read"
+        is_last = (step + 1) % self.steps_per_window == 0
+        most = self.visited if is_last else self.steps_per_window * places_RP.size
+        if self.unread > max(self.max_share * most, self.max_share > 0):
             return (
-                f"{self._unread:,} of {self._visited:,} images of this window could not be read, "
+                f"{self.unread:,} of {self.visited:,} images of this window could not be read, "
                 f"more than data.max_unreadable ({self.max_share:g}) allows"
             )
         return None
@@ -92,8 +117,9 @@ class Reading:
         """A line for each image that no line named before; every rank calls it, and hears of the images of all."""
         lines, entries = [], []
         for one in (one for told in ranks.share(self._untold) for one in told):
-            if len(self._first) < _NAMED and one.name not in self._first:
-                self._first.append(one.name)
+            named = f"{one.name} ({one.reason})"
+            if len(self._first) < _NAMED and named not in self._first:
+                self._first.append(named)
             if one.instance in self.known:
                 continue
             if len(self.known) >= _REMEMBERED:
@@ -115,7 +141,7 @@ class Reading:
         return lines
 
     def first_names(self) -> str:
-        """The first images of this window that could not be read, for an error; after `tell`."""
+        """The first images of this window that could not be read, and why, for an error; after `tell`."""
         return ", ".join(self._first)
 
 
@@ -123,10 +149,10 @@ def listed(path: Path) -> dict[int, int]:
     """instance -> file size, of what unreadable.jsonl lists; what cannot be read in it is left out."""
     found: dict[int, int] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        text = read_text(path)
     except OSError:
         return found
-    for line in lines:
+    for line in text.split("\n"):
         with suppress(ValueError, KeyError, TypeError, RecursionError):
             entry = json.loads(line)
             instance, size = entry["instance"], entry["bytes"]

@@ -8,8 +8,6 @@ be fetched to be seen.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from engine.pictures import EmbeddingSample, NeighbourRow, map_html, neighbours_
 from engine.progress import TIERS, duration_text
 from engine.records import Records, amount, amounts, finite, finite_items, read_records
 
-__all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "write_report"]
+__all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
 _HEADLINE = "knn_top1"
 _MAX_PANELS = 8
@@ -35,23 +33,12 @@ _STAGES = {
 }
 
 
-def write_report(output: Path, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> Path:
-    """Writes output/report.html from the run's files there and returns its path; nobody ever sees half of it.
+def report_of(output: Path, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:
+    """The text of report.html, from the run's files in `output`.
 
     neighbours may be empty and embeddings None; the report then says so.
     """
-    text = report_html(output.resolve().name, read_records(output), neighbours, embeddings)
-    handle, temporary = tempfile.mkstemp(dir=output, prefix="report.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # A temporary file is private to its owner; the report is for whoever may read the directory.
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, output / "report.html")
-    except BaseException:
-        Path(temporary).unlink()
-        raise
-    return output / "report.html"
+    return report_html(output.resolve().name, read_records(output), neighbours, embeddings)
 
 
 def report_html(name: str, records: Records, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 from typing import Protocol as TypingProtocol
 
@@ -29,7 +28,7 @@ from engine.pretrain import NonFiniteLoss, Rhythm, Totals, mean_of_finite, train
 from engine.progress import Progress, progress
 from engine.ranks import Ranks
 from engine.reading import Reading, TooMuchUnread
-from engine.report import write_report
+from engine.report import report_of
 from engine.snapshots import RowReader, block_hashes, digest
 from engine.softmax import Softmax
 from engine.stop_signal import StopSignal
@@ -105,7 +104,7 @@ def run(
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
         totals = Totals.restored(kept.body["totals"], log["loss"])
-        reading.know(instance for instance, _ in kept.body.get("unreadable", []))
+        reading.take_up(kept.body, totals.images)
     else:
         if ranks.is_first:
             for name in (
@@ -129,7 +128,7 @@ def run(
             **state,
             "totals": totals.kept(),
             "loss_scale": trunk.loss_scale,
-            "unreadable": list(reading.known.items()),
+            **reading.kept(),
         }
         checkpoints.save(rows, trunk.state(), totals.losses, kept)
 
@@ -172,7 +171,7 @@ def run(
         planned_bytes={tier: sum(items.values()) for tier, items in planned.items()},
     )
     if settings.tensorboard and ranks.is_first:
-        shown = tensorboard_beside(shown, output.enter("tensorboard"))
+        shown = tensorboard_beside(shown, output)
     with shown, output.lines("metrics.jsonl") if ranks.is_first else nullcontext() as metrics:
         try:
             train(
@@ -261,8 +260,7 @@ def run(
     output.write_json("summary.json", summary)
     neighbours = neighbour_rows(probe, latest[0]) if probe and latest else []
     embeddings = embedding_sample(probe, sample, latest[0]) if latest else None
-    output.enter("report.html")
-    report = write_report(output.path, neighbours, embeddings)
+    report = output.write_text("report.html", report_of(output.path, neighbours, embeddings))
     if reading.count:
         print(f"{reading.count:,} images could not be read; they are listed in {output.path / UNREADABLE}")
     print(f"{status.splitlines()[0]} after {steps:,} of {total:,} steps; report: {report}")
@@ -301,11 +299,16 @@ def _text(figure: float | None, format: str) -> str:
     return "none" if figure is None else f"{figure:{format}}"
 
 
-def tensorboard_beside(shown: Progress, directory: Path) -> Progress:
+def tensorboard_beside(shown: Progress, output: Output) -> Progress:
     """Let every line that is shown also go to TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
+    directory = output.enter("tensorboard")
+    directory.mkdir(exist_ok=True)
+    before = set(directory.iterdir())
     writer = SummaryWriter(str(directory))
+    for path in set(directory.iterdir()) - before:
+        output.take(f"tensorboard/{path.name}")
     show = shown.update
 
     def update(line: dict[str, Any]) -> None:

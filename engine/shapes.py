@@ -8,6 +8,7 @@
         weight/, momentum/, last_step/              zarr.json, c.17.0 (c.17 in last_step)
     part-of-a-run                                   on the disk of a node that is not the first
     images.index                                    of the sources; never garbage
+    .pic-engine.lock                                where an output has a link to this directory; never garbage
 
     rows.npy, embeddings.npy, backbone.safetensors, manifest.json       engine/exports.py, in `exports`
     rows-1200.npy, rows-1200.json, rows-1200.zarr/                      engine/store_jobs.py, in `exports`
@@ -22,6 +23,8 @@ import re
 from datasets.shown import shown as shown_name
 
 TEMPORARY = ".part"  # how the name of a file ends that is not whole yet
+
+LOCK_OF_LINKED = ".pic-engine.lock"
 
 MOST_MANIFESTS = 10**9 - 1  # the highest number that a manifest's name has room for
 
@@ -41,7 +44,7 @@ _DIRECTORY = re.compile(rf"manifests|rows|{_STEP}|{_ROWS}(?:/(?:weight|momentum|
 _FILE = re.compile(
     rf"(?:manifests/{_MANIFEST.pattern}|{_STEP_FILE.pattern}"
     rf"|{_ROWS}/(?:(?:(?:weight|momentum|last_step)/)?zarr\.json|{_CHUNK.pattern})"
-    r"|part-of-a-run|images\.index(?:\.partial)?)(?:\.part)?"
+    r"|part-of-a-run|\.pic-engine\.lock|images\.index(?:\.partial)?)(?:\.part)?"
 )
 
 _EXPORT = re.compile(

@@ -4,6 +4,7 @@
 lacks is written out by the stream: without that, a letter in a file name could end a run.
 """
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -42,6 +43,9 @@ class Escaping:
 
 def let_standard_streams_escape() -> None:
     """From here on whatever this process prints is shown, if need be written out; called once, before the first print."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  for as long as the process is there
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a test's stand-in has no such thing, and no encoding either
             stream.reconfigure(errors="backslashreplace")

@@ -70,7 +70,7 @@ def train_step(
 
     places_RP   what places_of_all gave for this batch; None: it is asked here
     """
-    places_RP = places_of_all(batch, ranks) if places_RP is None else places_RP
+    places_RP = places_of_all(places_of(batch), ranks) if places_RP is None else places_RP
     filled_RP = places_RP == FILLED
     count = int(filled_RP.sum())
     if not count and (places_RP == UNREADABLE).any():
@@ -121,11 +121,17 @@ def train_step(
     return StepResult(loss_sum if count and finite else float("nan"), applied, finite, count)
 
 
-def places_of_all(batch: Batch, ranks: Ranks) -> np.ndarray:
-    """What each place of every rank is, uint8 [R, P]: EMPTY, FILLED or UNREADABLE. Only the rank that decodes an image knows."""
-    places_P = torch.from_numpy(batch.filled_G).to(torch.uint8)
+def places_of(batch: Batch) -> np.ndarray:
+    """What each place of this rank is, uint8 [P]: EMPTY, FILLED or UNREADABLE."""
+    places_P = batch.filled_G.astype(np.uint8)
     places_P[[one.place for one in batch.unreadable]] = UNREADABLE
-    return ranks.gather(places_P.to(ranks.device), "filled places").cpu().numpy().reshape(ranks.size, -1)
+    return places_P
+
+
+def places_of_all(places_P: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """The same of every rank, uint8 [R, P]. Only the rank that decodes an image knows."""
+    places = torch.from_numpy(places_P).to(ranks.device)
+    return ranks.gather(places, "filled places").cpu().numpy().reshape(ranks.size, -1)
 
 
 def kept_places(filled_RP: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def remove_run(files: DiskFiles) -> list[str]:
     for name, size in sorted(there.items()):
         if size == DIRECTORY and shapes.is_directory(name):
             remove_tree(files, name)
-        elif size >= 0 and shapes.is_file(name):
+        elif size >= 0 and shapes.is_file(name) and name != shapes.LOCK_OF_LINKED:  # this job's own
             remove_any(files, name)
     if not files.root.is_symlink():
         with suppress(OSError):  # not empty, or a disk is mounted there

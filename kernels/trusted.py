@@ -75,6 +75,8 @@ def unsafe_directory(directory: Path) -> str | None:
             status = os.stat(place, follow_symlinks=False)
         except FileNotFoundError:
             continue
+        if not stat.S_ISDIR(status.st_mode):
+            return f"{place} is not a directory"
         if reason := _unsafe(place, status):
             return reason
     return None

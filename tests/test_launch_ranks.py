@@ -241,7 +241,7 @@ sys.exit(launch.main(sys.argv[1:]))
     def full(*arguments):
         raise OSError(28, "No space left on device")
     if rank == 0:
-        session.write_report = full
+        session.report_of = full
 """,
             "error: [Errno 28] No space left on device; checkpoints that were written before are whole",
         ),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.batch import MARK
-from engine.output import EXPORT, KNN, PRETRAIN, Output, is_finished, json_text
+from engine.output import _CONFIG_KEYS, EXPORT, KNN, PRETRAIN, Output, is_finished, json_text
 from tests.foreign import Foreign
 
 NAMES = [*PRETRAIN, *KNN, *EXPORT]
@@ -174,12 +174,13 @@ def test_fresh_removes_what_the_list_names_and_tells_what_stays(tmp_path):
     events = output.enter("tensorboard")
     events.mkdir()
     (events / "events.out.tfevents.1.host").write_text("ours")
+    output.take("tensorboard/events.out.tfevents.1.host")
     (events / "notes.txt").write_text("mine")
     (events / "deep").mkdir()
     (tmp_path / "exports" / "mine.npy").write_text("mine")
     (tmp_path / ".config.json.0123abcd.part").write_text("of a killed run")
     stayed = Output(tmp_path).remove_run()
-    assert sorted(stayed) == ["exports/mine.npy", "tensorboard/notes.txt"]
+    assert sorted(stayed) == ["exports/mine.npy", "tensorboard/deep", "tensorboard/notes.txt"]
     assert sorted(os.listdir(tmp_path)) == [MARK, "exports", "tensorboard"]
     assert Output(tmp_path)._own == {"tensorboard"}
 
@@ -195,8 +196,8 @@ def test_two_jobs_that_enter_names_lose_none(tmp_path):
     first = made(tmp_path)
     second = Output(tmp_path)
     for number in range(20):
-        (first if number % 2 else second).write_text(f"{number}.json", "")
-    assert Output(tmp_path)._own == {f"{number}.json" for number in range(20)}
+        (first if number % 2 else second).write_text(f"exports/rows-{number}.json", "")
+    assert Output(tmp_path)._own == {f"exports/rows-{number}.json" for number in range(20)}
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '"x"', "1", "{", "\ufffd", "{}", "[" * 50_000])
@@ -239,3 +240,84 @@ def test_whatever_is_asked_for_no_foreign_byte_changes(tmp_path_factory, seed, r
         except ValueError:
             pass
         foreign.check()
+
+
+def test_a_name_in_the_mark_that_is_none_of_ours_counts_for_nothing(tmp_path):
+    victims = [tmp_path / "victim.txt", tmp_path / "out" / "notes.txt", tmp_path / "abs.txt"]
+    made(tmp_path / "out", "config.json")
+    for path in victims:
+        path.write_text("mine")
+    with open(tmp_path / "out" / MARK, "a", encoding="utf-8") as file:
+        file.write(f"../victim.txt\nnotes.txt\n{victims[2]}\nexports/../../victim.txt\n\n.\n")
+    assert Output(tmp_path / "out").remove_run() == []
+    assert all(path.read_text() == "mine" for path in victims)
+
+
+def test_files_that_only_look_like_ones_on_their_way_stay(tmp_path):
+    output = made(tmp_path, "report.html", "backbone.safetensors")
+    mine = [
+        tmp_path / name
+        for name in ("report.html.part", ".movie.deadbeef.part", "tensorboard/events.out.tfevents.9.other")
+    ]
+    output.enter("tensorboard").mkdir()
+    for path in mine:
+        path.write_text("mine")
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.host").write_text("ours")
+    output.take("tensorboard/events.out.tfevents.1.host")
+    (tmp_path / "backbone.safetensors.part").write_text("ours, of a killed run")
+    Output(tmp_path).remove_run()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert sorted(left) == [".movie.deadbeef.part", MARK, "report.html.part", "tensorboard"]
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+@pytest.mark.parametrize("mark", ["", "This directory was", None])
+def test_a_mark_that_a_full_disk_cut_short_does_not_lock_a_run_out(tmp_path, mark, monkeypatch):
+    (tmp_path / "checkpoints" / "manifests").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "manifests" / "000000001.json").write_text("torn")
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(_CONFIG_KEYS)))
+    (tmp_path / "plan.json").write_text("{}")
+    if mark is not None:
+        (tmp_path / MARK).write_text(mark)
+    output = Output(tmp_path, ["plan.json", "checkpoints"])
+    with monkeypatch.context() as patch:
+        real = os.write
+        patch.setattr(os, "write", lambda handle, content: real(handle, content[:7]))
+        with pytest.raises(OSError, match="No space left") as told:
+            output.make()
+    assert told.value.filename == str(tmp_path / MARK)
+    Output(tmp_path, ["plan.json", "checkpoints"]).make()
+    assert {"config.json", "plan.json", "checkpoints"} == Output(tmp_path)._own
+    output = Output(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, content: real(handle, content[:3]))
+        with pytest.raises(OSError, match="No space left"):
+            output.enter("knn.json")
+    assert {"config.json", "plan.json", "checkpoints"} == Output(tmp_path)._own
+
+
+def test_checkpoints_that_were_copied_among_somebodys_files_make_none_of_these_ours(tmp_path):
+    (tmp_path / "checkpoints" / "manifests").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "manifests" / "000000001.json").write_text("whole or not")
+    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    assert "was not written by this engine" in refusal(tmp_path, "report.html")
+    output = Output(tmp_path)
+    output.make()
+    assert output._own == {"checkpoints"}
+
+
+@pytest.mark.parametrize(
+    "name", ["summary.json", "report.html", "backbone.safetensors", "metrics.jsonl", "exports/rows.npy"]
+)
+def test_a_directory_in_the_place_of_a_file_is_told_at_the_start(tmp_path, name):
+    made(tmp_path, name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert "is a directory" in refusal(tmp_path, name)
+
+
+def test_a_look_changes_nothing(tmp_path):
+    (tmp_path / MARK).write_text("")
+    Output(tmp_path, NAMES)
+    assert (tmp_path / MARK).read_text() == ""

@@ -28,7 +28,14 @@ from tests.on_ranks import on_ranks
 
 def reading(**changed):
     return Reading(
-        **{"max_share": 0.1, "steps_per_window": 4, "end": 100, "file_bytes": lambda instance: 10 * instance, **changed}
+        **{
+            "places": 8,
+            "max_share": 0.1,
+            "steps_per_window": 4,
+            "end": 100,
+            "file_bytes": lambda instance: 10 * instance,
+            **changed,
+        }
     )
 
 
@@ -70,11 +77,33 @@ def test_one_image_is_always_allowed_unless_none_is():
     assert "1 of 4" in reading(steps_per_window=1, max_share=0.0).add(0, places(3, 1, 0), [])
 
 
-def test_a_window_begins_with_a_clean_sheet_and_the_end_of_the_run_ends_one():
-    run = reading(max_share=0.5, end=6)
+def test_a_window_begins_with_a_clean_sheet():
+    run = reading(max_share=0.5)
     assert run.add(3, places(4, 4, 0), []) is None
     assert run.add(4, places(3, 5, 0), []) is None
-    assert "9 of 16" in run.add(5, places(4, 4, 0), [])
+    assert run.add(5, places(4, 4, 0), []) is None
+    assert run.add(6, places(4, 4, 0), []) is None
+    assert "17 of 32" in run.add(7, places(4, 4, 0), [])
+
+
+def test_a_run_that_is_cut_into_pieces_is_judged_as_a_whole_one():
+    steps = [places(7, 1, 0), places(7, 1, 0), places(7, 1, 0), places(8, 0, 0)] * 2
+    for end in range(1, 9):
+        for cut in range(end):
+            first = reading(max_share=0.1, end=cut)
+            assert all(first.add(step, steps[step], []) is None for step in range(cut))
+            second = reading(max_share=0.1, end=end)
+            second.take_up(json.loads(json.dumps(first.kept())), images=8 * cut)
+            assert all(second.add(step, steps[step], []) is None for step in range(cut, end)), (cut, end)
+
+
+def test_a_run_in_which_nothing_was_read_is_not_finished():
+    run = reading(max_share=1.0, end=2)
+    assert run.add(0, places(0, 8, 0), []) is None
+    assert run.add(1, places(0, 8, 0), []) == "none of the images of this run could be read"
+    run = reading(max_share=1.0, end=2)
+    assert run.add(0, places(1, 7, 0), []) is None
+    assert run.add(1, places(0, 8, 0), []) is None
 
 
 def test_three_steps_of_nothing_end_a_run_whatever_the_limit_is():
@@ -94,7 +123,7 @@ def test_an_image_is_told_counted_and_listed_once_with_its_reason(tmp_path):
     run.add(1, places(6, 2, 0), [image(3), image(4)])
     assert run.tell(ALONE) == [f"cannot read {i}.jpg: not an image; its place stays empty" for i in (3, 4)]
     assert run.tell(ALONE) == []
-    assert run.count == 3 and run.first_names() == "3.jpg, 5.jpg, 4.jpg"
+    assert run.count == 3 and run.first_names() == ", ".join(f"{i}.jpg (not an image)" for i in (3, 5, 4))
     assert [json.loads(line)["name"] for line in (tmp_path / "list").read_text().splitlines()] == ["3.jpg", "4.jpg"]
     assert listed(tmp_path / "list") == {3: 30, 4: 40}
 
@@ -126,7 +155,7 @@ def told_by_ranks(ranks):
 def test_ranks_decide_and_tell_alike():
     first, second = on_ranks(2, told_by_ranks)
     assert first == second
-    assert "2 of 5 images" in first[0] and first[2:] == (2, "7.jpg, 8.jpg")
+    assert "2 of 5 images" in first[0] and first[2:] == (2, "7.jpg (not an image), 8.jpg (not an image)")
 
 
 @settings(max_examples=15, deadline=None)

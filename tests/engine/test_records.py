@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine import records
 from engine.pictures import EmbeddingSample
 from engine.records import amount, amounts, finite, finite_items, read_records
-from engine.report import write_report
+from engine.report import report_of
 from tests.engine.test_report import (
     CONFIG,
     PLAN,
@@ -44,7 +44,7 @@ def whole_run(tmp_path: Path) -> Path:
 def page_of(output: Path, *, pictures: bool = False) -> str:
     """The report's text, which was looked at: tags nest, nothing is no number, nothing has to be obeyed."""
     rows, sample = (neighbour_rows(), embedding_sample()) if pictures else ([], None)
-    html = write_report(output, rows, sample).read_text(encoding="utf-8")
+    html = report_of(output, rows, sample)
     assert Tags(html).open == []
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", html)
     assert not re.search(r"\b(nan|inf|infinity)\b", html, re.IGNORECASE)
@@ -178,7 +178,7 @@ def test_names_from_files_are_shown_and_not_obeyed(whole_run):
     image = neighbour_rows(evil)
     sample = embedding_sample(depth=3)
     named = EmbeddingSample(sample.features_MD, sample.labels_M, sample.images, [evil] * len(sample.names))
-    html = write_report(whole_run, image, named).read_text(encoding="utf-8")
+    html = report_of(whole_run, image, named)
     assert "\x1b" not in html and "<b>" not in html and html.count("\\x1b[31m&lt;b&gt;\\xe9\\u202e") > 60
 
 

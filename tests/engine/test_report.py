@@ -17,7 +17,7 @@ from engine import pictures, report
 from engine.charts import Level, curve_svg, memory_svg, smoothed, spread
 from engine.pictures import free_cells, label_colours, map_html, map_places
 from engine.records import read_records
-from engine.report import EmbeddingSample, NeighbourRow, write_report
+from engine.report import EmbeddingSample, NeighbourRow, report_of
 
 MIB = 2**20
 K = 2048
@@ -112,7 +112,7 @@ def whole_run(tmp_path: Path) -> Path:
 
 
 def html_of(output: Path, rows: list[NeighbourRow] | None = None, sample: EmbeddingSample | None = None) -> str:
-    return write_report(output, [] if rows is None else rows, sample).read_text(encoding="utf-8")
+    return report_of(output, [] if rows is None else rows, sample)
 
 
 class Tags(HTMLParser):
@@ -302,13 +302,13 @@ def test_failed_write_leaves_the_old_report(whole_run: Path, monkeypatch: pytest
 
     monkeypatch.setattr(report.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_report(whole_run, neighbour_rows(), None)
+        report_of(whole_run, neighbour_rows(), None)
     assert (whole_run / "report.html").read_text(encoding="utf-8") == old
     assert sorted(path.name for path in whole_run.iterdir()) == before
 
 
 def test_report_is_readable_by_whoever_may_read_the_directory(whole_run: Path) -> None:
-    assert os.stat(write_report(whole_run, [], None)).st_mode & 0o777 == 0o644
+    assert os.stat(report_of(whole_run, [], None)).st_mode & 0o777 == 0o644
 
 
 def test_map_of_the_same_features_is_the_same() -> None:
@@ -410,4 +410,4 @@ def test_report_of_demo_like_data_is_under_3_mib(whole_run: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(9)]
     row = NeighbourRow(images[0], "query", [(image, "name", True, 0.5) for image in images[1:]])
-    assert write_report(whole_run, [row] * 12, embedding_sample()).stat().st_size < 3 * MIB
+    assert report_of(whole_run, [row] * 12, embedding_sample()).stat().st_size < 3 * MIB
