@@ -321,3 +321,27 @@ def test_a_look_changes_nothing(tmp_path):
     (tmp_path / MARK).write_text("")
     Output(tmp_path, NAMES)
     assert (tmp_path / MARK).read_text() == ""
+
+
+def test_a_write_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
+    output = made(tmp_path, "report.html")
+    before = sorted(os.listdir(tmp_path))
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        output.write_text("report.html", "new")
+    assert (tmp_path / "report.html").read_text() == "ours: report.html"
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_modes_that_the_user_wants(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        made(tmp_path, "report.html", "summary.json")
+    finally:
+        os.umask(before)
+    assert {os.stat(tmp_path / name).st_mode & 0o777 for name in ("report.html", "summary.json", MARK)} == {mode}
