@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -239,6 +240,26 @@ def a_root_in_the_home_of_nobody(directory):
     return ["data.root=~nobody-of-that-name/x"]
 
 
+@hostile(2, "epochs")
+def a_number_that_no_run_reaches(directory):
+    return ["epochs=1e308"]
+
+
+@hostile(2, "count")
+def a_thousand_million_views(directory):
+    return ['data.augment={"kind":"photos","crops":[{"size":16,"count":1000000000}]}', "--dry-run"]
+
+
+@hostile(2, "read_ahead")
+def a_window_read_ahead_for_ever(directory):
+    return ["store.read_ahead=9007199254740992"]
+
+
+@hostile(2, "deepspeed.steps_per_print")
+def an_interval_in_words(directory):
+    return ["deepspeed.steps_per_print=often"]
+
+
 # Variables
 
 
@@ -379,6 +400,15 @@ def a_folder_called_jpg(directory):
 @hostile(0, "report")
 def a_link_that_leads_back_to_the_root(directory):
     (directory / "photos" / "cats" / "back").symlink_to(directory / "photos")
+
+
+@hostile(0, "report")
+def a_large_file_that_points_nowhere(directory):
+    path = photo(directory)
+    with open(path, "wb") as file:
+        file.write(b"II\x2b\0" + struct.pack("<HHQ", 8, 0, 2**62))
+        file.truncate(300 << 20)
+    return ["steps=6"]
 
 
 @hostile(0, "report")
@@ -746,7 +776,52 @@ def a_backbone_of_bytes(out):
     (out / "backbone.safetensors").write_bytes(bytes(1000))
 
 
+def _after_a_tampered_manifest(name: str, change: Callable[[dict], object]) -> None:
+    """A start after a run whose manifest says something odd, with its checksum made right again."""
+
+    def trap(out: Path) -> None:
+        for path in (out / "checkpoints" / "manifests").iterdir():
+            body = json.loads(path.read_text())["body"]
+            change(body)
+            text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+            path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}))
+
+    trap.__name__ = name
+    hostile(1, "its manifest ")(_after("steps=4")(trap))
+
+
+_after_a_tampered_manifest(
+    "a_manifest_with_a_list_of_nothing", lambda body: body.update(unreadable=[["x", 1], [{}, 2]])
+)
+_after_a_tampered_manifest("a_manifest_with_totals_in_words", lambda body: body["totals"].update(images="many"))
+_after_a_tampered_manifest("a_manifest_without_a_config", lambda body: body.pop("config"))
+_after_a_tampered_manifest("a_manifest_without_images", lambda body: body.pop("segments"))
+_after_a_tampered_manifest("a_manifest_with_kernels_in_lists", lambda body: body["kernels"].update(sampled_softmax=[1]))
+
+
+@hostile(2, "summary.json is a directory")
+@_after("steps=4")
+def a_summary_that_is_a_directory(out):
+    (out / "summary.json").unlink()
+    (out / "summary.json").mkdir()
+
+
+@hostile(0, "exported step 2")
+@_after("job=export")
+def a_fifo_in_the_place_of_the_list_of_unreadable_images(out):
+    os.mkfifo(out / "unreadable.jsonl")
+
+
 # Limits of the machine
+
+
+def _no_stdout():
+    os.close(1)
+    sys.stdout = None
+
+
+@hostile(0, "", fault=_no_stdout)
+def no_stdout_at_all(directory): ...
 
 
 @hostile(1, "error: ", limits={"RLIMIT_NOFILE": 12})

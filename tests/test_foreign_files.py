@@ -126,3 +126,29 @@ def test_a_job_that_would_replace_a_file_of_ours_by_name_alone_is_refused(run, c
     refused(run, capsys, "job=export", expect="rows.npy was not written by this engine")
     assert json.loads((run.output / "config.json").read_text())["epochs"] == TINY["epochs"]
     assert (run.output / "knn.json").read_text() == "mine"
+
+
+def test_two_outputs_whose_checkpoints_lie_at_one_place_exclude_each_other(run, capsys, tmp_path):
+    from engine.lock import Lock
+
+    assert run("steps=3") == 0
+    first = run.output
+    run.output = tmp_path / "other"
+    run.output.mkdir()
+    (run.output / "checkpoints").symlink_to(first / "checkpoints")
+    config = (first / "config.json").read_text()
+    (run.output / "config.json").write_text(config)
+    before = tree(first)
+    held = Lock(first)
+    try:
+        for words, flags in ((["steps=5"], ("--fresh",)), (["job=store", "store.verb=scrub"], ())):
+            assert run(*words, flags=flags) == 2
+            assert "is in use by this very process" in capsys.readouterr().err
+    finally:
+        held.release()
+    assert {path: content for path, content in tree(first).items() if path.name != "lock"} == {
+        path: content for path, content in before.items() if path.name != "lock"
+    }
+    assert run("steps=5") == 0
+    run.output = first
+    assert run("steps=6") == 0

@@ -267,6 +267,40 @@ def test_what_one_rank_finds_ends_all_with_its_words_and_no_traceback(tmp_path, 
     assert str(REPOSITORY / "engine") not in out and "launch.py" not in out, out
 
 
+WAITING = """
+    import os, signal, threading, time
+    from datasets.loader import StepDataset
+    real = StepDataset.__getitem__
+    def slow(dataset, step):
+        if step >= 3:
+            time.sleep(600)
+        return real(dataset, step)
+    def stop_once_it_is_heard():
+        while signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN):
+            time.sleep(0.1)
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGTERM)
+    if rank == 1:
+        StepDataset.__getitem__ = slow
+        threading.Thread(target=stop_once_it_is_heard, daemon=True).start()
+"""
+
+
+def test_a_signal_to_a_rank_that_waits_for_images_ends_all_with_a_checkpoint(tmp_path):
+    runs = Runs(tmp_path / "runs", data={**TINY["data"], "workers": 1})
+    runs.script = tmp_path / "hindered.py"
+    runs.script.write_text(HINDERED.format(root=str(REPOSITORY), how=WAITING))
+    code, out = runs(2, "steps=9")
+    assert code == 0, out
+    assert runs.summary()["status"] == "stopped by SIGTERM"
+    steps = runs.summary()["steps"]
+    assert steps <= 3
+    assert ("checkpoint written after step" in out) == (steps > 0)
+    runs.script = "launch.py"
+    code, out = runs(2, "steps=9")
+    assert code == 0 and runs.summary()["steps"] == 9, out
+
+
 def test_the_other_jobs_run_in_one_process(tmp_path, undisturbed):
     shutil.copytree(undisturbed.output, tmp_path / "runs" / "run")
     runs = Runs(tmp_path / "runs")
