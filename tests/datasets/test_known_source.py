@@ -53,6 +53,8 @@ class Run:
                 "segments": schedule.history,
                 "source": source.fingerprint(),
                 "unreadable": [[instance, source.file_bytes(instance)] for instance in unreadable],
+                "kernels": {},
+                "totals": {},
             },
         )
         return source
