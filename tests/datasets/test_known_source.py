@@ -190,6 +190,8 @@ def test_a_missing_index_of_another_source_is_nothing_to_tell(tmp_path: Path, ca
             "config": json.loads(loaded.model_dump_json()),
             "segments": schedule.history,
             "source": source.fingerprint(),
+            "kernels": {},
+            "totals": {},
         },
     )
     parts.open_data(loaded, last)
