@@ -82,7 +82,7 @@ class ImageFolder:
         self.label_names: list[str] = []
         self._labels_N: np.ndarray | None = None
         if labels == "folders":
-            self._refuse_splits()
+            self._refuse_splits(is_known=known is not None)
             self._labels_N = self._number_names(self._first_components())
         elif labels is not None:
             images = [os.fsdecode(self._path(instance)) for instance in range(len(self))]
@@ -150,7 +150,7 @@ class ImageFolder:
                 )
             yield os.fsdecode(folder)
 
-    def _refuse_splits(self) -> None:
+    def _refuse_splits(self, is_known: bool) -> None:
         """ValueError where the first folders are the parts of a data set, and the classes lie in them."""
         classes_of: dict[str, set[bytes]] = {}
         for instance in range(len(self)):
@@ -162,9 +162,11 @@ class ImageFolder:
         if len(splits) == len(classes_of) or (training and len(splits) > 1):
             chosen = (training or splits)[0]
             example = shown(sorted(classes_of[chosen])[0])
+            below = shown(os.path.join(os.fspath(self.root), chosen))
+            way = "Set data.labels to null or to a csv file" if is_known else f"Set data.root to {below}"
             raise ValueError(
                 f'data.labels: "folders" would label by {" and ".join(map(repr, splits))}, which are parts of a data set; '
-                f"the classes ({example}, ...) lie below. Set data.root to {shown(os.path.join(os.fspath(self.root), chosen))}"
+                f"the classes ({example}, ...) lie below. {way}"
             )
 
     def _number_names(self, names: Iterable[str]) -> np.ndarray:

@@ -54,9 +54,15 @@ class LabelFile:
         unlabelled = [image for image in missing if image not in otherwise]
         if unlabelled:
             self._refuse_odd_bytes(others)
+            written = min(others - set(otherwise.values()), key=self._line_of.__getitem__, default=None)
+            like = (
+                ""
+                if written is None
+                else f"; line {self._line_of[written]} is for {shown(written, 100)}, which is no image's path"
+            )
             raise ValueError(
                 f"data.labels: {shown(self.path)} has no line for {shown(unlabelled[0], 200)} "
-                f"({len(unlabelled)} of {len(images)} images have no label); add it"
+                f"({len(unlabelled)} of {len(images)} images have no label){like}; write paths from data.root, with / between folders"
             )
         strangers = [other for other in others - set(otherwise.values()) if not leaves_out(other)]
         strangers.sort(key=self._line_of.__getitem__)
