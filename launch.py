@@ -223,7 +223,9 @@ def _pretrain(
     network = parts.network_of(config)
     sides = view_sides(config.data.augment.model_dump(), config.data.image_size)
     check_sides(network, {*sides, config.data.image_size})
-    planned = sizes.planned_bytes(config, schedule, source, network, sides, ranks.size, ranks.device.type == "cuda")
+    probe = parts.open_probe(config, source, augmentation)
+    on_gpu = ranks.device.type == "cuda"
+    planned = sizes.planned_bytes(config, schedule, source, network, sides, ranks.size, probe, on_gpu)
     print_said(config, source, schedule, sizes.active_rows_of(config, schedule), total, ranks.size)
     for note in source.notes:
         print(note)
@@ -266,7 +268,6 @@ def _pretrain(
     at_end.callback(stream.close)
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
-    probe = parts.open_probe(config, source, augmentation)
     require_same(ranks, "set of evaluation images", probe and probe.fingerprint())
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
     if ranks.is_first:

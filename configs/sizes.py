@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from configs import schema
-from datasets.batch import UnreadableImage
+from datasets.batch import Probe, UnreadableImage
 from datasets.loader import batches_held
 from datasets.schedule import Schedule
 from datasets.source import Source
@@ -18,7 +18,6 @@ from engine.network import Network
 from engine.row_gradients import why_written
 
 _LOOKED_AT = 8  # images of a folder, to estimate how large the others are once they are decoded
-_FACES = 4  # of a font family that is asked for in the evaluation: upright and slanted, clean and jittered
 
 
 def active_rows_of(config: schema.Config, schedule: Schedule) -> int:
@@ -122,25 +121,19 @@ def loader_bytes(config: schema.Config, schedule: Schedule, source: Source, rank
     )
 
 
-def evaluation_bytes(config: schema.Config, source: Source, network: Network) -> dict[str, int]:
-    """What the evaluation holds at most, by item. How many images are labelled is not known yet: as many as there may be."""
-    data, asked = config.data, config.evaluate
-    query_sets = 1
-    if data.source == "glyphs":
-        query_sets = _FACES * len(data.held_out)
-    elif data.source == "folder":
-        query_sets = int(data.labels is not None)
-    gallery = min(asked.limit, len(source)) if query_sets else min(2000, asked.limit, len(source))
+def evaluation_bytes(config: schema.Config, source: Source, network: Network, probe: Probe | None) -> dict[str, int]:
+    """What the evaluation holds at most, by item. probe: what is asked; None: only features of a sample of the images."""
+    asked = config.evaluate
     first = network.head[0]
     assert isinstance(first, torch.nn.Linear)
     return memory_plan.evaluation_items(
-        gallery=gallery,
-        query_sets=query_sets,
-        queries=asked.query_limit if data.source == "fashion_mnist" else min(asked.query_limit, len(source)),
+        gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
+        query_sets=len(probe.queries) if probe else 0,
+        queries=max((min(asked.query_limit, images.count) for images in probe.queries), default=0) if probe else 0,
         width=first.in_features if asked.features == "backbone" else config.classifier.dim,
         k=asked.k,
         channels=source.channels,
-        side=data.image_size,
+        side=config.data.image_size,
     )
 
 
@@ -151,11 +144,12 @@ def planned_bytes(
     network: Network,
     sides: list[int],
     ranks: int,
+    probe: Probe | None,
     pinned: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Bytes by tier and item. Device and host are one process's, the disk is all of them, as in metrics.jsonl.
 
-    sides    of the views                pinned    batches are put into page-locked memory, for a GPU
+    sides    of the views     probe    what the evaluation asks     pinned    batches are put into page-locked memory, for a GPU
     """
     tiers = memory_plan.plan(
         active=slots_each(config, schedule, ranks),
@@ -174,6 +168,6 @@ def planned_bytes(
         keep=config.checkpoint.keep,
         gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
     )
-    tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network)
+    tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network, probe)
     tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
     return tiers

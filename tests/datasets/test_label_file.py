@@ -188,8 +188,9 @@ def test_a_line_may_name_what_is_left_out_of_the_folder_on_purpose(tmp_path: Pat
 
 
 def test_paths_that_are_written_in_another_way_are_shown_beside_the_right_one(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"path,label\ncats\\a.jpg,x\ndogs\\b.jpg,y\n")
+    file = LabelFile(tmp_path / "labels.csv")
     with pytest.raises(
-        ValueError,
-        match=r"has no line for cats/a\.jpg \(2 of 2 .* line 2 is for cats\\a\.jpg, .* with / between folders",
+        ValueError, match=r"has no line for cats/a\.jpg \(2 of 2 .*line 2 is for .*with / between folders"
     ):
-        labels(tmp_path, b"path,label\ncats\\a.jpg,x\ndogs\\b.jpg,y\n", "cats/a.jpg", "dogs/b.jpg")
+        file.labels_of(["cats/a.jpg", "dogs/b.jpg"], "root")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs import parts, schema, sizes
-from datasets.batch import ImageSet, ImagesUnavailable, UnreadableImage
+from datasets.batch import ImageSet, ImagesUnavailable, Probe, UnreadableImage
 from datasets.loader import batches_held
 from datasets.schedule import Schedule
 from engine import knn, memory_plan
@@ -51,7 +51,18 @@ PHOTOS = {"source": "folder", "root": "/photos", "augment": {"kind": "photos", "
 SCHEDULE = Schedule(seed=0, size=2000, window=640, stride=320, batch=64, block=16, lanes=4)
 
 
-def host(config: schema.Config, source: object, ranks: int = 1, **options: bool) -> dict[str, int]:
+def probe(gallery: int, *queries: int) -> Probe:
+    """What asks so many images, none of which is looked at."""
+
+    def images(name: str, count: int) -> ImageSet:
+        return ImageSet(name, count, lambda start, stop: torch.empty(0))
+
+    return Probe(images("gallery", gallery), [images("queries", count) for count in queries], "", 10)
+
+
+def host(
+    config: schema.Config, source: object, ranks: int = 1, probe: Probe | None = None, **options: bool
+) -> dict[str, int]:
     return sizes.planned_bytes(
         config,
         SCHEDULE,
@@ -59,6 +70,7 @@ def host(config: schema.Config, source: object, ranks: int = 1, **options: bool)
         parts.network_of(config),
         [32],
         ranks,
+        probe,
         **options,  # type: ignore[arg-type]
     )["host"]
 
@@ -111,21 +123,29 @@ def test_batches_that_are_ready_are_those_that_the_loader_holds(workers: int, pi
 
 def test_the_evaluation_is_planned_by_its_limits() -> None:
     asked = {"k": 7, "limit": 50, "query_limit": 30}
-    plan = host(config(evaluate=asked), grey(1000))
+    plan = host(config(evaluate=asked), grey(1000), probe=probe(1000, 1000))
     width = 16 * 4
     assert plan["evaluation: features of gallery and queries"] == 4 * width * (7 * 50 + 3 * 30)
     assert plan["evaluation: raw pixels of gallery and queries"] == 4 * 16 * 16 * (6 * 50 + 2 * 30)
     assert plan["evaluation: neighbours and their votes"] == 30 * 7 * 20 + memory_plan.VOTE_BYTES
     assert plan["evaluation: a batch of images"] == 4 * 256 * 16 * 16
-    head = host(config(evaluate={**asked, "features": "head"}), grey(1000))
+    head = host(config(evaluate={**asked, "features": "head"}), grey(1000), probe=probe(1000, 1000))
     assert head["evaluation: features of gallery and queries"] == 4 * 16 * (7 * 50 + 3 * 30)
+
+
+def test_the_evaluation_is_planned_for_the_images_that_there_are() -> None:
+    few = host(config(evaluate={"k": 7}), grey(1000), probe=probe(20, 10, 4))
+    more = host(config(evaluate={"k": 7}), grey(1000), probe=probe(200, 100, 40))
+    name = "evaluation: features of gallery and queries"
+    assert more[name] == 10 * few[name]
 
 
 def test_without_labels_there_are_no_queries_to_plan() -> None:
     plan = host(config(data=PHOTOS), Images([(30, 40, 3)], count=9000))
     assert not [item for item in plan if "raw" in item or "neighbours" in item]
     assert plan["evaluation: features of gallery and queries"] == 4 * 64 * 7 * 2000
-    assert [item for item in host(config(data={**PHOTOS, "labels": "folders"}), Images([(30, 40, 3)])) if "raw" in item]
+    labelled = host(config(data={**PHOTOS, "labels": "folders"}), Images([(30, 40, 3)]), probe=probe(90, 10))
+    assert [item for item in labelled if "raw" in item]
 
 
 def measured(do: Callable[[], object]) -> int:
