@@ -306,7 +306,7 @@ def a_temporary_directory_of_90_characters(directory):
     return ["data.workers=2"]
 
 
-@hostile(0, "report", env={"TMPDIR": "/nowhere", "HOME": "/nowhere"})
+@hostile(0, "report", env={"TMPDIR": "/dev/null/nowhere", "HOME": "/dev/null/nowhere"})
 def no_temporary_directory_and_no_home(directory):
     return ["data.workers=1"]
 
