@@ -162,7 +162,9 @@ class Output:
         names = [name for name in sorted(self._own, reverse=True) if name not in (LOCK, CHECKPOINTS)]
         for name in names:
             self._require_no_link(name)
-        stayed = [f"{CHECKPOINTS}/{path}" for path in remove_run(DiskFiles(self.path / CHECKPOINTS))]
+        stayed = []
+        if CHECKPOINTS in self._own:
+            stayed = [f"{CHECKPOINTS}/{path}" for path in remove_run(DiskFiles(self.path / CHECKPOINTS))]
         for name in names:
             self.remove(name)
         for name in _names_in(self.path):
@@ -239,7 +241,9 @@ class Output:
             os.close(handle)
 
     def _has_checkpoints(self) -> bool:
-        """Whether `checkpoints` has what a run leaves there, whole or not."""
+        """Whether `checkpoints` has what a run leaves there, whole or not; where it is a link, whole."""
+        if _kind(self.path / CHECKPOINTS) == "link":
+            return self._has_whole_checkpoint()
         with suppress(OSError, Damaged):
             files = DiskFiles(self.path / CHECKPOINTS)
             found = [
@@ -255,6 +259,16 @@ class Output:
             return any(path.startswith((manifest.MANIFESTS, "step-", PART_OF_A_RUN)) for path in known)
         return False
 
+    def _has_whole_checkpoint(self) -> bool:
+        """Whether a manifest can be read: where a link leads, names alone prove nothing."""
+        with suppress(OSError, ValueError, Damaged):
+            files = DiskFiles(self.path / CHECKPOINTS)
+            for number in manifest.numbers(files):
+                with suppress(Damaged):
+                    manifest.read(files, number)
+                    return True
+        return False
+
     def _require_own(self, name: str) -> None:
         self._require_no_link(name)
         path = self.path / name
@@ -266,7 +280,9 @@ class Output:
             raise ValueError(f"{path} is a directory, and a file of that name would be written; move it away")
         is_empty = kind == "directory" and not _names_in(path)
         is_moved_here = name == CHECKPOINTS and kind == "directory" and self._has_checkpoints()
-        if kind in ("file", "directory") and name not in self._own and not is_empty and not is_moved_here:
+        is_strange_link = kind == "link" and _names_in(path) and not self._has_whole_checkpoint()
+        is_strange = kind in ("file", "directory") and not is_empty and not is_moved_here
+        if name not in self._own and (is_strange or is_strange_link):
             raise ValueError(
                 f"{path} was not written by this engine and would be replaced; move it away, or choose another output"
             )

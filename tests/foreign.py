@@ -85,7 +85,9 @@ class Foreign:
                 continue  # mostly where something is already
             name = self.draw.choice((*_STRANGE, *self.names))
             path = directory / name
-            if os.path.lexists(path) or any(above.is_symlink() for above in path.parents):
+            if os.path.lexists(path) or any(
+                above.is_symlink() or (above.exists() and not above.is_dir()) for above in path.parents
+            ):
                 continue
             if self.draw.random() < 0.5:
                 self._file(path)
