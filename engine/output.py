@@ -189,7 +189,9 @@ class Output:
             return {name for name in own if _is_name(name)}
         if MARK in there and text is not None and _HEADER.startswith(text):  # cut short when it was made
             there.remove(MARK)
-        if not there or (there == [CHECKPOINTS] and not _names_in(self.path / CHECKPOINTS)):
+        if not there or (
+            there == [CHECKPOINTS] and not set(_names_in(self.path / CHECKPOINTS)) - {shapes.LOCK_OF_LINKED}
+        ):
             return set()
         if MARK not in there and self._has_checkpoints():
             return self._names_of_earlier_run()
@@ -280,7 +282,8 @@ class Output:
             raise ValueError(f"{path} is a directory, and a file of that name would be written; move it away")
         is_empty = kind == "directory" and not _names_in(path)
         is_moved_here = name == CHECKPOINTS and kind == "directory" and self._has_checkpoints()
-        is_strange_link = kind == "link" and _names_in(path) and not self._has_whole_checkpoint()
+        inside = set(_names_in(path)) - {shapes.LOCK_OF_LINKED} if kind == "link" else set()
+        is_strange_link = bool(inside) and not self._has_whole_checkpoint()
         is_strange = kind in ("file", "directory") and not is_empty and not is_moved_here
         if name not in self._own and (is_strange or is_strange_link):
             raise ValueError(
