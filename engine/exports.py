@@ -83,16 +83,6 @@ def export_rows(
     return size, reader.rows.host.weight.shape[1]
 
 
-def export_embeddings(path: Path, embed: Embed, images: Images, size: int) -> tuple[int, int]:
-    """Write embeddings.npy alone; returns its shape. images: (instances int64 [B], float32 [B, C, H, W]) until all are read."""
-    with Together(path.parent, [path.name]) as new:
-        ids, batch = next(images)
-        first = embed(batch).numpy()
-        embeddings = new.array(path.name, (size, first.shape[1]))
-        _fill_embeddings(embeddings, chain([(ids, first)], ((ids, embed(batch).numpy()) for ids, batch in images)))
-    return size, first.shape[1]
-
-
 def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: str) -> None:
     """Write the backbone under torchvision's names; the model's name is in the file's metadata."""
     write_file(path, _backbone_bytes(backbone, model_name))
