@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from engine import shapes
+
 _INSIDE = (
     "",
     "exports",
@@ -15,7 +17,7 @@ _INSIDE = (
     "tensorboard",
     "checkpoints/step-000000002",
 )
-# Close to the names of a run's own files. Below `checkpoints`, a file that has exactly one of those is taken for the run's.
+# Close to the names of a run's own files.
 _STRANGE = (
     *(
         "thesis.tex",
@@ -85,6 +87,8 @@ class Foreign:
                 continue  # mostly where something is already
             name = self.draw.choice((*_STRANGE, *self.names))
             path = directory / name
+            if self._is_shaped(path):
+                continue
             if os.path.lexists(path) or any(
                 above.is_symlink() or (above.exists() and not above.is_dir()) for above in path.parents
             ):
@@ -105,6 +109,11 @@ class Foreign:
                 assert path.is_symlink() and os.readlink(path) == content, path
             else:
                 assert not path.is_symlink() and path.read_bytes() == content, path
+
+    def _is_shaped(self, path: Path) -> bool:
+        """Whether a run takes the name for its own: below `checkpoints` the shape of a name says whose it is."""
+        below = self.base / "out" / "checkpoints"
+        return path.is_relative_to(below) and shapes.is_file(path.relative_to(below).as_posix())
 
     def _file(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Whatever a name holds, it is shown, in one line, and neither a terminal nor a stream's encoding is at its mercy."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -115,3 +116,5 @@ def test_a_stream_that_cannot_be_set_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys, "stderr", None)
     let_standard_streams_escape()
+    with sys.stderr:  # closed here, so that no collector finds it open
+        assert sys.stderr.name == os.devnull
