@@ -4,7 +4,7 @@ The same line runs under `deepspeed` and `torchrun`, on any number of processes 
 before torch is imported; what depends on the images is checked before anything is written. Mistakes of the user end with exit code 2
 and at most three lines. Of many processes rank 0 speaks, and whoever has something to complain of that it alone has.
 
-Here the jobs are put together and nothing else happens: configs/parts.py makes what a config describes, engine trains.
+Here the jobs are put together and nothing else happens: engine/jobs/parts.py makes what a config describes, engine trains.
 """
 
 import argparse
@@ -37,19 +37,20 @@ if strangers := [
     sys.exit(2)
 
 from configs import schema
-from engine.environment import check_environment, environment_number, number_or_zero
-from engine.machine import machine_error
-from engine.shown import let_standard_streams_escape, shown_lines
+from datasets.shown import shown_lines
+from engine.ranks.environment import check_environment, environment_number, number_or_zero
+from engine.ranks.machine import machine_error
+from engine.results.streams import let_standard_streams_escape
 
 if TYPE_CHECKING:
     from datasets.batch import ImageSet
     from datasets.schedule import Schedule
     from datasets.source import Source
-    from engine.active_rows import ActiveRows
-    from engine.files import DiskFiles
-    from engine.lanes import Lanes
-    from engine.manifest import Kept
-    from engine.ranks import Ranks
+    from engine.disk.files import DiskFiles
+    from engine.disk.manifest import Kept
+    from engine.ranks.lanes import Lanes
+    from engine.ranks.ranks import Ranks
+    from engine.rows.active_rows import ActiveRows
 
 
 def main(arguments: list[str]) -> int:
@@ -118,7 +119,7 @@ def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
     """(exit code, what to print) for an error that is not our own bug; None for one that is."""
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):  # which nobody but us can make
         return 2, f"error: {error}"
-    # engine/store.py, which must not be imported before the config is checked
+    # engine/rows/store.py, which must not be imported before the config is checked
     if type(error).__name__ == "Damaged":
         way = "; job=store store.verb=verify tells what else is, store.verb=repair goes back"
         return 1, f"error: {error}" + ("" if "is a link" in str(error) else way)
@@ -132,13 +133,13 @@ def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
 
 def pretrain(config: schema.Config, options: argparse.Namespace) -> int:
     """Train; go on where an earlier run in the same directory stopped. All ranks do it together, and end together."""
-    # When a process is lost, torch prints a page of its own stack in each of the others; engine/watch.py says it in a line.
+    # When a process is lost, torch prints a page of its own stack in each of the others; engine/ranks/watch.py says it in a line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
-    from engine import ranks as processes
-    from engine.launcher import stop_with_launcher
-    from engine.watch import Watch
+    from engine.ranks import ranks as processes
+    from engine.ranks.launcher import stop_with_launcher
+    from engine.ranks.watch import Watch
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", environment_number("LOCAL_RANK", 0)) if cuda else torch.device("cpu")
@@ -187,18 +188,18 @@ def _pretrain(
 ) -> int:
     import torch
 
-    from configs import parts, sizes
     from datasets.catalog import sample_images, view_sides
     from datasets.loader import StepDataset, batches
-    from engine import manifest, memory_plan
-    from engine.agreement import require_one_disk, require_same
-    from engine.files import DiskFiles
-    from engine.implementations import implementations, names, said
-    from engine.lanes import Lanes
-    from engine.network import check_sides
-    from engine.output import CHECKPOINTS, EVENTS, INDEX, LOCK, PRETRAIN, UNREADABLE, Output, is_finished
-    from engine.reading import Reading, listed
-    from engine.stop_signal import Heard, StopSignal
+    from engine.disk import manifest
+    from engine.disk.files import DiskFiles
+    from engine.jobs import memory_plan, parts, sizes
+    from engine.ranks.agreement import require_one_disk, require_same
+    from engine.ranks.lanes import Lanes
+    from engine.results.output import CHECKPOINTS, EVENTS, INDEX, LOCK, PRETRAIN, UNREADABLE, Output, is_finished
+    from engine.rows.implementations import implementations, names, said
+    from engine.training.reading import Reading, listed
+    from engine.training.stop_signal import Heard, StopSignal
+    from engine.trunk.network import check_sides
 
     output = Path(config.output)
     lanes = Lanes(config.schedule.lanes, ranks.rank, ranks.size)
@@ -273,8 +274,8 @@ def _pretrain(
     if ranks.is_first:
         print_unreadable_sets([probe.gallery, *probe.queries] if probe else [sample], config.evaluate.limit)
 
-    from engine import session
-    from engine.checkpoint import Checkpoints
+    from engine.training import session
+    from engine.training.checkpoint import Checkpoints
 
     ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
     trunk = parts.make_trunk(config, network, schedule, ranks)
@@ -373,8 +374,8 @@ def whole_checkpoints(
 
     Raises ValueError where there are checkpoints and none is whole.
     """
-    from engine.checkpoint import PART_OF_A_RUN
-    from engine.recovery import recover_together
+    from engine.disk.recovery import recover_together
+    from engine.disk.shapes import PART_OF_A_RUN
 
     kept, complaints = recover_together(files, ranks, lanes)
     complaints = ranks.from_first(complaints)
@@ -409,8 +410,8 @@ def lock_disk(output: Path, ranks: "Ranks", at_end: ExitStack) -> None:
 
 def lock(output: Path, at_end: ExitStack) -> None:
     """Keep other jobs out of the output directory until this one ends, and out of where its checkpoints really lie."""
-    from engine.lock import Lock
-    from engine.output import places_to_lock
+    from engine.disk.lock import Lock
+    from engine.results.output import places_to_lock
 
     for place in places_to_lock(output):
         held = Lock(*place)
@@ -424,13 +425,13 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from configs import parts
     from datasets.catalog import sample_images
-    from engine.evaluate import evaluate, raw_pixels, record
-    from engine.network import embed
-    from engine.output import KNN, Output
-    from engine.ranks import Road
-    from engine.session import describe
+    from engine.evaluation.evaluate import evaluate, raw_pixels, record
+    from engine.jobs import parts
+    from engine.ranks.ranks import Road
+    from engine.results.output import KNN, Output
+    from engine.training.session import describe
+    from engine.trunk.network import embed
 
     path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
     if not path.is_file():
@@ -464,13 +465,14 @@ def knn(config: schema.Config, options: argparse.Namespace) -> int:
 
 def export(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the backbone, the embeddings and the rows of a run's newest checkpoint, in instance order."""
-    from configs import parts
     from datasets.catalog import every_image
-    from engine import checkpoint, exports
-    from engine.chosen import chosen_checkpoint, while_it_is_there
-    from engine.network import backbone_of, embed
-    from engine.output import EXPORT, Output
-    from engine.snapshots import RowReader
+    from engine.disk.chosen import chosen_checkpoint, while_it_is_there
+    from engine.jobs import parts
+    from engine.results import exports
+    from engine.results.output import EXPORT, Output
+    from engine.rows.snapshots import RowReader
+    from engine.training import checkpoint
+    from engine.trunk.network import backbone_of, embed
 
     output = Output(Path(config.output), EXPORT, parts.images_directory(config))
     kept, complaints = chosen_checkpoint(Path(config.output), None)
@@ -500,10 +502,10 @@ def export(config: schema.Config, options: argparse.Namespace) -> int:
 
 def store(config: schema.Config, options: argparse.Namespace) -> int:
     """Look after the stored rows of a run: what store.verb says."""
-    from engine import store_jobs
-    from engine.chosen import chosen_checkpoint, while_it_is_there
-    from engine.files import DiskFiles
-    from engine.output import LOCK, PICTURE, Output, rows_of_step
+    from engine.disk.chosen import chosen_checkpoint, while_it_is_there
+    from engine.disk.files import DiskFiles
+    from engine.jobs import store_jobs
+    from engine.results.output import LOCK, PICTURE, Output, rows_of_step
 
     output, wanted = Path(config.output), config.store
     files = DiskFiles(output / "checkpoints")
@@ -527,7 +529,7 @@ def store(config: schema.Config, options: argparse.Namespace) -> int:
             own = Output(output, PICTURE)
             own.make()
             return store_jobs.inspect(kept, own.enter(*PICTURE))
-        from configs import parts
+        from engine.jobs import parts
 
         names = rows_of_step(kept.step, wanted.format)
         own = Output(output, names, parts.images_directory(config))

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from configs.earlier import completed, flat
 from configs.texts import at_home, read_tree
-from engine.shown import cut_text
+from datasets.shown import cut_text
 
 # Whole numbers have a limit because what they end up in has one: 2^53 is the last that a float holds exactly.
 Positive = Annotated[int, Field(ge=1, le=2**53)]

@@ -10,7 +10,8 @@ import os
 import stat
 from typing import Any
 
-from engine.shown import cut_text, shown_text
+from datasets.shown import cut_text
+from datasets.shown import shown as shown_text
 
 MOST_BYTES = 16 * 2**20  # of a config file
 MOST_LEVELS = 50  # of nesting; a config of our own has four, and DeepSpeed's block few more

@@ -27,6 +27,17 @@ def shown(name: str | bytes | Path, most: int | None = None) -> str:
     return text
 
 
+def shown_lines(text: str) -> str:
+    """The same for a text of several lines, which stay several."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def cut_text(text: str, most: int = 80) -> str:
+    """As `shown`, at most about `most` characters long; what is cut says how long it was."""
+    whole = shown(text[: most + 1])
+    return whole if len(text) <= most and len(whole) <= 4 * most else f"{whole[:most]}... ({len(text):,} characters)"
+
+
 def _escaped(character: str) -> str:
     if character in _JOINERS or unicodedata.category(character) not in _ESCAPED:
         return character

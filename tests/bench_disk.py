@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import manifest
-from engine.checkpoint import Checkpoints, load_rows
-from engine.files import DiskFiles
-from engine.store import Block
+from engine.disk import manifest
+from engine.disk.files import DiskFiles
+from engine.rows.store import Block
+from engine.training.checkpoint import Checkpoints, load_rows
 from tests.bench_scale import RATE, Engine, Sizes, peak_bytes
 from tests.bench_support import drop_from_cache, files_below, machine, scratch, share_in_cache, spread
 
@@ -49,7 +49,7 @@ TRUNK = ({"none": torch.zeros(1)}, {"none": torch.zeros(1)})  # a checkpoint has
 def build(sizes: Sizes, directory: Path) -> int:
     """Write the checkpoint; returns its step."""
     engine = Engine(sizes, directory)
-    checkpoints = Checkpoints(engine.files, engine.disk, keep=1)
+    checkpoints = Checkpoints(engine.disk.files, engine.disk, keep=1)
     checkpoints.restore([], sweep=True)
     schedule, rows = engine.schedule, engine.rows
     length = schedule.steps_per_window
@@ -95,7 +95,7 @@ def go_on(sizes: Sizes, directory: Path, windows: int, step_seconds: float) -> d
     schedule, host = engine.schedule, engine.rows.host
     kept, complaints = manifest.recover(DiskFiles(directory))
     assert kept and not complaints, complaints
-    Checkpoints(engine.files, engine.disk, keep=1).restore(kept, sweep=True)
+    Checkpoints(engine.disk.files, engine.disk, keep=1).restore(kept, sweep=True)
     load_rows(
         kept[-1], engine.rows, schedule.window_blocks(schedule.window_of(kept[-1].step - 1)), kept[-1].log()["eta"]
     )
@@ -108,7 +108,7 @@ def go_on(sizes: Sizes, directory: Path, windows: int, step_seconds: float) -> d
         start = time.perf_counter()
         if slides_here := step % schedule.steps_per_window == 0:
             entered += sum(int(block) not in host for block in schedule.window_blocks(schedule.window_of(step)))
-        assert np.isfinite(engine.step().loss)
+        assert np.isfinite(engine.training.step().loss)
         waited = host.waited_seconds + engine.disk.waited_seconds
         host.waited_seconds = engine.disk.waited_seconds = 0.0
         if waited:

@@ -2,10 +2,11 @@
 
     python -m tests.bench_ranks [--ranks 2] [--rows 4096 16384 65536 262144] [--samples 256] [--dim 128] [--steps 18] ...
 
-    lanes   features travel to the rows, and gradients back: engine/lane_softmax.py
-    zero3   DeepSpeed gathers the rows on every rank and reduces their gradient: engine/zero3_softmax.py
+    lanes   features travel to the rows, and gradients back: engine/methods/lane_softmax.py
+    zero3   DeepSpeed gathers the rows on every rank and reduces their gradient: engine/methods/zero3_softmax.py
 
-    bytes   that a rank sends in a step, by what was called and the ring convention of engine/ranks.py: lanes by Ranks.sent_bytes, zero3
+    bytes   that a rank sends in a step, by what was called and the ring convention of engine/ranks/ranks.py: lanes by
+Ranks.sent_bytes, zero3
             by the log that DeepSpeed keeps of its collectives, and Ranks.sent_bytes for masks and scalars. Beside it the prediction,
             2 (R - 1)/R times the bytes of all features or all rows, and what the kernel has really sent over the process's TCP
             connections: that is gloo's doing, and NCCL's would be another
@@ -43,10 +44,10 @@ from typing import Any
 import numpy as np
 
 from datasets.batch import Batch
-from engine.memory_plan import plan
-from engine.ranks import Ranks
-from engine.stages import Stages
-from engine.step import train_step
+from engine.jobs.memory_plan import plan
+from engine.ranks.ranks import Ranks
+from engine.training.stages import Stages
+from engine.training.step import train_step
 from tests.bench_scale import RandomFeatures
 from tests.bench_support import machine
 from tests.engine.harness import Case, make_batch
@@ -324,7 +325,7 @@ def peak_table(case: Case, by_way: dict[str, dict[str, int]], ranks: int) -> str
 
 
 def planned_bytes(way: str, case: Case, ranks: int) -> int:
-    """What engine/memory_plan.py plans on the device, without a trunk."""
+    """What engine/jobs/memory_plan.py plans on the device, without a trunk."""
     counts = (
         "size block places waiting_blocks stored_row_bytes changed_rows trunk_weights views_bytes batches_ready keep"
     )

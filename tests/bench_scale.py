@@ -42,21 +42,21 @@ import torch
 
 from datasets.batch import Batch
 from datasets.schedule import Schedule
-from engine.active_rows import ActiveRows, Start
-from engine.checkpoint import Checkpoints
-from engine.files import DiskFiles
-from engine.host_tier import HostTier
-from engine.implementations import implementations, names
-from engine.lane_softmax import LaneSoftmax
-from engine.lanes import Lanes
-from engine.memory_plan import host_places
-from engine.ranks import Ranks
-from engine.row_gradients import row_gradient
-from engine.stages import Stages
-from engine.step import StepResult, train_step
-from engine.transitions import TransitionLog
-from engine.write_behind import WriteBehind
-from engine.zarr_store import ZarrStore
+from engine.disk.files import DiskFiles
+from engine.disk.write_behind import WriteBehind
+from engine.disk.zarr_store import ZarrStore
+from engine.jobs.memory_plan import host_places
+from engine.methods.lane_softmax import LaneSoftmax
+from engine.methods.row_gradients import row_gradient
+from engine.ranks.lanes import Lanes
+from engine.ranks.ranks import Ranks
+from engine.rows.active_rows import ActiveRows, Start
+from engine.rows.host_tier import HostTier
+from engine.rows.implementations import implementations, names
+from engine.rows.transitions import TransitionLog
+from engine.training.checkpoint import Checkpoints
+from engine.training.stages import Stages
+from engine.training.step import StepResult, train_step
 from tests.bench_support import machine, scratch, spread
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
@@ -101,7 +101,7 @@ class RandomFeatures:
 
 
 class Engine:
-    """Schedule, store, rows and a trunk without a network; `step` does what engine/pretrain.py does for each step."""
+    """Schedule, store, rows and a trunk without a network; `step` does what engine/training/pretrain.py does for each step."""
 
     def __init__(self, sizes: Sizes, directory: Path, read_ahead: int = 1, kernels: str = "auto") -> None:
         self.sizes, self.read_ahead = sizes, read_ahead
@@ -217,7 +217,7 @@ def take_steps(engine: Engine, count: int, started: float) -> dict[str, Any]:
     seconds, cpu_seconds = [], []
     for _ in range(count):
         start, cpu_start = time.perf_counter(), time.process_time()
-        assert np.isfinite(engine.step().loss)
+        assert np.isfinite(engine.training.step().loss)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
     return {

@@ -2,7 +2,8 @@
 
     python -m tests.bench_step [--rows 65536] [--batch 256] [--steps 60] [--threads 2] [--directory .]
 
-A step here is all of engine/step.py on a store on disk: schedule, admission with catch-up, softmax, the rows' SGD. Features are random and
+A step here is all of engine/training/step.py on a store on disk: schedule, admission with catch-up, softmax, the rows' SGD.
+Features are random and
 given, so there is no network, and what is left is what rows cost. One process, two engines, five steps each in turn.
 """
 
@@ -31,7 +32,7 @@ def step_seconds(sizes: Sizes, kernels: list[str], steps: int, directory: Path) 
             for name, engine in engines.items():
                 for _ in range(TURN):
                     start = time.perf_counter()
-                    engine.step()
+                    engine.training.step()
                     if first:
                         seconds[name].append(time.perf_counter() - start)
         for engine in engines.values():

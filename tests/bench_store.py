@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from engine.files import DiskFiles
-from engine.store import Block, empty_block
-from engine.zarr_format import columns_of, group_metadata
-from engine.zarr_store import ROWS, ZarrStore
+from engine.disk.files import DiskFiles
+from engine.disk.zarr_format import columns_of, group_metadata
+from engine.disk.zarr_store import ROWS, ZarrStore
+from engine.rows.store import Block, empty_block
 from tests.bench_support import drop_from_cache, files_below, machine, scratch, share_in_cache, spread
 
 WRITE_BAR, READ_BAR = 0.8, 0.7  # of the raw throughput
@@ -56,7 +56,7 @@ def random_blocks(count: int, rows: int, dim: int) -> list[Block]:
 
 
 class ThisStore:
-    """engine/zarr_store.py."""
+    """engine/disk/zarr_store.py."""
 
     durable = "yes: fsync a file, directories at the end; checksums at each read"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine import shapes
+from engine.disk import shapes
 
 _INSIDE = (
     "",

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.files import TEMPORARY, DiskFiles
-from engine.lock import Lock
+from engine.disk.files import TEMPORARY, DiskFiles
+from engine.disk.lock import Lock
 from tests.engine.faulty_files import Training
 from tests.engine.harness import Case
 

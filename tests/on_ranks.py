@@ -41,7 +41,7 @@ from unittest import mock
 
 import torch
 
-from engine import ranks as processes
+from engine.ranks import ranks as processes
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -51,8 +51,8 @@ _PRELOADED = [
     "torch",
     "torch.fx.experimental.symbolic_shapes",
     "pytest",
-    "engine.ranks",
-    "engine.zero",
+    "engine.ranks.ranks",
+    "engine.trunk.zero",
     "tests.engine.harness",
 ]
 _CONTEXT.set_forkserver_preload(_PRELOADED)

@@ -129,7 +129,7 @@ def test_a_job_that_would_replace_a_file_of_ours_by_name_alone_is_refused(run, c
 
 
 def test_two_outputs_whose_checkpoints_lie_at_one_place_exclude_each_other(run, capsys, tmp_path):
-    from engine.lock import Lock
+    from engine.disk.lock import Lock
 
     assert run("steps=3") == 0
     first = run.output

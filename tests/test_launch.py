@@ -23,9 +23,9 @@ from torchvision.models.vgg import VGG, make_layers
 import kernels.catch_up
 import kernels.compiled
 import kernels.row_update
-from engine import pretrain
-from engine.files import DiskFiles
-from engine.store import Damaged
+from engine.disk.files import DiskFiles
+from engine.rows.store import Damaged
+from engine.training import pretrain
 from kernels.compiled import NotCompiled, choose
 from kernels.sampled_softmax import ops as softmax_ops
 from tests.conftest import REPOSITORY, TINY
@@ -287,7 +287,7 @@ def test_three_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(r
 
 
 def test_a_run_whose_steps_are_all_refused_ends(run, capsys, monkeypatch):
-    from engine.trunk import Trunk
+    from engine.trunk.trunk import Trunk
 
     monkeypatch.setattr(Trunk, "update", lambda trunk, lr: trunk.discard())
     assert run("steps=60") == 1
@@ -342,7 +342,7 @@ def test_a_poisoned_step_leaves_no_row_behind_that_started_at_its_features(run, 
 
 
 def test_a_run_killed_in_its_last_evaluation_is_finished_by_the_next_start(run, monkeypatch):
-    from engine import session
+    from engine.training import session
 
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -547,7 +547,7 @@ def test_a_run_that_grew_goes_on_though_a_list_of_its_images_is_lost(run, growin
 
 
 def test_a_start_that_was_killed_before_its_first_step_fixes_no_new_image(run, growing, monkeypatch, capsys):
-    from engine import session
+    from engine.training import session
 
     root, config, add = growing
     assert run("steps=4", config=config) == 0
@@ -586,7 +586,8 @@ def test_a_window_over_all_images_keeps_its_length_when_they_grow(run, growing):
 
 
 def test_a_checkpoint_that_a_running_job_replaced_is_not_called_damaged(run, monkeypatch, capsys):
-    from engine import manifest, snapshots
+    from engine.disk import manifest
+    from engine.rows import snapshots
 
     assert run("steps=20", "checkpoint.every_steps=10") == 0
     files = run.output / "checkpoints"
@@ -663,7 +664,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_goes_on(
 
 
 def test_two_jobs_in_one_output_directory_are_refused(run, capsys):
-    from engine.lock import Lock
+    from engine.disk.lock import Lock
 
     assert run("steps=3") == 0
     held = Lock(run.output)

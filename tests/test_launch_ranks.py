@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from engine import manifest
-from engine.files import DiskFiles
+from engine.disk import manifest
+from engine.disk.files import DiskFiles
 from tests.conftest import REPOSITORY, TINY
 from tests.on_ranks import free_port
 
@@ -219,7 +219,7 @@ HINDERED = """
 import sys
 sys.path.insert(0, {root!r})
 import launch
-from engine import ranks
+from engine.ranks import ranks
 def hinder(rank):
 {how}
 start = ranks.start
@@ -237,7 +237,7 @@ sys.exit(launch.main(sys.argv[1:]))
     [
         (
             """
-    from engine import session
+    from engine.training import session
     def full(*arguments):
         raise OSError(28, "No space left on device")
     if rank == 0:

@@ -16,13 +16,19 @@ SOURCES = [
     for room in ("configs", "datasets", "engine", "kernels", "tests")
     for path in sorted((REPOSITORY / room).rglob("*.py"))
 ] + [REPOSITORY / "launch.py"]
+# The engine's rooms, from the top floor down: a room imports itself and what is below it.
+SUB_ROOMS = ("jobs", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks")
 STANDARD = set(sys.stdlib_module_names)
 
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it, by its full name."""
+    return names_imported(path, path.read_text())
+
+
+def names_imported(path: Path, text: str) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -57,28 +63,53 @@ def test_a_room_imports_only_what_it_may(room, packages, rooms):
         assert rooms_of(path) <= rooms, path
 
 
-def test_the_schema_imports_pydantic_alone_and_what_follows_from_it_no_kernels():
+def test_the_schema_imports_pydantic_alone_and_of_the_other_rooms_how_names_are_shown():
     for path in in_room("configs"):
-        if path.name in ("schema.py", "texts.py", "earlier.py"):
-            assert outside(path) <= {"pydantic"}
-            modules = {name for name in imports(path) if name.startswith(ROOMS)}
-            light = (
-                "configs.texts",
-                "configs.earlier",
-                "engine.shown",
-                "datasets.shown",
-            )  # which import the standard library alone
-            assert all(name.startswith(light) for name in modules), (path, modules)
-        else:
-            assert outside(path) <= {"torch", "numpy"} and rooms_of(path) <= {"configs", "datasets", "engine"}, path
+        assert outside(path) <= {"pydantic"}, path
+        modules = {name for name in imports(path) if name.startswith(ROOMS)}
+        assert all(name.startswith(("configs.", "datasets.shown")) for name in modules), (path, modules)
 
 
-def test_engine_imports_kernels_the_batch_types_and_how_names_are_shown_only():
+def upward(path: Path, text: str) -> list[str]:
+    """The imports of a file of the engine by which an arrow runs up, or out of the engine to where it may not."""
+    room = path.relative_to(REPOSITORY / "engine").parts[0]
+    below = SUB_ROOMS[SUB_ROOMS.index(room) :]
+    may = [f"engine.{one}" for one in below] + ["kernels", "datasets.batch", "datasets.shown"]
+    may += ["configs", "datasets"] if room == "jobs" else []
+    found = {
+        name
+        for name in names_imported(path, text)
+        if name.split(".")[0] in ROOMS and name not in ("engine", "datasets")
+    }
+    return sorted(name for name in found if not any(name == one or name.startswith(f"{one}.") for one in may))
+
+
+def test_arrows_between_the_rooms_of_the_engine_go_down_and_jobs_alone_see_configs_and_datasets():
+    there = {path.name for path in (REPOSITORY / "engine").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert there == set(SUB_ROOMS)
     for path in in_room("engine"):
-        assert rooms_of(path) <= {"engine", "kernels", "datasets"}, path
-        reached = {name for name in imports(path) if name.startswith("datasets")}
-        may = ("datasets.batch", "datasets.shown")
-        assert all(name in may or name.startswith(tuple(f"{one}." for one in may)) for name in reached), (path, reached)
+        if path != REPOSITORY / "engine" / "__init__.py":
+            assert not upward(path, path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("rows", "from engine.disk.files import Files"),
+        ("rows", "import engine.disk.files"),
+        ("disk", "from engine.training import checkpoint"),
+        ("training", "from engine.jobs.parts import open_data"),
+        ("training", "from datasets.schedule import Schedule"),
+        ("ranks", "from configs import schema"),
+        ("results", "def f():\n    from engine.training.run import Run"),
+    ],
+)
+def test_a_planted_upward_arrow_is_found(room, line):
+    path = REPOSITORY / "engine" / room / "planted.py"
+    assert upward(path, line)
+    assert not upward(
+        path, f"from engine.{room} import other\nfrom datasets.batch import Batch\nfrom engine.ranks.lanes import Lanes"
+    )
 
 
 def test_nothing_imports_launch_but_tests():
@@ -90,10 +121,10 @@ def test_nothing_imports_launch_but_tests():
 @pytest.mark.parametrize(
     ("package", "home"),
     [
-        ("deepspeed", "engine/zero.py"),
-        ("faiss", "engine/knn.py"),
-        ("torch.distributed", "engine/ranks.py"),
-        ("zarr", "engine/zarr_format.py"),
+        ("deepspeed", "engine/trunk/zero.py"),
+        ("faiss", "engine/evaluation/knn.py"),
+        ("torch.distributed", "engine/ranks/ranks.py"),
+        ("zarr", "engine/disk/zarr_format.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):
@@ -145,7 +176,6 @@ def test_every_key_of_the_schema_is_explained_in_the_docs():
 def test_every_key_of_the_schema_is_read_somewhere():
     from configs.schema import _known_keys
 
-    readers = [REPOSITORY / name for name in ("launch.py", "configs/parts.py", "configs/sizes.py")]
-    code = "\n".join(path.read_text() for path in [*in_room("engine"), *in_room("datasets"), *readers])
+    code = "\n".join(path.read_text() for path in [*in_room("engine"), *in_room("datasets"), REPOSITORY / "launch.py"])
     unread = [key for key in _known_keys() if key.split(".")[-1] not in code]
     assert not unread

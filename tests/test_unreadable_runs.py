@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from datasets import regular_file
 from datasets.folder import ImageFolder
-from engine import evaluate, pretrain, session
+from engine.evaluation import evaluate
+from engine.training import pretrain, session
 from tests.test_bad_input import folder_config, photos  # noqa: F401  a fixture
 
 

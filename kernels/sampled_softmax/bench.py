@@ -171,7 +171,7 @@ def three_products(features_BD: Tensor, rows_KD: Tensor) -> Run:
 def steps(
     loss_names: Sequence[str], features_BD: Tensor, rows_KD: Tensor, targets_B: Tensor, temperature: float
 ) -> dict[str, Run]:
-    """Loss, the features' gradient and one step of SGD for all rows, as engine/step.py does it and as plain torch does."""
+    """Loss, the features' gradient and one step of SGD for all rows, as engine/training/step.py does it and as plain torch does."""
     device = features_BD.device
     backend = device.type if any(name.startswith(device.type) for name in loss_names) else "aten"
     products = "bfloat16" if backend == "cuda" else "float32"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from configs import parts, schema
+from configs import schema
 from datasets.source import Source
+from engine.jobs import parts
 from tests.conftest import TINY
 
 AUGMENT = {"kind": "photos", "crops": [{"size": 16}]}

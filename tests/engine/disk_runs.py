@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from engine.checkpoint import Checkpoints, load_rows, read_trunk
-from engine.files import DiskFiles
-from engine.lanes import Lanes
-from engine.recovery import recover_together
-from engine.snapshots import RowReader, block_hashes, digest
-from engine.store import MemoryStore
-from engine.write_behind import WriteBehind
-from engine.zarr_store import ZarrStore
+from engine.disk.files import DiskFiles
+from engine.disk.recovery import recover_together
+from engine.disk.write_behind import WriteBehind
+from engine.disk.zarr_store import ZarrStore
+from engine.ranks.lanes import Lanes
+from engine.rows.snapshots import RowReader, block_hashes, digest
+from engine.rows.store import MemoryStore
+from engine.training.checkpoint import Checkpoints, load_rows, read_trunk
 from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine
 
 

@@ -21,12 +21,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from engine import manifest
-from engine.checkpoint import Checkpoints, load_rows, load_trunk
-from engine.files import DiskFiles
-from engine.snapshots import RowReader, block_hashes, digest
-from engine.write_behind import WriteBehind
-from engine.zarr_store import ZarrStore
+from engine.disk import manifest
+from engine.disk.files import DiskFiles
+from engine.disk.write_behind import WriteBehind
+from engine.disk.zarr_store import ZarrStore
+from engine.rows.snapshots import RowReader, block_hashes, digest
+from engine.training.checkpoint import Checkpoints, load_rows, load_trunk
 from tests.engine.harness import ALONE, engine_step, make_engine
 
 

@@ -8,21 +8,21 @@ import torch
 
 from datasets.batch import Batch
 from datasets.schedule import Schedule
-from engine.active_rows import ActiveRows, Start
-from engine.folding import Folding
-from engine.host_tier import HostTier
-from engine.implementations import implementations, names
-from engine.initial_rows import initial_rows
-from engine.lane_softmax import LaneSoftmax
-from engine.lanes import Lanes
-from engine.learning_rate import learning_rate
-from engine.ranks import Ranks
-from engine.row_gradients import row_gradient
-from engine.snapshots import RowReader
-from engine.stages import Stages
-from engine.step import train_step
-from engine.store import MemoryStore
-from engine.transitions import TransitionLog
+from engine.methods.lane_softmax import LaneSoftmax
+from engine.methods.row_gradients import row_gradient
+from engine.ranks.lanes import Lanes
+from engine.ranks.ranks import Ranks
+from engine.rows.active_rows import ActiveRows, Start
+from engine.rows.folding import Folding
+from engine.rows.host_tier import HostTier
+from engine.rows.implementations import implementations, names
+from engine.rows.initial_rows import initial_rows
+from engine.rows.snapshots import RowReader
+from engine.rows.store import MemoryStore
+from engine.rows.transitions import TransitionLog
+from engine.training.learning_rate import learning_rate
+from engine.training.stages import Stages
+from engine.training.step import train_step
 from tests.oracle import DensePIC
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.lanes import Lanes
+from engine.ranks.lanes import Lanes
 from tests.engine.harness import (
     GivenFeatures,
     capacities,
@@ -20,7 +20,7 @@ from tests.engine.harness import (
 
 def held_rows(case, ranks):
     """The memory of the active rows as DeepSpeed's ZeRO-3 holds it."""
-    from engine.zero import PartitionedRows
+    from engine.trunk.zero import PartitionedRows
 
     each = max(sum(capacities(case, Lanes(case.lanes, rank, ranks.size))) for rank in range(ranks.size))
     return PartitionedRows(
@@ -49,7 +49,7 @@ def make_rows(case, ranks, sharding, **options):
     if sharding == "lanes":
         rows = make_engine(case, ranks=ranks, **options)
         return rows, lane_softmax(case, rows, ranks)
-    from engine.zero3_softmax import Zero3Softmax
+    from engine.methods.zero3_softmax import Zero3Softmax
 
     held = held_rows(case, ranks)
     rows = make_engine(case, ranks=ranks, held_by=(held.w_SD, held.u_SD), **options)
@@ -113,8 +113,8 @@ class Watched:
 
 
 def real_trunk(case, ranks, stage, **block):
-    from engine.trunk import Trunk
-    from engine.zero import ZeroEngine
+    from engine.trunk.trunk import Trunk
+    from engine.trunk.zero import ZeroEngine
 
     train = partial(
         ZeroEngine,

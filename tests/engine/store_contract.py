@@ -1,4 +1,4 @@
-"""What every store of blocks must do: one class of tests, subclassed per store (tests/engine/test_stores.py).
+"""What every store of blocks must do: one class of tests, subclassed per store (tests/engine/disk/test_stores.py).
 
 A subclass makes the store and says what the bytes under it are, so that a test can look beside the store.
 """
@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.store import Block, empty_block
+from engine.rows.store import Block, empty_block
 
 ROWS, DIM = 4, 3
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.files import DiskFiles
-from engine.store import empty_block
+from engine.disk.files import DiskFiles
+from engine.rows.store import empty_block
 from tests import bench_disk, bench_scale, bench_step, bench_store, bench_support
 
 SHAPE = ["--window", "256", "--stride", "64", "--batch", "16", "--block", "16", "--lanes", "4", "--dim", "8"]

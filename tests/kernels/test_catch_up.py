@@ -1,11 +1,11 @@
-"""catch_up: to the bit what engine/transitions.py computes, in the slots asked for and nowhere else."""
+"""catch_up: to the bit what engine/rows/transitions.py computes, in the slots asked for and nowhere else."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from engine import transitions
+from engine.rows import transitions
 from kernels.catch_up import bench, catch_up_
 from kernels.catch_up.reference import catch_up_reference_
 from kernels.compiled import choose

@@ -1,0 +1,39 @@
+"""The checkpoint that a job looks at while, perhaps, a run goes on in the same directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.disk import manifest
+from engine.disk.files import DiskFiles
+from engine.disk.manifest import Kept
+from engine.rows.store import Damaged
+
+
+def chosen_checkpoint(output: Path, step: int | None) -> tuple[Kept, list[str]]:
+    """The newest whole checkpoint of the run in `output`, or that of a step; and what was wrong with others.
+
+    Raises ValueError where there is none.
+    """
+    files = DiskFiles(output / "checkpoints")
+    kept, complaints = manifest.recover(files, step)
+    if not kept:
+        there = ", ".join(str(number) for number in sorted(manifest.steps(files))) or "none"
+        wanted = "" if step is None else f" of step {step} (there are: {there})"
+        raise ValueError(
+            "\n".join(
+                [*complaints[:1], f"there is no whole checkpoint{wanted} in {files.root}; train one with job=pretrain"]
+            )
+        )
+    return kept[-1], complaints
+
+
+@contextmanager
+def while_it_is_there(kept: Kept) -> Iterator[None]:
+    """Tell a checkpoint that a running job replaced from a damaged one."""
+    try:
+        yield
+    except Damaged:
+        if kept.number in manifest.numbers(kept.files):
+            raise
+        raise ValueError(f"the run that goes on meanwhile has replaced checkpoint {kept.name}; try again") from None

@@ -1,0 +1,371 @@
+"""Manifests: what makes a checkpoint one. A numbered JSON file that names, with a checksum each, everything that belongs to it.
+
+    manifests/000000012.json     {"sha256": ..., "body": {"number": 12, "step": 1200, "files": {path: sha256}, "parts": [...], ...}}
+    step-000001200/              trunk, momentum, active rows, the log, the block map: safetensors
+    rows/000004-3fa29c/          generations of blocks (engine/disk/zarr_store.py)
+
+A part is what one rank wrote of its lanes: {"rank": 1, "ranks": 4, "active": path of its active rows, "blocks": its block map,
+"stored_blocks": how many, "generations": those that the map speaks of}. Whoever works for other lanes later reads what it needs of all
+parts, and nothing else.
+
+A checkpoint exists from the moment its manifest has its name, and not before; what no manifest names is garbage. The block map and the
+log grow with the run, so a checkpoint writes only what changed since the last full one (`delta`) and names both. A full one is
+due when the deltas since the last have together as many entries: a checkpoint then costs what changed, and now and then the whole,
+in a way that adds the square root of both.
+
+`recover` finds the newest checkpoint that is whole: manifest and files by checksum, resident blocks by checksum, all other blocks by
+name and size (their bytes are checked when they are read; `job=store store.verb=verify` checks all of them).
+
+What a manifest says is used after engine/disk/manifest_body.py has looked at it: no path of it leads out of `checkpoints`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load as numpy_load
+from safetensors.torch import load as torch_load
+
+from engine.disk import shapes
+from engine.disk.files import DIRECTORY, Files, write_whole
+from engine.disk.manifest_body import check_active, check_body, check_map, require_arrays
+from engine.disk.zarr_format import Column
+from engine.disk.zarr_store import Entry, Generation, ZarrStore
+from engine.ranks.lanes import ALL_LANES, Lanes
+from engine.rows.store import Damaged, empty_block
+
+FORMAT = 3
+MANIFESTS = "manifests"
+
+# (block, its generation's name, checksums) -> what is wrong with it, or None
+Known = dict[tuple[int, str, tuple[int, ...]], str | None]
+
+
+@dataclass
+class Kept:
+    """A checkpoint: the body of its manifest, and where its files are."""
+
+    files: Files
+    body: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        return self.body["number"]
+
+    @property
+    def step(self) -> int:
+        return self.body["step"]
+
+    @property
+    def name(self) -> str:
+        """For people; also the directory that holds most of its files."""
+        return self.body["directory"]
+
+    def read(self, name: str) -> bytes:
+        """One of its own files (`trunk`, `momentum`), or another by its path. Raises Damaged."""
+        path = name if "/" in name else f"{self.name}/{name}.safetensors"
+        try:
+            content = self.files.read(path)
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing") from None
+        except IsADirectoryError:
+            raise Damaged(f"{path} is a directory") from None
+        if hashlib.sha256(content).hexdigest() != self.body["files"][path]:
+            raise Damaged(f"{path.rpartition('/')[2]} does not match its checksum")
+        return content
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Of one of its safetensors files. Raises Damaged; what the arrays are is for the caller to check."""
+        return self._loaded(numpy_load, name)
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        return self._loaded(torch_load, name)
+
+    def log(self) -> dict[str, np.ndarray]:
+        """eta and loss of every step, float64 [steps], NaN where a step was skipped."""
+        parts = []
+        for path in (self.body["log"]["full"], self.body["log"]["delta"]):
+            if path:
+                parts.append(self.arrays(path))
+                kind = np.dtype(np.float64), (parts[-1]["eta"].size if "eta" in parts[-1] else 0,)
+                require_arrays(parts[-1], {"eta": kind, "loss": kind}, path.rpartition("/")[2])
+        log = {name: np.concatenate([part[name] for part in parts]) for name in ("eta", "loss")}
+        if len(log["eta"]) != self.step:
+            raise Damaged(f"its log has {len(log['eta'])} steps instead of {self.step}")
+        return log
+
+    def parts(self, lanes: Lanes = ALL_LANES) -> list[dict[str, Any]]:
+        """What was written of these lanes, and maybe of others with them."""
+        return [part for part in self.body["parts"] if lanes.meets(part["rank"], part["ranks"])]
+
+    def active(self, lanes: Lanes = ALL_LANES) -> list[dict[str, np.ndarray]]:
+        """The active rows, of each part that has some of these lanes."""
+        found = []
+        for part in self.parts(lanes):
+            found.append(self.arrays(part["active"]))
+            check_active(found[-1], self.body["rows"], part)
+        return found
+
+    def generations(self, lanes: Lanes = ALL_LANES) -> dict[int, Generation]:
+        return {
+            int(number): Generation(
+                kept["name"],
+                tuple(Column(*column) for column in kept["columns"]),
+                shared=kept.get("shared", False) or not lanes.contains(part["rank"], part["ranks"]),
+            )
+            for part in self.parts(lanes)
+            for number, kept in part["generations"].items()
+        }
+
+    def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> dict[int, Entry]:
+        """The block map of these lanes; the store learns the generations that it speaks of."""
+        found = self.generations(lanes)
+        store.generations |= {number: found[number] for number in found.keys() - store.generations.keys()}
+        entries: dict[int, Entry] = {}
+        for part in self.parts(lanes):
+            of_part: dict[int, Entry] = {}
+            for path in (part["blocks"]["full"], part["blocks"]["delta"]):
+                if path:
+                    arrays = self.arrays(path)
+                    check_map(arrays, self.body["rows"], part, path)
+                    # The full map may speak of generations that are gone, for blocks that the delta has anew.
+                    known = np.isin(arrays["generation"], list(store.generations))
+                    of_part |= store.entry_map({name: array[known] for name, array in arrays.items()})
+            if len(of_part) != part["stored_blocks"]:
+                raise Damaged(f"its map has {len(of_part)} blocks instead of {part['stored_blocks']}")
+            entries |= {block: entry for block, entry in of_part.items() if lanes.has(block)}
+        return entries
+
+    def files_of(self, lanes: Lanes) -> list[str]:
+        """The files that whoever works for these lanes reads; rank 0 reads those that belong to no lane, too."""
+        of_parts = {path: part for part in self.body["parts"] for path in _paths(part)}
+        mine = {path for part in self.parts(lanes) for path in _paths(part)}
+        return [path for path in self.body["files"] if path in mine or (lanes.rank == 0 and path not in of_parts)]
+
+    def _loaded(self, load: Callable[[bytes], Any], name: str) -> Any:
+        content = self.read(name)
+        try:
+            return load(content)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever safetensors makes of such a file
+            raise Damaged(f"{name} is not a safetensors file: {shapes.shown(str(error))}") from None
+
+    def store(self) -> ZarrStore:
+        """A store of this checkpoint's sizes, for reading its blocks."""
+        rows = self.body["rows"]
+        return ZarrStore(
+            self.files, block=rows["block"], dim=rows["dim"], positions=rows["positions"], dtype=np.dtype(rows["dtype"])
+        )
+
+
+def path_of(number: int) -> str:
+    return f"{MANIFESTS}/{number:09d}.json"
+
+
+def numbers(files: Files) -> list[int]:
+    """Of the manifests that are there, whole or not, newest first."""
+    found = (shapes.manifest_number(name) for name in files.listing(MANIFESTS) if name.endswith(".json"))
+    return sorted((number for number in found if number is not None), reverse=True)
+
+
+def next_number(files: Files) -> int:
+    """One that nothing there has: no manifest, and none that is half-written or set aside."""
+    found = (shapes.manifest_number(name) for name in files.listing(MANIFESTS))
+    number = max([0, *(number for number in found if number is not None)]) + 1
+    if number > shapes.MOST_MANIFESTS:
+        raise OSError(f"{path_of(number - 1)} leaves no number for the next checkpoint; move it away")
+    return number
+
+
+def steps(files: Files) -> list[int]:
+    """Of the checkpoints that are there, as far as their manifests can be read, newest first."""
+    found = []
+    for number in numbers(files):
+        with suppress(Damaged, OSError):
+            found.append(read(files, number).step)
+    return found
+
+
+def unnamed(files: Files, named: set[str]) -> list[str]:
+    """What the engine wrote among the manifests and in step directories, and `named` has not; a directory where it has nothing in it.
+
+    What is not the engine's by its name (engine/disk/shapes.py), or is a link, is not garbage.
+    """
+    found = []
+    for directory, size in files.listing("").items():
+        if size == DIRECTORY and (directory == MANIFESTS or shapes.is_step_directory(directory)):
+            below = {f"{directory}/{name}": kind for name, kind in files.listing(directory).items()}
+            ours = {path for path, kind in below.items() if kind >= DIRECTORY and shapes.is_file(path)}
+            found += sorted(ours - named) if below.keys() & named else [directory]
+    return found
+
+
+def publish(files: Files, body: dict[str, Any]) -> None:
+    """Make the checkpoint real. Everything that `body` names is durable already."""
+    path = path_of(body["number"])
+    assert path.rpartition("/")[2] not in files.listing(MANIFESTS), f"{path} was written before"
+    text = json.dumps({"sha256": _digest(body), "body": body}, indent=1)
+    try:
+        check_body(json.loads(text)["body"], body["number"])  # before anything that is older goes
+    except Damaged as error:
+        raise AssertionError(f"{path} would not be read again: {error}") from error
+    write_whole(files, path, [text.encode()])
+    files.sync_directory(MANIFESTS)
+
+
+def read(files: Files, number: int) -> Kept:
+    """The manifest `number`, if it is what was written. Raises Damaged."""
+    return read_at(files, path_of(number))
+
+
+def read_at(files: Files, path: str) -> Kept:
+    """The same of a manifest wherever it is; its name has its number."""
+    number = shapes.manifest_number(path.rpartition("/")[2])
+    assert number is not None, path
+    try:
+        content = json.loads(files.read(path))
+        body = content["body"]
+        if content["sha256"] != _digest(body):
+            raise Damaged("its manifest does not match its checksum")
+        if body["format"] == 2:
+            body = _from_format_2(body)
+        if body["format"] != FORMAT:
+            raise Damaged(f"format {shapes.shown(str(body['format']))} instead of {FORMAT}")
+        check_body(body, number)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"its manifest cannot be read: {shapes.shown(str(error))}") from None
+    except FileNotFoundError:
+        raise Damaged("its manifest is missing") from None
+    except IsADirectoryError:
+        raise Damaged("its manifest is a directory") from None
+    return Kept(files, body)
+
+
+def look(kept: Kept, is_newest: bool, lanes: Lanes = ALL_LANES) -> None:
+    """Raises Damaged unless the checkpoint can be loaded; of one behind the newest, unless it is known what it names."""
+    if is_newest:
+        check(kept, lanes)
+    else:  # what it names must not be taken for garbage
+        kept.entries(kept.store(), lanes)
+
+
+def recover(
+    files: Files, step: int | None = None, look: Callable[[Kept, bool], None] = look
+) -> tuple[list[Kept], list[str]]:
+    """Checkpoints, oldest first, the last of them whole; and a line for each newer one that is not.
+
+    step    look at checkpoints of this step alone
+    look    at a checkpoint: raises Damaged where it is
+    """
+    kept: list[Kept] = []
+    complaints: list[str] = []
+    for number in numbers(files):
+        name = f"number {number}"
+        try:
+            candidate = read(files, number)
+            name = candidate.name
+            if step is not None and candidate.step != step:
+                continue
+            look(candidate, not kept)
+            kept.append(candidate)
+            if step is not None:
+                break
+        except Damaged as error:  # an OSError may pass, and what is whole must not be taken for garbage
+            if number not in numbers(files):
+                continue  # a run that goes on meanwhile has replaced it
+            then = "left out" if kept else "trying the one before"
+            complaints.append(f"checkpoint {name} is damaged ({error}); {then}")
+    if not kept:  # so that they are not taken for what a killed run left
+        for name in sorted(files.listing("")):
+            if shapes.is_step_directory(name) and "manifest.json" in _names(files, name):
+                complaints.append(f"checkpoint {name} has format 1, which this version cannot read")
+    return kept[::-1], complaints
+
+
+def check(kept: Kept, lanes: Lanes = ALL_LANES) -> None:
+    """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded; OSError where it cannot be read.
+
+    lanes    look at what is theirs; rank 0 also at what is no lane's
+    """
+    problems = problems_of(kept, every_block=False, lanes=lanes)
+    if problems:
+        raise Damaged(problems[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""))
+
+
+def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes: Lanes = ALL_LANES) -> list[str]:
+    """A line for each file that is not what was written.
+
+    every_block   read all blocks, not those alone that a resume reads first; go on after a damaged file, and name what cannot be read
+    known         what came of blocks that were read before, for other checkpoints; what comes of these is added
+    """
+    named = (Damaged, OSError) if every_block else Damaged
+    lines: list[str] = []
+    for path in kept.files_of(lanes):
+        try:
+            kept.read(path)
+        except named as error:
+            lines.append(str(error))
+    if lines and not every_block:
+        return lines
+    store = kept.store()
+    try:
+        entries = kept.entries(store, lanes)
+    except named as error:
+        return lines or [str(error)]
+    missing = store.missing(entries)
+    lines += missing
+    bad = {line.split(" ", 2)[1] for line in missing}  # named already
+    out = None
+    known = {} if known is None else known
+    first_read = []
+    try:
+        first_read = kept.active(lanes)
+        if lanes.rank == 0:
+            kept.log()
+    except named as error:
+        lines.append(str(error))
+    resident = [block for active in first_read for block in active["resident"].tolist()]
+    for block in sorted(entries) if every_block else resident:
+        if block not in entries or str(block) in bad:
+            continue
+        version = block, store.generations[entries[block].generation].name, entries[block].checks
+        if version not in known:
+            try:
+                # Room for a block only now: a file of its size is there.
+                out = out or empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+                store.read_entry(block, entries[block], out)
+                known[version] = None
+            except named as error:
+                known[version] = str(error)
+        if complaint := known[version]:
+            lines.append(complaint)
+    return list(dict.fromkeys(lines))  # what several files have in common is found once for each
+
+
+def _paths(part: dict[str, Any]) -> list[str]:
+    return [path for path in (part["active"], part["blocks"]["full"], part["blocks"]["delta"]) if path]
+
+
+def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:
+    """One process wrote it, and it says of the whole what a part says now."""
+    part = {name: body.pop(name) for name in ("blocks", "stored_blocks", "generations")}
+    part |= {"rank": 0, "ranks": 1, "active": f"{body['directory']}/active.safetensors"}
+    return {**body, "format": FORMAT, "parts": [part]}
+
+
+def _names(files: Files, directory: str) -> set[str]:
+    """Of what is in a directory; nothing where it is a link."""
+    try:
+        return set(files.listing(directory))
+    except Damaged:
+        return set()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,153 @@
+"""Is it learning? kNN retrieval of a probe's labels, beside chance and raw pixels; RankMe where nothing is labelled.
+
+    knn_top1   share of queries that take the right label, mean over the query sets that are not jittered
+    raw        the same search on the pixels themselves, each image as one vector of unit length
+    rankme     exp(entropy of the normalised singular values) of the features (Garrido et al. 2023): 1 = collapsed to a line,
+               D = every direction used alike; needs no labels
+
+Features are read with the backbone in evaluation mode, without gradients; no state of the run changes. Ranks share out the images, in
+batches that do not depend on their number, and rank 0 compares.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.batch import ImageSet, Probe
+from engine.evaluation.knn import neighbours, vote
+from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE
+from engine.ranks.ranks import Road
+
+Embed = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How it is asked: `k` neighbours vote with weight exp(similarity / temperature) over "backbone" or "head" `features`.
+
+    limit, query_limit   only the first so many images of the gallery, and of each query set, are looked at
+    """
+
+    k: int
+    temperature: float
+    features: str
+    limit: int
+    query_limit: int
+
+    def __str__(self) -> str:
+        vote_text = f"k = {self.k}, vote weight exp(similarity / {self.temperature})"
+        return f"cosine of {self.features} features, {vote_text}; at most {self.limit} gallery images, {self.query_limit} queries a set"
+
+
+@dataclass
+class Evaluation:
+    """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures.
+
+    Features of images that could not be decoded are NaN; figures are over the others, and None where there are none.
+    """
+
+    figures: dict[str, float | None]
+    rankme: float | None
+    dim: int
+    gallery_MD: np.ndarray
+    queries: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def evaluate(
+    embed: Embed,
+    gallery: ImageSet,
+    queries: list[ImageSet],
+    protocol: Protocol,
+    ranks: Road,
+    stopped: Callable[[], object] = lambda: None,
+) -> Evaluation | None:
+    """Embed gallery and queries, and classify every query by its k nearest gallery images. All ranks call it; None at all but rank 0.
+
+    With no queries (nothing is labelled) the figures are empty and RankMe of the gallery is all there is.
+    stopped   asked before every batch, by all ranks together. Raises Stopped where it says yes
+    """
+    gallery_MD = embed_set(embed, gallery, protocol.limit, ranks, stopped)
+    queries_QD = [embed_set(embed, query, protocol.query_limit, ranks, stopped) for query in queries]
+    if not ranks.is_first:
+        return None
+    readable_M = np.isfinite(gallery_MD).all(axis=1)
+    result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
+    headline = []
+    for query, features_QD in zip(queries, queries_QD, strict=True):
+        assert gallery.labels_M is not None and query.labels_M is not None
+        readable_Q = np.isfinite(features_QD).all(axis=1)
+        result.queries[query.name] = features_QD
+        if not readable_M.any() or not readable_Q.any():
+            result.figures[query.name] = None
+            continue
+        gallery_labels = gallery.labels_M[: len(gallery_MD)][readable_M]
+        similarity_Qk, index_Qk = neighbours(gallery_MD[readable_M], features_QD[readable_Q], protocol.k)
+        winners_Q = vote(similarity_Qk, gallery_labels[index_Qk], protocol.temperature)
+        share = float((winners_Q == query.labels_M[: len(features_QD)][readable_Q]).mean())
+        result.figures[query.name] = share
+        if not query.jittered:
+            headline.append(share)
+    if queries:
+        result.figures["knn_top1"] = None
+    if headline:
+        result.figures["knn_top1"] = float(np.mean(headline))
+    return result
+
+
+class Stopped(Exception):
+    """The run was asked to end while it evaluated."""
+
+
+def embed_set(
+    embed: Embed, images: ImageSet, limit: int, ranks: Road, stopped: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """Features of the first `limit` images, float32 [M, D]; empty at all ranks but the first. Each embeds every R-th batch.
+
+    Raises Stopped where `stopped` says so; ranks that have no batch left ask with the others.
+    """
+    count = min(images.count, limit)
+    starts = range(0, count, EVALUATION_BATCH)
+    mine = []
+    for first in range(0, len(starts), ranks.size):
+        if stopped():
+            raise Stopped
+        if first + ranks.rank < len(starts):
+            start = starts[first + ranks.rank]
+            mine.append(embed(images.load(start, min(start + EVALUATION_BATCH, count))).numpy())
+    told = ranks.to_first(mine)
+    if not ranks.is_first:
+        return np.empty((0, 0), dtype=np.float32)
+    return np.concatenate([told[batch % ranks.size][batch // ranks.size] for batch in range(len(starts))])
+
+
+def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Each image as one vector of unit length: the `embed` of the baseline."""
+    if images_BCHW.shape[-1] > RAW_SIDE:
+        images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, RAW_SIDE)
+    return torch.nn.functional.normalize(images_BCHW.flatten(1))
+
+
+def rankme(features_MD: np.ndarray) -> float | None:
+    """exp of the entropy of the singular values' shares; between 1 and min(M, D). None without features."""
+    if not len(features_MD):
+        return None
+    singular = np.linalg.svd(features_MD.astype(np.float64), compute_uv=False)
+    share = singular / singular.sum() + 1e-7
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def record(result: Evaluation, probe: Probe | None, raw: dict[str, float | None], protocol: Protocol) -> dict[str, Any]:
+    """One line of evaluations.jsonl, without the step."""
+    return {
+        "figures": result.figures,
+        "chance": 1 / probe.classes if probe else None,
+        "raw_pixels": raw,
+        "protocol": f"{probe.protocol}; {protocol}"
+        if probe
+        else f"no labels: RankMe of {protocol.features} features only",
+        "rankme": result.rankme,
+        "rankme_dim": result.dim,
+    }

@@ -1,0 +1,382 @@
+"""Looking after the rows on the disk: what job=store does, one function a verb. Each prints, and returns the exit code.
+
+    verify    reads every byte that a checkpoint names, a block that several share once
+    scrub     removes what the engine wrote and no checkpoint names: what a killed run left. What somebody put there stays
+    repair    goes back to the newest checkpoint that is whole, to the last block
+    inspect   what is on the disk, and a picture of when each block was last active
+    export    every row, caught up, in instance order
+
+Damage is never mended by guessing: a checkpoint that lacks a block is of no use, and the one before is. So `repair` only renames:
+the manifests of newer checkpoints become *.damaged, which nothing reads. Their files stay until the run goes on, whose start
+removes what no manifest names; until then the renaming can be undone by hand. Only the zarr.json files of a generation
+follow from what the manifest says of it, and are written anew.
+
+What is left out: zarr written straight from the rows. Neighbours in the order of positions lie anywhere in the order of instances, so
+every row would rewrite its chunk. Rows go into a memory-mapped file first and from there into zarr, which for a while takes their
+bytes twice, on the disk.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from engine.disk import manifest, shapes
+from engine.disk.files import DIRECTORY, TEMPORARY, Files, remove_tree
+from engine.disk.manifest import Kept, Known
+from engine.disk.sweep import foreign_line
+from engine.disk.zarr_format import CRC_BYTES, create_export
+from engine.disk.zarr_store import ROWS
+from engine.jobs.store_picture import ages_of, by_decade, draw
+from engine.results import exports
+from engine.results.progress import bytes_text
+from engine.results.whole_files import Together, own_directory, refuse_links, write_file
+from engine.rows.active_rows import ActiveRows
+from engine.rows.snapshots import RowReader
+from engine.rows.store import Damaged
+
+SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
+_REMEDY = "store.verb=repair goes back to the newest that is whole"
+_LISTED_GENERATIONS = 20
+_EXPORT_CHUNK_BYTES = 16 * 2**20
+_METADATA_BYTES = 2**16  # more than zarr's take
+
+
+def verify(files: Files, step: int | None) -> int:
+    """Check all checkpoints, or that of a step; 0: all are whole. ValueError where there is none."""
+    return 1 if _verified(files, step)[1] else 0
+
+
+def scrub(files: Files) -> int:
+    """Remove what no checkpoint names; nothing at all, and 1, where one is damaged."""
+    kept, damaged = _verified(files, None)
+    if damaged:
+        print("nothing was removed")
+        return 1
+    total = _remove(files, _unnamed(files, kept))
+    print("there was nothing to remove" if total is None else f"removed {total:,} bytes in all")
+    if line := foreign_line(files):
+        print(line)
+    for path in _set_aside(files):
+        print(f"{path} stays, with what it names; the next start of the run removes both")
+    return 0
+
+
+def repair(files: Files) -> int:
+    """Go back to the newest checkpoint that is whole; 1 where none is, and then nothing is changed."""
+    known: Known = {}
+    damaged: list[tuple[int, str, list[str]]] = []
+    for number in _numbers(files):
+        name, kept, lines = _examined(files, number, known)
+        if kept and not lines:
+            break
+        damaged.append((number, name, lines))
+    else:
+        shown = next((lines for _, _, lines in damaged if len(lines) > 1), damaged[0][2])
+        for _, name, lines in damaged:
+            for line in lines if lines is shown else lines[:1]:
+                print(f"checkpoint {name}: {line}")
+        print(
+            "no checkpoint is whole, and nothing was changed; put the files back from a copy, or start over with --fresh"
+        )
+        return 1
+    # The newest first: wherever this is cut short, the checkpoints that are left are the older ones.
+    for number, name, lines in damaged:
+        path = manifest.path_of(number)
+        aside = path.removesuffix(".json") + SET_ASIDE
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        try:
+            files.rename(path, aside)
+        except Damaged:  # a link
+            print(f"checkpoint {name} stays where it is, and is passed over: {lines[0]}{more}")
+        else:
+            print(f"checkpoint {name} is set aside as {aside}: {lines[0]}{more}")
+    if damaged:
+        files.sync_directory(manifest.MANIFESTS)
+    mended, code = False, 0
+    try:
+        mended = _write_metadata(kept)
+    except Damaged as error:
+        print(f"generation of checkpoint {kept.name}: {error}")
+        code = 1
+    for number in manifest.numbers(files)[1:]:
+        with suppress(Damaged):  # an older one that is damaged stays as it is, and goes in its turn
+            mended |= _write_metadata(manifest.read(files, number))
+    if damaged:
+        print(
+            f"the next start goes on after step {kept.step} from {kept.name}, and then removes what was set aside; "
+            f"until then nothing is lost, and renaming *{SET_ASIDE} to *.json undoes this"
+        )
+    elif not mended and not code:
+        print(f"nothing is to be repaired: the newest checkpoint, {kept.name}, is whole")
+    return code
+
+
+def inspect(kept: Kept, picture: Path) -> int:
+    """Print what a checkpoint has on the disk, and draw `picture`, a PNG. Raises Damaged; ValueError where `picture` is a link."""
+    refuse_links(picture.parent, [picture.name])
+    store, rows = kept.store(), kept.body["rows"]
+    entries = kept.entries(store)
+    blocks = -(-rows["positions"] // rows["block"])
+    print(f"checkpoint {kept.name}: number {kept.number}, after {kept.step:,} steps")
+    print(
+        f"positions: {rows['positions']:,}, in {blocks:,} blocks of {rows['block']:,}; rows of {rows['dim']:,} {rows['dtype']}"
+    )
+    print(f"stored: {_count(len(entries), 'block')} ({len(entries) / blocks:.1%}); the others were never visited")
+
+    table = []
+    counts = np.unique([entry.generation for entry in entries.values()], return_counts=True)
+    for number, count in zip(*(part.tolist() for part in counts), strict=True):
+        columns = store.generations[number].columns
+        said = ", ".join(f"{column.name} {column.dtype}" for column in columns)
+        table.append(
+            (store.generations[number].name, said, count, count * sum(c.chunk_bytes(rows["block"]) for c in columns))
+        )
+    table.sort(key=lambda line: -line[3])
+    print(f"rows on the disk: {bytes_text(sum(line[3] for line in table))} in {_count(len(table), 'generation')}")
+    for name, said, count, count_bytes in table[:_LISTED_GENERATIONS]:
+        print(f"  {name}  {_count(count, 'block'):>16}  {bytes_text(count_bytes):>10}  {said}")
+    if rest := table[_LISTED_GENERATIONS:]:
+        print(
+            f"  and {len(rest):,} smaller ones  {sum(r[2] for r in rest):,} blocks  {bytes_text(sum(r[3] for r in rest))}"
+        )
+    sizes = {path.rpartition("/")[2].partition(".")[0]: size for path, size in kept.body["sizes"].items()}
+    said = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(sizes.items()))
+    print(f"its own files: {bytes_text(sum(sizes.values()))} ({said})")
+
+    ages = ages_of(kept, blocks)
+    print("steps since a block last had an active row:")
+    for label, count in by_decade(ages):
+        print(f"  {label:>24}  {count / blocks:6.1%}  {_count(count, 'block')}")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw(ages, rows["block"], kept.step, picture)
+    print(f"a picture of that is in {picture}")
+    return 0
+
+
+def export(
+    directory: Path,
+    rows: ActiveRows,
+    size: int,
+    instances: Callable[[np.ndarray], np.ndarray],
+    step: int,
+    format: str,
+) -> int:
+    """Write rows-<step>.npy or .zarr, and rows-<step>.json beside it, into `directory`.
+
+    rows        of the checkpoint of `step`     size   N     instances   the schedule's map from positions to instances
+    format      "npy" or "zarr": float32 [N, D] caught up, as exports.export_rows has it
+    A file has its final name only when it is whole; one that had it before is replaced then, and not before.
+
+    Raises ValueError where something there is a link or nobody's export, OSError where the disk has no room: before any row is read.
+    """
+    own_directory(directory)
+    name, about, reader = f"rows-{step}.{format}", f"rows-{step}.json", RowReader(rows)
+    content = exports.manifest_bytes({"step": step, "shape": (size, rows.host.weight.shape[1])})
+    if format == "zarr":
+        refuse_links(directory, [about])
+        _export_zarr(directory, name, reader, size, instances)
+        write_file(directory / about, content)
+    else:
+        with Together(directory, [name, about]) as new:
+            exports.write_rows(new, name, reader, size, instances)
+            new.write(about, content)
+    dim = rows.host.weight.shape[1]
+    print(
+        f"exported the rows of step {step} to {directory / name}: {size:,} x {dim:,} float32, row i belongs to instance i"
+    )
+    return 0
+
+
+def _export_zarr(
+    directory: Path, name: str, reader: RowReader, size: int, instances: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Write the rows as the zarr array `name`, by way of an .npy."""
+    path, part, old = (directory / f"{name}{end}" for end in ("", TEMPORARY, f".old{TEMPORARY}"))
+    for there in (path, part, old):
+        odd = (
+            [there.name] if there.is_symlink() else exports.foreign_in(directory, there.name) if there.exists() else []
+        )
+        if odd:
+            raise ValueError(f"{directory / shapes.shown(odd[0])} is nothing that an export wrote; move it away")
+    if old.exists() and not path.exists():  # an export was killed while it took the place of one before
+        old.rename(path)
+    source, room = name.removesuffix(".zarr") + ".npy", f"{name}.room"
+    with Together(directory, [source, room]) as scratch:
+        dim = reader.rows.host.weight.shape[1]
+        chunk_rows = min(max(1, _EXPORT_CHUNK_BYTES // (4 * dim)), size)
+        chunks = -(-size // chunk_rows)
+        chunk_bytes = 4 * chunk_rows * dim + CRC_BYTES
+        left = scratch.room(room, chunks * chunk_bytes + _METADATA_BYTES)
+        rows_ND = exports.write_rows(scratch, source, reader, size, instances)
+        for there in (part, old):
+            _remove_export(there)
+        out = create_export(part, rows_ND.shape, chunk_rows)
+        for number, first in enumerate(range(0, size, chunk_rows), start=1):
+            os.ftruncate(left, (chunks - number) * chunk_bytes)  # its room is the chunk's now
+            out[first : first + chunk_rows] = rows_ND[first : first + chunk_rows]
+        scratch.discard()
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    _remove_export(old)
+
+
+def _remove_export(path: Path) -> None:
+    """A zarr array of ours, in which nothing else is."""
+    if path.exists():
+        exports.remove_zarr(path)
+
+
+def _verified(files: Files, step: int | None) -> tuple[list[Kept], int]:
+    """(checkpoints that are whole, newest first; how many are damaged), printed."""
+    whole: list[Kept] = []
+    damaged, looked_at, newest_is_whole = 0, 0, False
+    known: Known = {}
+    for number in _numbers(files):
+        name, kept, lines = _examined(files, number, known, step)
+        if step is not None and (kept is None or kept.step != step):
+            continue
+        if kept:
+            lines += _metadata_problems(kept).values()
+        if lines and number not in manifest.numbers(files):
+            continue  # a run that goes on meanwhile has removed it
+        looked_at += 1
+        newest_is_whole |= looked_at == 1 and not lines
+        for line in lines:
+            print(f"checkpoint {name}: {line}")
+        if kept and not lines:
+            whole.append(kept)
+            print(f"checkpoint {name}: {_said(kept)}: whole")
+        damaged += bool(lines)
+    if step is not None and not looked_at:
+        there = ", ".join(str(one) for one in sorted(manifest.steps(files))) or "none"
+        raise ValueError(f"there is no checkpoint of step {step} (there are: {there}); set store.step to one of these")
+    if damaged:
+        then = "the newest is whole, and the others go in their turn" if newest_is_whole else _REMEDY
+        are = "is" if damaged == 1 else "are"
+        print(f"{damaged} of {_count(looked_at, 'checkpoint')} {are} damaged; {then}")
+    return whole, damaged
+
+
+def _numbers(files: Files) -> list[int]:
+    found = manifest.numbers(files)
+    if not found:
+        raise ValueError("there is no checkpoint in this output directory; train with job=pretrain")
+    return found
+
+
+def _examined(files: Files, number: int, known: Known, step: int | None = None) -> tuple[str, Kept | None, list[str]]:
+    """(name for people; the checkpoint, None where its manifest cannot be read; what is wrong with its files and blocks).
+
+    step   look no further into those of other steps
+    """
+    try:
+        kept = manifest.read(files, number)
+    except (Damaged, OSError) as error:
+        return f"number {number}", None, [str(error)]
+    looked_at = step is None or kept.step == step
+    return kept.name, kept, manifest.problems_of(kept, every_block=True, known=known) if looked_at else []
+
+
+def _metadata_problems(kept: Kept) -> dict[int, str]:
+    """Of the generations that have blocks of this checkpoint, by number: those that zarr would not open, and why."""
+    store = kept.store()
+    try:
+        entries = kept.entries(store)
+    except (Damaged, OSError):  # named already
+        return {}
+    found = ((number, store.metadata_problem(number)) for number in sorted({e.generation for e in entries.values()}))
+    return {number: line for number, line in found if line}
+
+
+def _write_metadata(kept: Kept) -> bool:
+    """Write the zarr.json files anew that need it; whether any did."""
+    problems = _metadata_problems(kept)
+    store = kept.store()
+    store.generations = kept.generations()
+    for number, line in problems.items():
+        store.write_metadata(number)
+        print(f"{line}; its zarr.json files were written anew")
+    return bool(problems)
+
+
+def _said(kept: Kept) -> str:
+    store = kept.store()
+    entries = kept.entries(store)
+    row_bytes = sum(
+        column.chunk_bytes(store.block)
+        for entry in entries.values()
+        for column in store.generations[entry.generation].columns
+    )
+    total = bytes_text(row_bytes + sum(kept.body["sizes"].values()))
+    return f"{_count(len(entries), 'block')}, {_count(len(kept.body['files']), 'file')}, {total}"
+
+
+def _set_aside(files: Files) -> list[str]:
+    """Paths of the manifests that repair has set aside."""
+    return [
+        f"{manifest.MANIFESTS}/{name}"
+        for name, size in sorted(files.listing(manifest.MANIFESTS).items())
+        if name.endswith(SET_ASIDE) and size >= 0 and shapes.manifest_number(name) is not None
+    ]
+
+
+def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
+    """Paths of what no checkpoint names.
+
+    kept   all of them, whole. What was set aside stays too, with its files and generations, as far as its manifest can be read
+    """
+    store = kept[0].store()
+    garbage = store.restore([(one.number, one.entries(store)) for one in reversed(kept)], next_generation=1)
+    for generation in store.generations.values():
+        wanted = {"zarr.json", *(column.name for column in generation.columns)}
+        root = f"{ROWS}/{generation.name}"
+        there = {name: size for name, size in files.listing(root).items() if name not in wanted}
+        garbage += [
+            f"{root}/{name}"
+            for name, size in there.items()
+            if (shapes.is_directory if size == DIRECTORY else shapes.is_file)(f"{root}/{name}") and size >= DIRECTORY
+        ]
+    named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
+    for aside in _set_aside(files):
+        named.add(aside)
+        with suppress(Damaged, OSError):
+            then = manifest.read_at(files, aside)
+            named |= then.body["files"].keys()
+            roots = [f"{ROWS}/{generation.name}" for generation in then.generations().values()]
+            garbage = [one for one in garbage if not any(one == root or one.startswith(f"{root}/") for root in roots)]
+    return garbage + manifest.unnamed(files, named)
+
+
+def _remove(files: Files, garbage: list[str]) -> int | None:
+    """Remove these paths and say so, a line for a directory or for the files in one; returns the bytes, None where nothing went."""
+    inside: dict[str, list[str]] = {}
+    for path in garbage:
+        above, _, name = path.rpartition("/")
+        inside.setdefault(above, []).append(name)
+    total, went = 0, False
+    for above, names in sorted(inside.items()):
+        sizes = files.listing(above)  # once: it may have very many names
+        root = f"{above}/" if above else ""
+        for name in sorted(name for name in names if sizes[name] == DIRECTORY):
+            count_bytes = remove_tree(files, root + name)
+            if name in files.listing(above) and not count_bytes:
+                continue  # nothing in it was ours
+            print(f"removed {root}{name}: {count_bytes:,} bytes")
+            total, went = total + count_bytes, True
+        alone = sorted(name for name in names if sizes[name] >= 0)
+        for name in alone:
+            files.remove(root + name)
+        if alone:
+            count_bytes = sum(sizes[name] for name in alone)
+            shown = root + alone[0] if len(alone) == 1 else f"{len(alone):,} files of {above}"
+            print(f"removed {shown}: {count_bytes:,} bytes")
+            total, went = total + count_bytes, True
+    return total if went else None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

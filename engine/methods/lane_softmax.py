@@ -1,0 +1,138 @@
+"""The softmax over rows that stay where their lanes are: features travel to the rows, and gradients back.
+
+    1. every rank's features are gathered:                       z of all ranks, in the order of the batch
+    2. each rank sums over its own rows:                         max, sum of exp, and the negatives' part of dz
+    3. two reductions of one number a sample:                    the log-sum-exp over all rows
+    4. the gradient of a row is complete where the row lives:    it is spent there (engine/methods/row_gradients.py)
+    5. what the ranks have of dz is summed and given back:       dz of this rank's samples
+
+A sample's own row is always on its own rank, because a rank works for the images of its lanes; so positives and losses need no
+exchange. On the wire are 2 V G D numbers and 2 V G scalars a step, whatever K and N are. Every rank computes with the same samples
+in the same order, so the sum that makes a row's gradient is the same for every R but for the last digits of the log-sum-exp.
+
+With one rank steps 1, 3 and 5 are nothing, and the rest is the code of many.
+"""
+
+import numpy as np
+import torch
+
+from engine.methods.row_gradients import RowGradient, SoftmaxInputs
+from engine.methods.softmax import MicroBatch
+from engine.ranks.ranks import Ranks
+from engine.rows.active_rows import ActiveRows
+from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
+
+
+class LaneSoftmax:
+    """Implements engine.methods.softmax.Softmax. gradient: how the rows' gradient becomes their step."""
+
+    name = "lanes"
+
+    def __init__(self, rows: ActiveRows, ranks: Ranks, gradient: RowGradient, *, temperature: float) -> None:
+        self.rows, self.ranks, self.gradient, self.temperature = rows, ranks, gradient, temperature
+        self.why = f"the gradient of rows is {gradient.name}: {gradient.why}"
+        self.rows_step = rows.kernels["row_update"]
+        if gradient.name == "fused":  # the softmax's own code makes the rows' step
+            self.rows_step = f"{rows.kernels['sampled_softmax']} (fused)"
+
+    def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
+        rows, views = self.rows, len(micro.rows_grad_V)
+        device = rows.w_KD.device
+        travel = Travel(self.ranks, rows.lanes.in_batch_order(micro.kept_RP.size), micro.kept_RP, views)
+        z_XD = travel.gather(micro.z_XD)
+        targets_X = torch.from_numpy(travel.targets(micro.slots_B)).to(device)
+        weight_X = torch.from_numpy(travel.of_places(micro.weight_RP)).to(rows.w_KD)
+        rows_need_grad_X = torch.tensor(micro.rows_grad_V).repeat_interleave(len(z_XD) // views).to(device)
+        mask_K = rows.mask()
+        forward = softmax_forward_negatives(
+            z_XD,
+            rows.w_KD,
+            targets_X,
+            temperature=self.temperature,
+            row_mask_K=mask_K,
+            backend=rows.kernels["sampled_softmax"],
+        )
+        lse_X = self._over_all_rows(forward.max_B, forward.sumexp_B)
+        loss = float(torch.where(targets_X >= 0, (lse_X - forward.positive_B) * weight_X, 0.0).sum())
+        dz_XD = travel.give_back(
+            features_gradient(
+                forward,
+                z_XD,
+                rows.w_KD,
+                targets_X,
+                lse_X,
+                weight_X,
+                temperature=self.temperature,
+                row_mask_K=mask_K,
+            )
+        )
+        inputs = SoftmaxInputs(
+            z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
+        )
+        # A feature that is not finite may belong to a row that could not start at it, and then has no loss of its own.
+        finite = bool(torch.isfinite(z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
+        return loss, dz_XD, finite and self.gradient.add(inputs)
+
+    def apply(self, eta: float) -> None:
+        self.gradient.apply(eta)
+
+    def discard(self) -> None:
+        self.gradient.discard()
+
+    def _over_all_rows(self, max_X: torch.Tensor, sumexp_X: torch.Tensor) -> torch.Tensor:
+        """The log-sum-exp over the rows of all ranks, float64."""
+        if self.ranks.size == 1:
+            return combine([(max_X, sumexp_X)])
+        largest_X = self.ranks.max(max_X.clone(), "statistics")
+        # A rank without rows has a maximum of -inf and a sum of 0.
+        sumexp_X = self.ranks.sum(sumexp_X * torch.exp(max_X - largest_X), "statistics")
+        return combine([(largest_X, sumexp_X)])
+
+
+class Travel:
+    """The way of one micro-batch's samples to all ranks and of their gradients back.
+
+    order_Q    where each place of the micro-batch, in the order of lanes, is when the ranks' parts stand one after the other
+    kept_RP    bool, the places that go through the network, of each rank
+    views      V
+
+    What travels has the same size on every rank: P places a view, zeros where a place is not kept. With R = 2, P = 2, V = 1, one lane
+    each, and rank 1's second place empty: rank 0 sends [a, b], rank 1 sends [c, 0], and both compute with [a, b, c].
+    """
+
+    def __init__(self, ranks: Ranks, order_Q: np.ndarray, kept_RP: np.ndarray, views: int) -> None:
+        self.ranks, self.kept_RP, self.views = ranks, kept_RP, views
+        self._places_B = order_Q[kept_RP.reshape(-1)[order_Q]]  # kept places, as r P + p
+        places = kept_RP.shape[1]
+        rank_B, place_B = np.divmod(self._places_B, places)
+        # As r V P + v P + p: where a sample is in what was gathered.
+        index_VB = (rank_B * views * places + place_B) + np.arange(views)[:, None] * places
+        self._index_X = torch.from_numpy(index_VB.reshape(-1))
+        mine_P = kept_RP[ranks.rank]
+        self._mine_X = torch.from_numpy(np.flatnonzero(np.tile(mine_P, views)))
+
+    def gather(self, z_XD: torch.Tensor) -> torch.Tensor:
+        """This rank's features -> those of all ranks, views one after the other, places in the order of the batch."""
+        if self.ranks.size == 1:
+            return z_XD
+        padded_XD = z_XD.new_zeros(self.views * self.kept_RP.shape[1], z_XD.shape[1])
+        padded_XD[self._mine_X.to(z_XD.device)] = z_XD
+        return self.ranks.gather(padded_XD, "features")[self._index_X.to(z_XD.device)]
+
+    def give_back(self, dz_XD: torch.Tensor) -> torch.Tensor:
+        """What this rank's rows make of every sample's gradient -> the whole gradient of this rank's samples."""
+        if self.ranks.size == 1:
+            return dz_XD
+        padded_XD = dz_XD.new_zeros(self.views * self.kept_RP.size, dz_XD.shape[1])
+        padded_XD[self._index_X.to(dz_XD.device)] = dz_XD
+        return self.ranks.scatter_sum(padded_XD, "features' gradient")[self._mine_X.to(dz_XD.device)]
+
+    def targets(self, slots_B: np.ndarray) -> np.ndarray:
+        """The slots of this rank's kept places -> a target for every sample, -1 where the row lives elsewhere; int64 [X]."""
+        slots_RP = np.full(self.kept_RP.shape, -1, dtype=np.int64)
+        slots_RP[self.ranks.rank, self.kept_RP[self.ranks.rank]] = slots_B
+        return self.of_places(slots_RP)
+
+    def of_places(self, values_RP: np.ndarray) -> np.ndarray:
+        """A value for every place -> one for every sample, [X]."""
+        return np.tile(values_RP.reshape(-1)[self._places_B], self.views)

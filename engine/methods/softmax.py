@@ -1,0 +1,51 @@
+"""What a step asks of the classifier: the loss and its gradients over the active rows of all ranks, then one step of the rows.
+
+There are two ways to share the rows out, and a run takes one of them (`classifier.sharding`):
+
+    lanes    engine/methods/lane_softmax.py: features travel, rows stay. Bytes on the wire do not depend on K
+    zero3    engine/methods/zero3_softmax.py: the rows are a parameter that DeepSpeed partitions, gathers and trains. O(K D) bytes a step
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+@dataclass
+class MicroBatch:
+    """The samples of one micro-batch, as its rank sees them. B: this rank's places that go through the network.
+
+    z_XD        the features of these places, [V B, D], views one after the other, detached, in the rows' dtype
+    slots_B     int64, the slot of each place's row on this rank; -1 = empty
+    kept_RP     bool [R, P], of each rank's places those that go through its network; the same on every rank
+    weight_RP   float64 [R, P], what the loss of a view of this place weighs; 0 = empty
+    rows_grad_V bool of each view, False: its loss sends no gradient into rows
+    """
+
+    z_XD: torch.Tensor
+    slots_B: np.ndarray
+    kept_RP: np.ndarray
+    weight_RP: np.ndarray
+    rows_grad_V: list[bool]
+
+
+class Softmax(Protocol):
+    """name: "lanes" or "zero3"; why: what else a reader of the log should know, one line."""
+
+    name: str
+    why: str
+    rows_step: str  # what makes the rows' step, for summary.json
+
+    def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
+        """Take one micro-batch: (weighted loss of this rank's samples, d(loss of all ranks)/dz [V B, D], whether all was finite).
+
+        All ranks call it together, and are to agree on the last before they go on: one rank's rows may overflow alone.
+        """
+
+    def apply(self, eta: float) -> None:
+        """One step of SGD for the rows with what was added; then start anew."""
+
+    def discard(self) -> None:
+        """Forget what was added."""

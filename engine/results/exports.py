@@ -1,0 +1,148 @@
+"""What people take away from a run: the backbone for torchvision, every image's embedding, every row, all in instance order.
+
+    exports/backbone.safetensors   torchvision's names; loads strictly once the model's classifier is Identity
+    exports/embeddings.npy         float32 [N, width], backbone features of unit length; NaN where an image cannot be read
+    exports/rows.npy               float32 [N, D], caught up to the checkpoint's step. A row never visited is what the generator and
+                                   weight decay made of it; with rows that start at a feature it does not exist and is NaN
+    exports/manifest.json          step, N, shapes
+
+The four belong together. They are written beside those of an export before, and take their names when all are whole
+(engine/results/whole_files.py); manifest.json goes first and comes last, so without it the others may be of two exports.
+
+Arrays are written through memory maps, so the host holds a batch of images or a block of rows at a time.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from engine.disk import shapes
+from engine.results.whole_files import Together, own_directory, write_file
+from engine.rows.snapshots import RowReader
+
+NAMES = ["rows.npy", "embeddings.npy", "backbone.safetensors", "manifest.json"]
+
+Embed = Callable[[torch.Tensor], torch.Tensor]
+Images = Iterator[tuple[np.ndarray, torch.Tensor]]
+
+
+def export_run(
+    directory: Path,
+    *,
+    reader: RowReader,
+    size: int,
+    instances: Callable[[np.ndarray], np.ndarray],
+    backbone: dict[str, torch.Tensor],
+    model_name: str,
+    embed: Embed,
+    images: Images,
+    about: dict[str, Any],
+) -> dict[str, tuple[int, int]]:
+    """Write all four files into `directory`, which is made; returns the shapes of the arrays.
+
+    size       N                        instances   the schedule's map from positions to instances
+    embed      images to features       images      (instances int64 [B], float32 [B, C, H, W]) until all N are read
+    about      what manifest.json says beside the shapes
+
+    Raises ValueError where `directory` or a file in it is a link, OSError where the disk has no room: before any row is read.
+    """
+    with Together(own_directory(directory), NAMES) as new:
+        ids, batch = next(images)
+        first = embed(batch).numpy()
+        shapes_of = {"rows": (size, reader.rows.host.weight.shape[1]), "embeddings": (size, first.shape[1])}
+        rows, embeddings = (new.array(f"{name}.npy", shape) for name, shape in shapes_of.items())
+        new.write("backbone.safetensors", _backbone_bytes(backbone, model_name))
+        _fill_rows(rows, reader, instances)
+        _fill_embeddings(embeddings, chain([(ids, first)], ((ids, embed(batch).numpy()) for ids, batch in images)))
+        new.write("manifest.json", manifest_bytes({**about, "shapes": shapes_of}))
+    return shapes_of
+
+
+def write_rows(
+    new: Together, name: str, reader: RowReader, size: int, instances: Callable[[np.ndarray], np.ndarray]
+) -> np.memmap:
+    """Write the rows as the file `name`, an .npy; returns them, float32 [N, D], good until `new` ends."""
+    rows = new.array(name, (size, reader.rows.host.weight.shape[1]))
+    _fill_rows(rows, reader, instances)
+    return rows
+
+
+def export_rows(
+    path: Path, reader: RowReader, size: int, instances: Callable[[np.ndarray], np.ndarray]
+) -> tuple[int, int]:
+    """Write rows.npy alone; returns its shape. size: N. instances: the schedule's map from positions to instances."""
+    with Together(path.parent, [path.name]) as new:
+        write_rows(new, path.name, reader, size, instances)
+    return size, reader.rows.host.weight.shape[1]
+
+
+def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: str) -> None:
+    """Write the backbone under torchvision's names; the model's name is in the file's metadata."""
+    write_file(path, _backbone_bytes(backbone, model_name))
+
+
+def write_manifest(path: Path, content: dict[str, Any]) -> None:
+    write_file(path, manifest_bytes(content))
+
+
+def manifest_bytes(content: dict[str, Any]) -> bytes:
+    """What says of an export what it is."""
+    return (json.dumps({"order": "row i belongs to instance i", **content}, indent=2) + "\n").encode()
+
+
+def remove_exports(directory: Path) -> list[str]:
+    """Remove what exports have written into `directory`, and it where nothing else is in it; returns the paths of what stays.
+
+    Nothing behind a link, and no link, is touched.
+    """
+    if not os.path.lexists(directory):
+        return []
+    return [directory.name] if directory.is_symlink() else _remove(directory, "")
+
+
+def remove_zarr(path: Path) -> None:
+    """Remove an array that an export wrote, or has begun to write."""
+    _remove(path.parent, path.name)
+
+
+def foreign_in(path: Path, below: str) -> list[str]:
+    """Of the export `below` in `path`, or all of them (""): paths of what no export wrote."""
+    return _remove(path, below, only_look=True)
+
+
+def _remove(directory: Path, below: str, only_look: bool = False) -> list[str]:
+    stays = []
+    with os.scandir(directory / below) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        path = f"{below}/{entry.name}" if below else entry.name
+        if entry.is_dir(follow_symlinks=False) and shapes.is_export_directory(path):
+            stays += _remove(directory, path, only_look)
+        elif not entry.is_file(follow_symlinks=False) or not shapes.is_export(path):
+            stays.append(path)
+        elif not only_look:
+            os.unlink(entry.path)
+    if not stays and not only_look:
+        os.rmdir(directory / below)
+    return stays
+
+
+def _fill_rows(rows_ND: np.ndarray, reader: RowReader, instances: Callable[[np.ndarray], np.ndarray]) -> None:
+    for ids, weight in reader.caught_up_blocks(instances):
+        rows_ND[ids] = weight
+
+
+def _fill_embeddings(out: np.ndarray, features: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+    for ids, rows in features:
+        out[ids] = rows
+
+
+def _backbone_bytes(backbone: dict[str, torch.Tensor], model_name: str) -> bytes:
+    return save(backbone, metadata={"torchvision": model_name})

@@ -1,0 +1,98 @@
+"""The rows as a reader wants them: every block as it is now, as it would be caught up, and one hash over all of it.
+
+Nothing here changes the run: blocks are copied, active rows are laid over them, and catching up happens in the copy.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from engine.rows.active_rows import EMPTY, ActiveRows
+from engine.rows.initial_rows import initial_rows
+from engine.rows.store import NEVER_VISITED, Block, empty_block, fill
+
+
+class RowReader:
+    """Blocks of a run between two steps. The active rows are copied once, here."""
+
+    def __init__(self, rows: ActiveRows) -> None:
+        self.rows = rows
+        self.step = rows.log.steps
+        self._w, self._u = rows.w_KD.cpu().numpy(), rows.u_KD.cpu().numpy()
+        occupied = np.flatnonzero(rows.position_K != EMPTY)
+        order = occupied[np.argsort(rows.position_K[occupied])]
+        self._slots, self._positions = order, rows.position_K[order]
+
+    def blocks(self) -> list[int]:
+        """Every block that is resident or stored, ascending."""
+        return sorted({*self.rows.host.blocks(), *self.rows.host.store.blocks()})
+
+    def block(self, number: int) -> Block:
+        """The block as the schedule left it: an active row has last_step = the number of steps done."""
+        host = self.rows.host
+        rows = empty_block(host.block, host.weight.shape[1], host.weight.dtype)
+        weight, momentum, last_step = rows.weight, rows.momentum, rows.last_step
+        assert momentum is not None
+        if number in host:
+            fill(rows, host.resident(number))
+        elif host.store.holds(number):
+            host.store.read_block(number, rows)
+        else:
+            weight[:], momentum[:], last_step[:] = 0, 0, NEVER_VISITED
+            return rows
+        first, last = np.searchsorted(self._positions, [number * host.block, (number + 1) * host.block])
+        slots, offsets = self._slots[first:last], self._positions[first:last] - number * host.block
+        weight[offsets], momentum[offsets], last_step[offsets] = self._w[slots], self._u[slots], self.step
+        return rows
+
+    def caught_up(self, number: int, instances: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(w, u) of a block's rows as dense SGD has them now, [C or fewer, D]; rows never visited included.
+
+        instances   the schedule's map from positions to instances. With rows that start at a feature, one never visited is NaN.
+        """
+        host, start = self.rows.host, self.rows.start
+        positions = np.arange(number * host.block, min((number + 1) * host.block, host.size))
+        rows = self.block(number)
+        assert rows.momentum is not None
+        w, u, last_step = (part[: len(positions)] for part in (rows.weight, rows.momentum, rows.last_step))
+        never = last_step == NEVER_VISITED
+        if start.feature:
+            w[never] = np.nan
+        elif never.any():
+            w[never] = initial_rows(start.seed, instances(positions[never]), w.shape[1], start.norm)
+        return self.rows.caught_up(w, u, np.where(never, 0, last_step), never, self.step)
+
+    def caught_up_blocks(
+        self, instances: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(instances of the block, caught-up w) for every block of the N positions, in the order of positions."""
+        host = self.rows.host
+        for number in range(-(-host.size // host.block)):
+            ids = instances(np.arange(number * host.block, min((number + 1) * host.block, host.size)))
+            filled = ids >= 0  # the order has gaps where instances were appended
+            yield ids[filled], self.caught_up(number, instances)[0][filled]
+
+
+def block_hashes(reader: RowReader) -> dict[int, bytes]:
+    """sha256 over (w, u, last_step) of each visited block."""
+    hashes = {}
+    for number in reader.blocks():
+        rows = reader.block(number)
+        if (rows.last_step != NEVER_VISITED).any():
+            assert rows.momentum is not None
+            parts = b"".join(part.tobytes() for part in (rows.weight, rows.momentum, rows.last_step))
+            hashes[number] = hashlib.sha256(parts).digest()
+    return hashes
+
+
+def digest(backbone: dict[str, torch.Tensor], hashes: dict[int, bytes]) -> str:
+    """sha256 over the backbone's tensors and over the hash of each visited block, whichever rank it came from."""
+    total = hashlib.sha256()
+    for name in sorted(backbone):
+        total.update(name.encode())
+        total.update(backbone[name].contiguous().numpy().tobytes())
+    for number in sorted(hashes):
+        total.update(number.to_bytes(8, "little") + hashes[number])
+    return total.hexdigest()

@@ -1,0 +1,129 @@
+"""Where blocks of rows go that have left the host tier: the interface, and the store that keeps them in memory.
+
+The unit is a whole block: C consecutive positions with their weight, momentum and `last_step`. A block that was never
+written was never visited; its rows are made by the counter-based generator and cost nothing here.
+
+There are three stores with one contract (tests/engine/store_contract.py): `MemoryStore` here, the store on disk
+(engine/disk/zarr_store.py), and the store on disk behind a thread that writes (engine/disk/write_behind.py).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+NEVER_VISITED = -1
+
+
+class Damaged(Exception):
+    """Something on the disk is not what was written there; the message names it in one line."""
+
+
+@dataclass
+class Block:
+    """C rows.
+
+    weight      float32 (or float64) [C, D]
+    momentum    the same; None where every visited row is folded (engine/rows/folding.py) and needs none
+    last_step   int64 [C], transitions included so far; -1 = never visited; -2 - s = folded, transitions included before: s
+    """
+
+    weight: np.ndarray
+    momentum: np.ndarray | None
+    last_step: np.ndarray
+
+    def copy(self) -> "Block":
+        momentum = None if self.momentum is None else self.momentum.copy()
+        return Block(self.weight.copy(), momentum, self.last_step.copy())
+
+    @property
+    def bytes(self) -> int:
+        return self.weight.nbytes + self.last_step.nbytes + (0 if self.momentum is None else self.momentum.nbytes)
+
+
+class Store(Protocol):
+    """What the host tier asks of a store; positions and blocks are the schedule's."""
+
+    def holds(self, block: int) -> bool:
+        """Whether the block was ever written."""
+
+    def read_block(self, block: int, out: Block) -> None:
+        """Fill `out` with a block that is held; where that has no momentum, with zeros.
+
+        Raises Damaged where the bytes are not those that were written.
+        """
+
+    def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
+        """Keep a copy of the block. exact: in full precision, whatever the store does with blocks by default."""
+
+    def write_for_checkpoint(self, block: int, rows: Block) -> None:
+        """An exact write of a block that stays with the host tier; `rows` are the store's from here on."""
+
+    def blocks(self) -> list[int]:
+        """The blocks written so far, ascending."""
+
+    def unsaved(self) -> Iterable[tuple[int, Block]]:
+        """Blocks written since the last call that the disk will not see unless a checkpoint takes them from here."""
+
+    @property
+    def bytes(self) -> int:
+        """What the store occupies on its tier."""
+
+    @property
+    def host_bytes(self) -> int:
+        """What of it is host memory."""
+
+
+class MemoryStore:
+    """Blocks in a dict. For runs whose visited rows fit the host: (8D + 8) bytes a row."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, Block] = {}
+        self._unsaved: set[int] = set()
+
+    def holds(self, block: int) -> bool:
+        return block in self._blocks
+
+    def read_block(self, block: int, out: Block) -> None:
+        fill(out, self._blocks[block])
+
+    def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
+        self.write_for_checkpoint(block, rows.copy())
+
+    def write_for_checkpoint(self, block: int, rows: Block) -> None:
+        self._blocks[block] = rows
+        self._unsaved.add(block)
+
+    def blocks(self) -> list[int]:
+        return sorted(self._blocks)
+
+    def unsaved(self) -> list[tuple[int, Block]]:
+        # No copies: what is in the dict is replaced, never changed.
+        found = [(block, self._blocks[block]) for block in sorted(self._unsaved)]
+        self._unsaved.clear()
+        return found
+
+    def load(self, block: int, rows: Block) -> None:
+        """Take up a block that a checkpoint holds already."""
+        self._blocks[block] = rows
+
+    @property
+    def bytes(self) -> int:
+        return sum(block.bytes for block in self._blocks.values())
+
+    @property
+    def host_bytes(self) -> int:
+        return self.bytes
+
+
+def fill(out: Block, rows: Block) -> None:
+    """Copy `rows` into `out`."""
+    assert out.momentum is not None
+    out.weight[:], out.last_step[:] = rows.weight, rows.last_step
+    out.momentum[:] = 0 if rows.momentum is None else rows.momentum
+
+
+def empty_block(rows: int, dim: int, dtype: np.dtype | type) -> Block:
+    """Room for a block."""
+    return Block(np.empty((rows, dim), dtype), np.empty((rows, dim), dtype), np.empty(rows, np.int64))

@@ -1,0 +1,390 @@
+"""Checkpoints: all that a run needs to go on to the bit, made while it goes on.
+
+    checkpoints/
+        manifests/000000012.json      names everything else (engine/disk/manifest.py); with it the checkpoint is there, without it not
+        step-000001200/
+            trunk.safetensors         parameters and buffers, as torch names them
+            momentum.safetensors      the trunk's momentum, by the same names
+            active.safetensors        the active rows in their slots: w, u, position, stamp; which blocks were resident
+            log-*.safetensors         learning rate and loss of every step, or of those since the last full log
+            blocks-*.safetensors      where each stored block is, or those that changed since the last full map
+        rows/*/                       the blocks (engine/disk/zarr_store.py)
+
+With R ranks there is an active-r and a blocks-r of each; rank 0 writes the rest, and the manifest when all others have said that what
+they wrote is durable. Any number of ranks that divides L goes on from it. A disk may be everybody's or each node's own: a rank reads
+what belongs to its lanes and nothing else, and rank 0 tells the others what the manifest says.
+
+What is written where, and when:
+
+    1. between two steps, on the training thread: copies of the blocks of the host tier that the disk does not have in this
+       version, of the active rows, of the trunk. That is all that a step can wait for; O(W), whatever N is
+    2. on the writer's thread of each rank, after the blocks that left earlier: these blocks, then the files; then rank 0's manifest
+    3. then the oldest checkpoints beyond `keep` go, and the blocks that only they named
+
+A checkpoint may still be on its way when the next is due; that one then waits for it, and the wait is counted. No file
+is unpickled when a checkpoint is read.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save as numpy_save
+from safetensors.torch import save as torch_save
+
+from engine.disk import manifest
+from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty, write_whole
+from engine.disk.manifest import Kept
+from engine.disk.shapes import PART_OF_A_RUN, shown
+from engine.disk.sweep import foreign_line
+from engine.disk.write_behind import WriteBehind
+from engine.ranks.lanes import ALL_LANES, Lanes
+from engine.ranks.ranks import Ranks, Road
+from engine.rows.active_rows import EMPTY, ActiveRows
+from engine.rows.store import Block, Damaged, MemoryStore, empty_block
+
+if TYPE_CHECKING:
+    from engine.trunk.trunk import Trunk
+
+
+@dataclass
+class _Chain:
+    """A table that grows: the file with its last full copy, how many rows that has, and how many its deltas had since."""
+
+    full: str | None = None
+    rows: int = 0
+    since: int = 0
+
+    def take_up(self, said: dict[str, Any]) -> None:
+        """Go on with the table of which a manifest says this."""
+        self.full, self.rows, self.since = said["full"], said["rows"], said["since"]
+
+    def full_is_due(self, changed: int) -> bool:
+        return self.full is None or self.since + changed > self.rows
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    files    where they lie
+    disk     the store on disk; where rows live in memory it is used by checkpoints alone
+    keep     how many are kept
+    road     between the writer's threads of all ranks
+    """
+
+    def __init__(self, files: Files, disk: WriteBehind, keep: int, road: Road | None = None) -> None:
+        assert keep >= 1
+        self.files, self.disk, self.keep, self.road = files, disk, keep, road or Road()
+        self.lanes: Lanes = disk.disk.lanes
+        self.newest: Kept | None = None  # committed, or recovered
+        self.waited_seconds = 0.0  # for an earlier checkpoint; whoever reports it sets it back
+        self._kept: list[Kept] = []
+        self._garbage: list[str] = []  # of a damaged checkpoint or a killed run; goes with the next commit
+        self._map = _Chain()
+        self._log = _Chain()
+        self._changed: set[int] = set()  # blocks whose entry is not that of the last full map
+        self._on_way = False
+        self._is_keeper = True
+
+    def restore(self, kept: list[Kept], sweep: bool, is_keeper: bool = True) -> None:
+        """Go on after the last of `kept` (engine/disk/recovery.py). No rank may write before all have come back from here.
+
+        sweep       remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
+        is_keeper   of the ranks on this disk, the one that looks after what is no lane's
+        """
+        self._is_keeper = is_keeper
+        store = self.disk.disk
+        versions = [(one.number, one.entries(store, self.lanes)) for one in kept]
+        last = kept[-1] if kept else None
+        generations = {generation.name for one in kept for generation in one.generations().values()}
+        self._garbage = store.restore(
+            versions, last.body["next_generation"] if last else 1, generations if is_keeper else None
+        )
+        self._kept, self.newest = list(kept), last
+        if last:
+            self._log.take_up(last.body["log"])
+            parts = last.parts(self.lanes)
+            if [(part["rank"], part["ranks"]) for part in parts] == [(self.lanes.rank, self.lanes.ranks)]:
+                self._map.take_up(parts[0]["blocks"])
+                if delta := parts[0]["blocks"]["delta"]:
+                    self._changed = set(last.arrays(delta)["block"].tolist())
+        if is_keeper:
+            named = {manifest.path_of(one.number) for one in kept} | {
+                path for one in kept for path in one.body["files"]
+            }
+            self._garbage += manifest.unnamed(self.files, named)
+            if line := foreign_line(self.files, chunks=False):
+                print(line)
+        if sweep:
+            self._remove_garbage()
+
+    def save(
+        self,
+        rows: ActiveRows,
+        trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
+        losses: Sequence[float],
+        state: dict[str, Any],
+    ) -> None:
+        """Begin a checkpoint of the state after `rows.log.steps` steps; it is there when `finish`, or the next save, returns.
+
+        All ranks call it after the same step; of the three below, rank 0's count.
+        trunk_state   what Trunk.state() gives    losses   of every step so far    state   what else to keep, as JSON
+        Raises OSError or Damaged where an earlier write failed; what was committed before is whole.
+        """
+        self.disk.check()
+        if self._on_way:
+            start = time.perf_counter()
+            self.disk.drain()
+            self.waited_seconds += time.perf_counter() - start
+        host = rows.host
+        for block, kept_rows in host.take_unsaved():
+            host.store.write_for_checkpoint(block, kept_rows)
+        for block, kept_rows in host.store.unsaved():
+            self.disk.write_for_checkpoint(block, kept_rows)
+        steps = rows.log.steps
+        first = 0 if self._log.full_is_due(steps - self._log.rows) else self._log.rows
+        snapshot = _Snapshot(
+            step=steps,
+            active={**rows.state(), "resident": np.array(host.blocks(), dtype=np.int64)},
+            model=trunk_state[0],
+            momentum=trunk_state[1],
+            first_logged=first,
+            log={"eta": rows.log.etas(first), "loss": np.array(losses[first:steps], dtype=np.float64)}
+            if self.road.is_first
+            else {},
+            rows={
+                "block": host.block,
+                "dim": host.weight.shape[1],
+                "positions": host.size,
+                "dtype": host.weight.dtype.name,
+            },
+            state=state,
+        )
+        self._on_way = True
+        self.disk.submit(lambda: self._commit(snapshot))
+
+    def finish(self) -> None:
+        """Return when everything is on the disk. Raises what went wrong."""
+        self.disk.drain()
+
+    @property
+    def bytes(self) -> int:
+        """On the disk: rows, and the files of the checkpoints that are kept, as far as they are these lanes'."""
+        sizes = {path: kept.body["sizes"][path] for kept in self._kept for path in kept.files_of(self.lanes)}
+        return self.disk.bytes + sum(sizes.values())
+
+    def _commit(self, snapshot: "_Snapshot") -> None:
+        store, road = self.disk.disk, self.road
+        store.sync()
+        there = road.to_first(list(self.files.listing("")))  # every rank's disk may have other left-overs
+        directory = road.from_first(new_directory(snapshot.step, {name for names in there for name in names}))
+        self.files.make_directory(directory)
+        part, contents = self._part(snapshot, directory)
+        log: dict[str, Any] = {}
+        if road.is_first:
+            log, content = _table(self._log, snapshot.first_logged == 0, snapshot.log, f"{directory}/log")
+            trunk = {"trunk": torch_save(snapshot.model), "momentum": torch_save(snapshot.momentum)}
+            contents |= {f"{directory}/{name}.safetensors": content for name, content in trunk.items()} | content
+
+        files, sizes = {}, {}
+        for path, content_bytes in contents.items():
+            write_whole(self.files, path, [content_bytes])
+            files[path] = hashlib.sha256(content_bytes).hexdigest()
+            sizes[path] = len(content_bytes)
+        for table in (part["blocks"], *([log] if log else [])):  # the full table may be an earlier checkpoint's
+            path = table["full"]
+            if path not in files:
+                assert self.newest
+                files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
+        self.files.sync_directory(directory)
+        if road.is_first:
+            self.files.make_directory(manifest.MANIFESTS)
+        elif self._is_keeper and PART_OF_A_RUN not in self.files.listing(""):
+            remove_any(self.files, PART_OF_A_RUN + TEMPORARY)  # of a run that was killed just here
+            write_whole(self.files, PART_OF_A_RUN, [b""])
+        self.files.sync_directory("")
+        said = road.to_first({"part": part, "files": files, "sizes": sizes, "next_generation": store.next_generation})
+        body: dict[str, Any] = {}
+        if road.is_first:
+            body = {
+                "format": manifest.FORMAT,
+                "number": max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)]),
+                "step": snapshot.step,
+                "directory": directory,
+                "rows": snapshot.rows,
+                "parts": [word["part"] for word in said],
+                "next_generation": max(word["next_generation"] for word in said),
+                "log": log,
+                "files": {path: digest for word in said for path, digest in word["files"].items()},
+                "sizes": {path: size for word in said for path, size in word["sizes"].items()},
+                **snapshot.state,
+            }
+            manifest.publish(self.files, body)
+            self._drop_old_manifests()
+        body = road.from_first(body)
+        store.committed(body["number"])
+        self.newest = Kept(self.files, body)
+        self._kept.append(self.newest)
+        self._drop_old()
+        self._remove_garbage()
+        self._on_way = False
+
+    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[dict[str, Any], dict[str, Buffer]]:
+        """What the manifest says of this rank's lanes, and the files to write for it."""
+        store, lanes = self.disk.disk, self.lanes
+        number = f"-{lanes.rank}" if lanes.ranks > 1 else ""
+        active = f"{directory}/active{number}.safetensors"
+        self._changed |= store.take_changed()
+        full = self._map.full_is_due(len(self._changed))
+        table = store.entries(None if full else self._changed)
+        blocks, contents = _table(self._map, full, table, f"{directory}/blocks{number}")
+        if full:
+            self._changed = set()
+        part = {
+            "rank": lanes.rank,
+            "ranks": lanes.ranks,
+            "active": active,
+            "blocks": blocks,
+            "stored_blocks": store.entry_count(),
+            "generations": store.generation_table(),
+        }
+        return part, {active: numpy_save(snapshot.active), **contents}
+
+    def _drop_old_manifests(self) -> None:
+        """Those that the checkpoint just published is to replace; rank 0's work."""
+        dropped = self._kept[: max(0, len(self._kept) + 1 - self.keep)]
+        if dropped:
+            # For good, before any file that they name goes: a checkpoint never comes back without its blocks.
+            for kept in dropped:
+                remove_any(self.files, manifest.path_of(kept.number))
+            self.files.sync_directory(manifest.MANIFESTS)
+
+    def _drop_old(self) -> None:
+        """The files that only dropped checkpoints name; each rank removes its own, and what nobody wrote but one rank alone."""
+        dropped, self._kept = self._kept[: -self.keep], self._kept[-self.keep :]
+        if not dropped:
+            return
+        named = {path for kept in self._kept for path in kept.body["files"]}
+        gone = {path for kept in dropped for path in kept.files_of(self.lanes)} - named
+        for path in sorted(gone):
+            remove_any(self.files, path)
+        for directory in sorted({path.rpartition("/")[0] for path in gone}):
+            remove_if_empty(self.files, directory)
+        self.disk.disk.drop_before(self._kept[0].number)
+
+    def _remove_garbage(self) -> None:
+        if not self._garbage:
+            return
+        # Manifests first here too; and what the last process did to them is for good before anything is built on it.
+        first = [path for path in self._garbage if path.startswith(manifest.MANIFESTS)]
+        for path in first:
+            remove_any(self.files, path)
+        self.files.sync_directory(manifest.MANIFESTS if manifest.MANIFESTS in self.files.listing("") else "")
+        for path in self._garbage:
+            remove_any(self.files, path)
+        self._garbage.clear()
+
+
+def new_directory(step: int, there: set[str]) -> str:
+    """A name that no checkpoint has, damaged ones included."""
+    names = [f"step-{step:09d}", *(f"step-{step:09d}-{again}" for again in range(2, len(there) + 3))]
+    return next(name for name in names if name not in there)
+
+
+@dataclass
+class _Snapshot:
+    """What the writer's thread needs: copies, or things that are never changed."""
+
+    step: int
+    active: dict[str, np.ndarray]
+    model: dict[str, torch.Tensor]
+    momentum: dict[str, torch.Tensor]
+    first_logged: int
+    log: dict[str, np.ndarray]
+    rows: dict[str, Any]
+    state: dict[str, Any]
+
+
+def _table(
+    chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(what the manifest says of a table, the file to write): a full copy, or what changed since the last."""
+    count = len(next(iter(arrays.values())))
+    name = f"{path}-{'full' if full else 'delta'}.safetensors"
+    if full:
+        chain.full, chain.rows, chain.since = name, count, 0
+    else:
+        chain.since += count
+    said = {"full": chain.full, "delta": None if full else name, "rows": chain.rows, "since": chain.since}
+    return said, {name: numpy_save(arrays)}
+
+
+def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
+    """Put a fresh trunk where the checkpoint left it; rank 0 reads it and tells the others, whose disk may be another.
+
+    Raises Damaged at rank 0.
+    """
+    state = (read_trunk(kept), kept.tensors("momentum")) if ranks.is_first else None
+    if state:
+        model, momentum = state
+        odd = [name for name, u in momentum.items() if name not in model or model[name].shape != u.shape]
+        if odd:
+            raise Damaged(f"momentum.safetensors has {shown(odd[0])}, and trunk.safetensors nothing like it")
+    trunk.load(*ranks.from_first(state))
+
+
+def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of the network. Raises Damaged."""
+    return kept.tensors("trunk")
+
+
+def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:
+    """Put fresh rows where the checkpoint left them; their store holds its blocks already, or is in memory and takes them.
+
+    window   the blocks of the window that the last step was in
+    eta_T    the learning rates so far, NaN where a step was skipped: the checkpoint's log
+
+    Raises Damaged where the checkpoint has rows of other sizes than `rows`, or more active ones than these have slots.
+    """
+    rows.log.extend(eta_T)
+    parts = kept.active(rows.lanes)
+    _require_room(kept, rows, [part["position"] for part in parts])
+    if isinstance(rows.host.store, MemoryStore):
+        for block, content in stored_blocks(kept, rows.lanes):
+            rows.host.store.load(block, content)
+    resident = np.sort(np.concatenate([part["resident"] for part in parts]))
+    rows.host.load(rows.lanes.chosen(resident).tolist(), rows.lanes.chosen(window).tolist())
+    for said, part in zip(kept.parts(rows.lanes), parts, strict=True):
+        # Its counters go to the one rank that has the first of its lanes.
+        rows.load(part, counts=rows.lanes.has(said["rank"]))
+
+
+def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> None:
+    said, host = kept.body["rows"], rows.host
+    sizes = {"block": host.block, "dim": host.weight.shape[1], "dtype": host.weight.dtype.name}
+    for name, size in sizes.items():
+        if said[name] != size:
+            raise Damaged(f"its manifest has rows of {name} {said[name]}, and this run of {name} {size}")
+    occupied = np.concatenate([part[part != EMPTY] for part in positions])
+    if len(occupied) and occupied.max() >= host.size:
+        raise Damaged(f"it has an active row at position {occupied.max():,}, and this run {host.size:,} positions")
+    if len(np.unique(occupied)) < len(occupied):
+        raise Damaged("two of its files have the same active row")
+    per_lane = np.bincount(occupied // host.block % rows.lanes.count, minlength=rows.lanes.count)[rows.lanes.numbers]
+    if (per_lane > rows.capacities).any():
+        raise Damaged(
+            f"it has {per_lane.max():,} active rows of one lane, and this run at most {max(rows.capacities):,}"
+        )
+
+
+def stored_blocks(kept: Kept, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:
+    """Every block of a checkpoint that belongs to the lanes, ascending."""
+    store = kept.store()
+    for block, entry in sorted(kept.entries(store, lanes).items()):
+        out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+        store.read_entry(block, entry, out)
+        yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out

@@ -1,0 +1,57 @@
+"""A checkpoint that an earlier version wrote can still be read: one small directory per format, kept as it was written.
+
+When the format changes, engine/disk/manifest.py's FORMAT grows, a new directory joins, and this says what becomes of the old one.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from engine.disk import manifest
+from engine.disk.files import DiskFiles
+from tests.engine.disk_runs import DiskRun
+from tests.engine.harness import Case
+
+HERE = Path(__file__).parents[1] / "golden"
+GOLDEN_CASE = Case(
+    size=26,
+    active=8,
+    window=12,
+    stride=12,
+    batch=4,
+    block=3,
+    lanes=2,
+    dim=2,
+    passes=3.0,
+    reshuffle=False,
+    dtype=np.float32,
+)
+
+
+# Format 2 was written by one process; format 3, which has a part for each, by two.
+FORMATS = ["format-2", "format-3"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_checkpoint_of_an_earlier_version_is_read_to_the_bit(tmp_path, name):
+    shutil.copytree(HERE / name, tmp_path / "run")
+    kept, complaints = manifest.recover(DiskFiles(tmp_path / "run"))
+    assert not complaints
+    assert len(kept) == 2
+    for one in kept:
+        assert not manifest.problems_of(one, every_block=True)
+    run = DiskRun(GOLDEN_CASE, tmp_path / "run")
+    assert run.digest() == (HERE / name / "digest.txt").read_text().strip()
+    assert run.train(GOLDEN_CASE.steps).step == GOLDEN_CASE.steps
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_its_generations_open_with_plain_zarr(name):
+    kept, _ = manifest.recover(DiskFiles(HERE / name))
+    for generation in kept[-1].generations().values():
+        group = zarr.open_group(str(HERE / name / "rows" / generation.name), mode="r")
+        assert group["weight"].shape == (26, 2)
+        assert group["last_step"].dtype == np.int64

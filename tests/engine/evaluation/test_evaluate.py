@@ -1,0 +1,59 @@
+"""Evaluation is the same whatever the number of ranks is, to the bit, and each rank decodes its share of the images alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.batch import ImageSet
+from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels
+from engine.ranks.ranks import Road
+from tests.on_ranks import on_ranks
+
+PROTOCOL = Protocol(k=5, temperature=0.07, features="backbone", limit=10_000, query_limit=300)
+
+
+def images(name, count, seed, decoded, labelled=True):
+    """Random images with noisy labels; number 3 cannot be decoded. Whoever decodes writes down what."""
+    generator = np.random.default_rng(seed)
+    pixels = torch.from_numpy(generator.random((count, 1, 4, 4), dtype=np.float32))
+    labels = (pixels[:, 0, 0].sum(dim=1).numpy() * 2).astype(np.int64)
+    pixels[3] = float("nan")
+
+    def load(start, stop):
+        decoded.append((name, start, stop))
+        return pixels[start:stop]
+
+    return ImageSet(name, count, load, labels if labelled else None)
+
+
+def look(ranks, labelled=True):
+    decoded = []
+    gallery = images("gallery", 700, 0, decoded, labelled)
+    queries = [images("queries", 400, 1, decoded), images("few", 20, 2, decoded)] if labelled else []
+    result = evaluate(raw_pixels, gallery, queries, PROTOCOL, ranks)
+    told = None if result is None else (result.figures, result.rankme, result.gallery_MD, result.queries)
+    return decoded, told
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_ranks_finds_the_same_and_shares_the_decoding(count, labelled):
+    decoded, alone = look(Road(), labelled)
+    (parts, told), *others = on_ranks(count, look, labelled)
+    assert told[:2] == alone[:2]
+    np.testing.assert_array_equal(told[2], alone[2])
+    assert told[3].keys() == alone[3].keys()
+    for name, features in alone[3].items():
+        np.testing.assert_array_equal(told[3][name], features)
+    for other, nothing in others:
+        assert nothing is None
+        parts = parts + other
+    assert sorted(parts) == sorted(decoded)  # each batch once
+
+
+def test_an_image_that_cannot_be_decoded_is_no_neighbour_and_no_query():
+    _, (figures, rankme, gallery_MD, queries) = look(Road())
+    assert np.isnan(gallery_MD[3]).all() and np.isfinite(rankme)
+    right = figures["few"] * 19
+    assert abs(right - round(right)) < 1e-9  # a share of 19, not of 20
+    assert len(queries["queries"]) == PROTOCOL.query_limit

@@ -1,0 +1,35 @@
+"""Words have a limit of their own, and whoever is waited for in vain is known by what it has begun."""
+
+import time
+
+from engine.ranks.ranks import Road, of_the_wire
+from tests.on_ranks import on_ranks
+
+
+def hear_from_one_that_is_busy(ranks):
+    """(calls of this rank, seconds until it gave up, whether that is an error of the wire), of a road with a second of patience."""
+    road = Road(ranks.rank, ranks.size, patience_seconds=1.0)
+    if ranks.is_first:
+        time.sleep(3.0)
+        return road.calls, None, None
+    began = time.monotonic()
+    try:
+        road.from_first(None)
+    except RuntimeError as error:
+        return road.calls, time.monotonic() - began, of_the_wire(error)
+    raise AssertionError("rank 0 said nothing")
+
+
+def test_a_rank_that_says_nothing_for_too_long_is_given_up_and_has_begun_fewer_exchanges():
+    busy, *others = on_ranks(3, hear_from_one_that_is_busy)
+    assert busy == (0, None, None)
+    for calls, seconds, is_of_the_wire in others:
+        assert calls == 1 and is_of_the_wire and seconds < 3.0
+
+
+def test_patience_is_the_roads_of_other_threads_too():
+    assert on_ranks(2, patience_of_another_road) == [7200.0, 7200.0]
+
+
+def patience_of_another_road(ranks):
+    return ranks.another_road().patience_seconds

@@ -1,0 +1,394 @@
+"""The report: complete, self-contained, honest about what is missing, and never half written."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.results import pictures
+from engine.results.charts import Level, curve_svg, memory_svg, smoothed, spread
+from engine.results.pictures import free_cells, label_colours, map_html, map_places
+from engine.results.records import read_records
+from engine.results.report import EmbeddingSample, NeighbourRow, report_of
+
+MIB = 2**20
+K = 2048
+
+
+def metrics_line(step: int, **changes: Any) -> dict[str, Any]:
+    stages = ("data", "trunk_forward", "admit", "softmax", "trunk_backward", "update", "slide")
+    return {
+        "step": step,
+        "loss": math.log(K) - 0.003 * step,
+        "lr": 0.3,
+        "images_per_second": 1430.0,
+        "seconds": dict.fromkeys(stages, 0.25),
+        "interval_seconds": 2.0,
+        "bytes": {"device": 11 * MIB, "host": 30 * MIB + step, "disk": step * 1024, "process_peak": 700 * MIB},
+        "prefetch_waits": {"steps": 0, "seconds": 0.0},
+        "backends": {"sampled_softmax": "aten"},
+        "active": K,
+        "visited": 10 * step,
+        "readmitted": step,
+        "skipped_steps": 0,
+        "elapsed_seconds": 0.2 * step,
+        **changes,
+    }
+
+
+def evaluation_line(step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "elapsed_seconds": 0.2 * step,
+        "figures": {"knn_top1": 0.1 + 0.0004 * step, "Serif & <Mono>, clean": 0.52},
+        "chance": 1 / 1514,
+        "raw_pixels": {"knn_top1": 0.377, "Serif & <Mono>, clean": 0.462},
+        "protocol": "k = 1, temperature 0.07, gallery DejaVu Sans",
+        "rankme": 91.4,
+        "rankme_dim": 128,
+    }
+
+
+SUMMARY = {
+    "job": "pretrain",
+    "method": "pic",
+    "status": "finished",
+    "instances": 57697,
+    "visited": 57001,
+    "readmitted": 211034,
+    "passes": 7.99,
+    "steps": 1000,
+    "skipped_steps": 2,
+    "loss": 4.0231,
+    "knn_top1": 0.518,
+    "images_per_second": 1431.2,
+    "step_seconds": 0.179,
+    "chance_loss": math.log(K),
+}
+PLAN = {"device": {"weights": 8 * MIB, "momentum": 2 * MIB}, "host": {"window": 40 * MIB}, "disk": {"blocks": 60 * MIB}}
+CONFIG = {"job": "pretrain", "classifier": {"method": "pic", "note": "<b>&"}}
+
+
+def write_run(output: Path, metrics: list[dict], evaluations: list[dict], **objects: dict) -> None:
+    for name, lines in (("metrics", metrics), ("evaluations", evaluations)):
+        (output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for name, contents in objects.items():
+        (output / f"{name}.json").write_text(json.dumps(contents), encoding="utf-8")
+
+
+def neighbour_rows(name: str = "DejaVu Serif A") -> list[NeighbourRow]:
+    image = np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)
+    judgements = [True, False, None, True, True, False, True, True]
+    return [
+        NeighbourRow(image, name, [(image, f"{name} {i}", right, 0.9 - 0.1 * i) for i, right in enumerate(judgements)])
+    ]
+
+
+def embedding_sample(count: int = 60, *, labelled: bool = True, depth: int | None = None) -> EmbeddingSample:
+    rng = np.random.default_rng(0)
+    labels_M = np.arange(count) % 3
+    features_MD = (np.eye(8)[labels_M] * 4 + rng.normal(size=(count, 8))).astype(np.float32)
+    shape = (16, 16) if depth is None else (16, 16, depth)
+    images = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(count)]
+    return EmbeddingSample(features_MD, labels_M if labelled else None, images, [f"kind {k}" for k in labels_M])
+
+
+@pytest.fixture
+def whole_run(tmp_path: Path) -> Path:
+    output = tmp_path / "demo"
+    output.mkdir()
+    metrics = [metrics_line(step) for step in range(10, 1001, 10)]
+    evaluations = [evaluation_line(step) for step in (0, 500, 1000)]
+    write_run(output, metrics, evaluations, summary=SUMMARY, plan=PLAN, config=CONFIG)
+    return output
+
+
+def html_of(output: Path, rows: list[NeighbourRow] | None = None, sample: EmbeddingSample | None = None) -> str:
+    return report_of(output, [] if rows is None else rows, sample)
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and collects attributes."""
+
+    VOID = frozenset(["meta", "img"])
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+
+def test_report_fetches_nothing(whole_run: Path) -> None:
+    html = html_of(whole_run, neighbour_rows(), embedding_sample())
+    assert not [word for word in ("http:", "https:", "<script", "@import") if word in html]
+    for tag, name, value in Tags(html).attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert value.startswith(("data:image/png;base64,", "#")), (tag, name, value[:60])
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_report_is_well_formed_and_every_picture_has_words(whole_run: Path) -> None:
+    tags = Tags(html_of(whole_run, neighbour_rows(), embedding_sample()))
+    assert tags.open == []
+    words = {"img": "alt", "svg": "aria-label"}
+    described = {
+        kind: [value for tag, name, value in tags.attributes if (tag, name) == (kind, words[kind])] for kind in words
+    }
+    drawn = {
+        kind: sum(
+            (tag, name) in (("img", "src"), ("svg", "viewbox")) and tag == kind for tag, name, _ in tags.attributes
+        )
+        for kind in words
+    }
+    assert drawn == {"img": 10, "svg": 5}
+    assert {kind: sum(map(bool, values)) for kind, values in described.items()} == drawn
+
+
+def test_headline_stands_beside_what_it_has_to_beat(whole_run: Path) -> None:
+    html = html_of(whole_run)
+    for said in (
+        *("4.02", "chance: ln K = 7.62", "51.8 %", "raw pixels 37.7 %, chance 0.066 %", "57,697", "57,001", "211,034"),
+        *("2,048", "1,431", "179 ms a step", "3 min 20 s", "steps: 1,000, skipped: 2", "pretrain · pic", "finished"),
+        *("chance ln K = 7.62", "0.7 ln K = 5.34", "14.1 points above", "91.4 of 128", "gallery DejaVu Sans"),
+    ):
+        assert said in html, said
+
+
+def test_the_number_of_processes_is_told_where_there_were_several(whole_run):
+    pages = []
+    for count in (1, 2):
+        write_run(whole_run, [metrics_line(20)], [], summary={**SUMMARY, "ranks": count}, plan=PLAN)
+        pages.append(html_of(whole_run))
+    one, two = pages
+    assert "processes" not in re.sub(r"<pre>.*?</pre>", "", one, flags=re.DOTALL)
+    assert "pretrain · pic · 2 processes" in two
+    assert "Device and host: of the largest of 2 processes; disk: of all." in two
+
+
+def test_sections_come_in_their_order(whole_run: Path) -> None:
+    headings = re.findall(r"<h2>(.*?)</h2>", html_of(whole_run))
+    assert headings == [
+        "Loss",
+        "Nearest neighbours by the learned features",
+        "Where the time goes",
+        "Memory by tier",
+        "Pictures of nearest neighbours",
+        "Map of the features",
+        "Configuration",
+    ]
+
+
+def test_memory_compares_the_peak_with_the_plan(whole_run: Path) -> None:
+    html = html_of(whole_run)
+    assert "<tr><td>device</td><td>10.0 MiB</td><td>11.0 MiB</td><td>1.10</td></tr>" in html
+    assert "<tr><td>host</td><td>40.0 MiB</td><td>30.0 MiB</td><td>0.75</td></tr>" in html
+    assert "<tr><td>device</td><td>momentum</td><td>2.0 MiB</td></tr>" in html
+
+
+def test_time_that_no_stage_explains_is_shown(whole_run: Path) -> None:
+    html = html_of(whole_run)
+    # 7 stages of 0.25 s in each interval of 2 s, 100 intervals, 1,000 steps.
+    assert "softmax over the active rows</td><td>12.5 %</td><td>25.0 s</td><td>25.0 ms</td>" in html
+    assert "everything else (evaluations, checkpoints, logs)</td><td>12.5 %</td><td>25.0 s</td>" in html
+
+
+def test_names_and_config_are_escaped(whole_run: Path) -> None:
+    evil = '<img src=x onerror=alert(1)> "quoted" & more'
+    sample = embedding_sample(depth=3)
+    sample.names[:] = [evil if name == "kind 0" else name for name in sample.names]
+    html = html_of(whole_run, neighbour_rows(evil), sample)
+    assert not [word for word in ("<img src=x", "<Mono>", "<b>&") if word in html]
+    assert html.count("&lt;img src=x onerror=alert(1)&gt; &quot;quoted&quot; &amp; more") > 20
+    assert "Serif &amp; &lt;Mono&gt;, clean" in html
+    assert not any(name == "onerror" for _, name, _ in Tags(html).attributes)
+
+
+def test_right_and_wrong_neighbours_are_counted_and_marked(whole_run: Path) -> None:
+    html = html_of(whole_run, neighbour_rows())
+    assert "5 of 7 shown are right" in html
+    assert html.count('class="picture neighbour right"') == 5
+    assert html.count('class="picture neighbour wrong"') == 2
+
+
+def test_run_without_evaluations_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path, [metrics_line(10), metrics_line(20)], [], summary={**SUMMARY, "knn_top1": None}, config=CONFIG)
+    html = html_of(tmp_path)
+    for said in ("No evaluation was made", "not measured", "No nearest neighbours were", "No sample of features"):
+        assert said in html, said
+    assert "left no plan" in html
+
+
+def test_run_without_labels_says_so(tmp_path: Path) -> None:
+    unlabelled = {"step": 10, "figures": {}, "chance": None, "raw_pixels": {}, "protocol": "", "rankme": None}
+    write_run(tmp_path, [metrics_line(10)], [unlabelled], summary=SUMMARY)
+    assert "There are no labels" in html_of(tmp_path)
+    assert "There are no labels to colour by" in map_html(embedding_sample(labelled=False))
+
+
+def test_killed_run_has_a_report_from_its_only_line(tmp_path: Path) -> None:
+    write_run(tmp_path, [metrics_line(10)], [])
+    html = html_of(tmp_path)
+    assert "no summary: still running, or killed" in html
+    assert "ln K = 7.62" in html
+    assert "The run left no config.json." in html
+
+
+def test_empty_directory_has_a_report(tmp_path: Path) -> None:
+    html = html_of(tmp_path)
+    for said in ("No steps were logged", "No times were logged", "No memory was planned or measured"):
+        assert said in html, said
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_a_gap(tmp_path: Path, bad: float | None) -> None:
+    lines = [metrics_line(step, loss=bad if step in (30, 40) else 5.0) for step in range(10, 101, 10)]
+    write_run(tmp_path, lines, [], summary={**SUMMARY, "loss": bad})
+    html = html_of(tmp_path)
+    assert "Logged steps without a finite loss, where the curve has gaps: 2." in html
+    assert not re.search(r"\bnan\b|\binf\b", re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL), re.IGNORECASE)
+
+
+def test_run_whose_every_loss_is_missing_has_a_report(tmp_path: Path) -> None:
+    write_run(tmp_path, [metrics_line(step, loss=None, active=None) for step in (10, 20)], [])
+    assert "gaps: 2." in html_of(tmp_path)
+
+
+def test_of_steps_logged_twice_the_later_lines_count(tmp_path: Path) -> None:
+    steps = (10, 20, 30, 20, 30, 40)
+    write_run(tmp_path, [metrics_line(step, visited=index) for index, step in enumerate(steps)], [])
+    assert [(line["step"], line["visited"]) for line in read_records(tmp_path).metrics] == [
+        (10, 0),
+        (20, 3),
+        (30, 4),
+        (40, 5),
+    ]
+
+
+def test_half_written_line_is_left_out_and_counted(tmp_path: Path) -> None:
+    write_run(tmp_path, [metrics_line(10)], [])
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 20, "lo')
+    assert len(read_records(tmp_path).metrics) == 1
+    assert "could not be read and are left out: 1." in html_of(tmp_path)
+
+
+def test_map_of_the_same_features_is_the_same() -> None:
+    sample = embedding_sample()
+    places_M2 = map_places(sample.features_MD)
+    np.testing.assert_array_equal(places_M2, map_places(sample.features_MD))
+    assert (places_M2.min(), places_M2.max()) == (0, 1)
+
+
+def test_map_keeps_well_separated_groups_together() -> None:
+    sample = embedding_sample(90)
+    assert sample.labels_M is not None
+    places_M2 = map_places(np.eye(8)[sample.labels_M] * 9 + sample.features_MD)
+    distances_MM = np.linalg.norm(places_M2[:, None] - places_M2[None], axis=-1)
+    np.fill_diagonal(distances_MM, np.inf)
+    assert (sample.labels_M[distances_MM.argmin(axis=1)] == sample.labels_M).all()
+
+
+def test_map_shows_a_seeded_choice_of_a_large_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_POINTS", 50)
+    sample = replace(embedding_sample(60), images=None)
+    html = map_html(sample)
+    assert html.count("<circle") == 50
+    assert "50 images of 60" in html
+    assert map_html(sample) == html
+
+
+@pytest.mark.parametrize(
+    ("features_MD", "said"),
+    [
+        (np.ones((60, 8), np.float32), "collapsed"),
+        (np.full((60, 8), np.nan, np.float32), "diverged"),
+        (np.zeros((60, 8), np.float32), "collapsed"),
+        (np.eye(4, dtype=np.float32), "at least 5 points"),
+    ],
+    ids=["same", "nan", "zero", "few"],
+)
+def test_features_that_cannot_be_mapped_are_one_sentence(features_MD: np.ndarray, said: str) -> None:
+    html = map_html(EmbeddingSample(features_MD, None, None, [""] * len(features_MD)))
+    assert said in html
+    assert not [word for word in ("<svg", "<img") if word in html]
+
+
+def test_glyphs_are_drawn_and_colour_images_are_dots() -> None:
+    assert 'class="map"' in map_html(embedding_sample())
+    dots = map_html(embedding_sample(depth=3))
+    assert dots.count("<circle") == 60
+    assert dots.count('class="key"') == 3
+    assert "kind 2" in dots
+
+
+def test_no_two_glyphs_share_a_cell_and_the_first_gets_its_own() -> None:
+    places_M2 = np.full((20, 2), 0.5)
+    cells_M2 = free_cells(places_M2, 5, 5)
+    assert cells_M2[0].tolist() == [2, 2]
+    assert len({tuple(cell) for cell in cells_M2.tolist()}) == 20
+
+
+def test_few_labels_have_different_colours() -> None:
+    assert len(set(label_colours(12))) == 12
+
+
+def test_names_of_levels_never_touch() -> None:
+    wanted = [0.0, 1.0, 1.5, 40.0, 41.0, 90.0]
+    places = spread(wanted, 17.0)
+    assert all(after - before >= 17.0 - 1e-9 for before, after in pairwise(places))
+    assert places[5] == 90.0
+    assert spread([41.0, 0.0], 17.0) == [41.0, 0.0]
+
+
+def test_running_mean_ignores_missing_values() -> None:
+    values = np.ones(100)
+    values[40:43] = np.nan
+    means = smoothed(values)
+    assert np.isnan(means).sum() == 3
+    np.testing.assert_allclose(means[np.isfinite(means)], 1.0)
+
+
+def test_running_mean_of_a_line_is_the_line_inside() -> None:
+    values = np.arange(200.0)
+    np.testing.assert_allclose(smoothed(values)[4:-4], values[4:-4])
+
+
+def test_chart_is_text_in_the_pages_colours() -> None:
+    svg = curve_svg([1, 2, 3], [0.1, None, 0.3], name='a "b" <c>', levels=[Level(0.2, "chance 20 %")], is_share=True)
+    assert svg.startswith('<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;"')
+    assert "chance 20 %</text>" in svg
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set()
+    assert "var(--accent)" in svg
+
+
+def test_bars_are_drawn_for_known_sizes_only() -> None:
+    both = memory_svg(["device", "disk"], {"device": 10 * MIB, "disk": 5 * MIB}, {"device": 12 * MIB})
+    assert [f"{size} MiB</text>" in both for size in (10, 5, 12)] == [True, True, True]
+    assert both.count("MiB</text>") == 3
+
+
+def test_report_of_demo_like_data_is_under_3_mib(whole_run: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(9)]
+    row = NeighbourRow(images[0], "query", [(image, "name", True, 0.5) for image in images[1:]])
+    assert len(report_of(whole_run, [row] * 12, embedding_sample()).encode()) < 3 * MIB

@@ -1,0 +1,129 @@
+"""The closed form of missed steps equals taking them one by one, for any learning rates."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.rows.active_rows import catch_up, raise_to_floor
+from engine.rows.transitions import TransitionLog
+from engine.training.learning_rate import learning_rate
+
+
+def scalar_loop(etas, momentum, weight_decay, nesterov, w, u):
+    """One row of one number through every step, in extended precision: the slow twin."""
+    m, decay = np.longdouble(momentum), np.longdouble(weight_decay)
+    w, u = np.longdouble(w), np.longdouble(u)
+    for eta in etas:
+        if np.isnan(eta):
+            continue
+        gradient = decay * w
+        u = m * u + gradient
+        w = w - np.longdouble(eta) * (gradient + m * u if nesterov else u)
+    return w, u
+
+
+def log_of(etas, momentum, weight_decay, nesterov):
+    log = TransitionLog(momentum, weight_decay, nesterov)
+    log.extend(np.asarray(etas, dtype=np.float64))
+    return log
+
+
+def assert_same_row(got, expected, momentum, weight_decay):
+    (w, u), (true_w, true_u) = got, expected
+    assert abs(w - true_w) <= 1e-12 * abs(true_w)
+    assert abs(u - true_u) <= 1e-12 * max(abs(true_u), weight_decay * abs(true_w) / (1 - momentum), 1e-12 * abs(true_w))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(1, 400),
+    momentum=st.sampled_from([0.0, 0.5, 0.9, 0.99]),
+    weight_decay=st.sampled_from([0.0, 1e-6, 1e-4, 1e-2]),
+    nesterov=st.booleans(),
+    skip_share=st.sampled_from([0.0, 0.1, 0.9]),
+    seed=st.integers(0, 2**31),
+)
+def test_product_equals_one_step_after_the_other(steps, momentum, weight_decay, nesterov, skip_share, seed):
+    rng = np.random.default_rng(seed)
+    etas = rng.uniform(0, 0.5, steps)
+    etas[rng.uniform(size=steps) < skip_share] = np.nan
+    log = log_of(etas, momentum, weight_decay, nesterov)
+    starts = rng.integers(0, steps + 1, 5)
+    end = int(rng.integers(starts.max(), steps + 1))
+    w, u = rng.normal(), rng.normal()
+    for start, product in zip(starts, log.products(starts, end), strict=True):
+        expected = scalar_loop(etas[start:end], momentum, weight_decay, nesterov, w, u)
+        got = catch_up(np.array([[w]]), np.array([[u]]), product[None])
+        assert_same_row((got[0][0, 0], got[1][0, 0]), expected, momentum, weight_decay)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("momentum", "weight_decay", "eta"), [(0.9, 1e-4, 0.03), (0.99, 1e-6, 0.1), (0.9, 0.0, 0.03)])
+def test_gap_of_a_hundred_thousand_steps(nesterov, momentum, weight_decay, eta):
+    steps = 100_000
+    etas = [
+        learning_rate(t, total=steps, warmup=5000, highest=eta, lowest=1e-6, warmup_factor=0.01) for t in range(steps)
+    ]
+    log = log_of(etas, momentum, weight_decay, nesterov)
+    for start in (0, 1, 12_345):
+        expected = scalar_loop(etas[start:], momentum, weight_decay, nesterov, 1.0, -0.5)
+        w, u = catch_up(np.array([[1.0]]), np.array([[-0.5]]), log.products(np.array([start]), steps))
+        assert_same_row((w[0, 0], u[0, 0]), expected, momentum, weight_decay)
+
+
+def test_a_hundred_thousand_equal_steps_do_not_add_up_rounding():
+    # Plain float64 loses 3e-12 here: 1 - eta * lambda is rounded once and multiplied 10^5 times.
+    eta, decay, steps = 0.03, 1e-4, 100_000
+    log = log_of(np.full(steps, eta), 0.0, decay, False)
+    truth = np.exp(steps * np.log1p(-np.longdouble(eta) * np.longdouble(decay)))
+    product = log.products(np.array([0]), steps)[0, 0, 0]
+    assert abs(product - truth) <= 1e-14 * truth
+
+
+def test_equals_torch_sgd_step_by_step():
+    rng = np.random.default_rng(0)
+    etas = rng.uniform(0, 0.3, 50)
+    for nesterov in (False, True):
+        weight = torch.nn.Parameter(torch.from_numpy(rng.normal(size=(4, 3))))
+        start = weight.detach().numpy().copy()
+        sgd = torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+        for eta in etas:
+            sgd.param_groups[0]["lr"] = eta
+            weight.grad = torch.zeros_like(weight)
+            sgd.step()
+        log = log_of(etas, 0.9, 0.01, nesterov)
+        w, _ = catch_up(start, np.zeros_like(start), log.products(np.zeros(4, dtype=np.int64), 50))
+        np.testing.assert_allclose(w, weight.detach().numpy(), rtol=1e-13)
+
+
+def test_a_skipped_step_is_the_identity():
+    log = log_of([np.nan, np.nan, np.nan], 0.9, 0.1, False)
+    np.testing.assert_array_equal(log.products(np.array([0, 1, 3]), 3), np.tile(np.eye(2), (3, 1, 1)))
+
+
+def test_a_log_read_back_gives_the_same_bits():
+    etas = np.random.default_rng(1).uniform(0, 0.3, 1500)
+    etas[7] = np.nan
+    log = log_of(etas, 0.9, 1e-4, True)
+    again = log_of(log.etas(), 0.9, 1e-4, True)
+    starts = np.arange(0, 1500, 7)
+    np.testing.assert_array_equal(log.products(starts, 1500), again.products(starts, 1500))
+
+
+def test_the_paper_s_matrix_power_is_off_under_a_cosine_schedule():
+    steps = 35_000
+    etas = [
+        learning_rate(t, total=steps, warmup=0, highest=0.03, lowest=1e-6, warmup_factor=0.01) for t in range(steps)
+    ]
+    exact = log_of(etas, 0.9, 1e-4, False).products(np.array([0]), steps)[0, 0, 0]
+    power = log_of(np.full(steps, etas[0]), 0.9, 1e-4, False).products(np.array([0]), steps)[0, 0, 0]
+    assert abs(power - exact) / exact > 0.1
+
+
+def test_rows_under_the_floor_are_rescaled_with_their_momentum():
+    w, u = np.array([[0.0, 0.3], [0.0, 3.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    raised_w, raised_u = raise_to_floor(w, u, 0.6)
+    np.testing.assert_allclose(raised_w, [[0, 0.6], [0, 3.0], [0, 0]])
+    np.testing.assert_allclose(raised_u, [[2, 2], [1, 1], [1, 1]])

@@ -1,0 +1,403 @@
+"""Checkpoints: a run goes on to the bit from any of them, taking one changes nothing, and one costs what changed."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.disk import manifest
+from engine.rows.snapshots import RowReader, block_hashes, digest
+from engine.training.checkpoint import stored_blocks
+from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of, trunk_state
+from tests.engine.harness import Case, engine_step, make_engine, make_oracle, oracle_step
+from tests.engine.rows.test_exactness import worst
+
+CASE = Case(active=32, passes=1.5)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return memory_digest(CASE)
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["zarr", "memory"])
+def test_a_run_continues_to_the_same_bits_from_a_checkpoint_at_any_step(tmp_path, whole, in_memory):
+    window = CASE.schedule.steps_per_window
+    for stop in (1, window - 1, window, window + 1, CASE.steps // 2, CASE.steps - 1):
+        root = tmp_path / str(stop)
+        run = DiskRun(CASE, root, in_memory=in_memory).train(stop)
+        run.save()
+        run.finish().close()
+        again = DiskRun(CASE, root, in_memory=in_memory)
+        assert again.step == stop
+        assert again.digest() == run.digest()
+        assert again.train(CASE.steps).digest() == whole, stop
+        again.close()
+
+
+def test_a_checkpoint_every_step_equals_none_at_all(tmp_path, whole):
+    run = DiskRun(CASE, tmp_path).train(CASE.steps, save_every=1).finish()
+    assert run.digest() == whole
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {f"step-{CASE.steps:09d}", f"step-{CASE.steps - 1:09d}"} <= names
+    assert len(list((tmp_path / "manifests").iterdir())) == 2
+
+
+def test_a_run_may_move_its_rows_between_memory_and_disk(tmp_path, whole):
+    first = DiskRun(CASE, tmp_path, in_memory=True).train(40, save_every=20).finish()
+    first.close()
+    second = DiskRun(CASE, tmp_path).train(80, save_every=40).finish()
+    second.close()
+    third = DiskRun(CASE, tmp_path, in_memory=True)
+    assert third.step == 80
+    assert third.train(CASE.steps).digest() == whole
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    size=st.integers(50, 130),
+    lanes=st.sampled_from([1, 2, 4]),
+    active_share=st.integers(1, 5),
+    windows=st.sampled_from([(24, 24), (48, 24), (48, 48)]),
+    momentum=st.sampled_from([0.0, 0.9, 0.99]),
+    weight_decay=st.sampled_from([0.0, 1e-3]),
+    skips=st.frozensets(st.integers(0, 60), max_size=8),
+    reshuffle=st.booleans(),
+    feature_init=st.booleans(),
+    save_every=st.integers(1, 90),
+    stops=st.lists(st.integers(1, 90), max_size=3),
+    in_memory=st.booleans(),
+    readers=st.sampled_from([0, 2]),
+    read_ahead=st.integers(1, 3),
+    limit_bytes=st.sampled_from([1, 10**6]),
+)
+def test_the_oracle_holds_through_the_store(
+    tmp_path_factory, seed, size, lanes, active_share, windows, momentum, weight_decay, skips, reshuffle, feature_init,
+    save_every, stops, in_memory, readers, read_ahead, limit_bytes,
+):  # fmt: skip
+    case = Case(
+        size=size,
+        active=8 * active_share,
+        window=windows[0],
+        stride=windows[1],
+        lanes=lanes,
+        block=24 // lanes // 2,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        lr=0.2,
+        passes=2.2,
+        seed=seed,
+        skips=frozenset() if feature_init else skips,  # a row does not start at a feature that is not finite
+        reshuffle=reshuffle and size > 4 * windows[0],
+        feature_init=feature_init,
+        readers=readers,
+        read_ahead=read_ahead,
+    )
+    root = tmp_path_factory.mktemp("run")
+    for stop in [*sorted(stops), case.steps]:
+        run = DiskRun(case, root, in_memory=in_memory, limit_bytes=limit_bytes)
+        run.train(min(stop, case.steps), save_every).finish()
+        run.close()
+    # To the bit the rows of the run in memory, and to 1e-12 those of dense SGD.
+    assert run.digest() == memory_digest(case)
+    assert worst(case, run.rows, trained_oracle(case)) <= 1e-12
+
+
+def trained_oracle(case):
+    oracle, trunk = make_oracle(case), trunk_of(case)
+    for step in range(case.steps):
+        oracle_step(case, oracle, trunk, step)
+    return oracle
+
+
+def test_blocks_written_twice_between_two_checkpoints_go_into_two_generations(tmp_path):
+    case = Case(active=32, passes=3.2)
+    run = DiskRun(case, tmp_path, keep=1)
+    opened = []
+    real = run.disk.disk._generation_for
+    run.disk.disk._generation_for = lambda *arguments: (opened.append(number := real(*arguments)), number)[1]
+    run.train(case.steps - 3).finish()
+    assert len(set(opened)) >= 3  # three passes, no checkpoint
+    # An older version that no checkpoint names is gone at once.
+    assert sum(generation.blocks for generation in run.disk.disk.generations.values()) == len(run.disk.blocks())
+    assert len(list((tmp_path / "rows").iterdir())) < len(set(opened))
+    run.save()
+    run.finish()
+    whole = memory_digest(case)
+    assert run.train(case.steps).digest() == whole
+    run.close()
+    assert DiskRun(case, tmp_path).train(case.steps).digest() == whole
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, whole):
+    run = DiskRun(CASE, tmp_path).train(40)
+    run.finish()
+    gate, real = threading.Event(), run.files.create
+    run.files.create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
+    run.save()  # returns although the disk does not move
+    before = run.rows.log.steps
+    run.train(44)
+    assert run.rows.log.steps == before + 4
+    assert not manifest.numbers(run.files)
+    gate.set()
+    run.finish()
+    kept, _ = manifest.recover(run.files)
+    assert kept[-1].step == 40
+    assert run.train(CASE.steps).digest() == whole
+    run.close()
+    # What was kept is the state of step 40, not what became of it.
+    again = DiskRun(CASE, tmp_path)
+    assert again.digest() == DiskRun(CASE, tmp_path / "other").train(40).digest()
+
+
+def test_a_checkpoint_waits_for_the_one_before_and_counts_it(tmp_path):
+    run = DiskRun(CASE, tmp_path).train(20)
+    gate, real = threading.Event(), run.files.create
+    run.files.create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
+    run.save()
+    run.train(21)
+    threading.Timer(0.3, gate.set).start()
+    run.save()
+    assert 0.1 < run.checkpoints.waited_seconds < 5
+    run.finish()
+    assert [kept.step for kept in manifest.recover(run.files)[0]] == [20, 21]
+
+
+def written_by_a_checkpoint(tmp_path, case, stop):
+    """Bytes and files that one checkpoint writes after `stop` steps of a run with checkpoints on the way."""
+    run = DiskRun(case, tmp_path, threaded=False, keep=1).train(stop, save_every=case.schedule.steps_per_window)
+    sizes, real = [], run.files.create
+
+    def create(path, parts):
+        sizes.append(sum(memoryview(part).nbytes for part in parts))
+        real(path, parts)
+
+    run.files.create = create
+    run.train(stop + case.schedule.steps_per_window // 2)
+    sizes.clear()
+    run.save()
+    return sum(sizes), len(sizes)
+
+
+def test_a_checkpoint_costs_the_window_and_not_the_rows_visited(tmp_path):
+    few = Case(size=4000, active=32, window=96, stride=48, block=6, lanes=4, passes=1.0, dim=128)
+    window = few.schedule.steps_per_window
+    early, early_files = written_by_a_checkpoint(tmp_path / "early", few, 12 * window)
+    late, late_files = written_by_a_checkpoint(tmp_path / "late", few, 60 * window)
+    window_bytes = (few.window + few.stride) * (16 * few.dim + 8) + few.active * 16 * few.dim
+    assert early < 1.5 * window_bytes
+    # Five times as many rows were visited; the rest of the growth is the log and the map.
+    assert late < early + 0.25 * window_bytes
+    assert abs(late_files - early_files) <= 12
+
+
+def test_map_and_log_are_written_whole_seldom_and_read_back_whole(tmp_path):
+    case = Case(size=600, active=32, passes=2.2)
+    run = DiskRun(case, tmp_path, keep=3)
+    full = {"blocks": set(), "log": set()}
+    count = 0
+    for step in range(case.steps):
+        run.train(step + 1)
+        if step % 3 == 2:
+            run.save()
+            run.finish()
+            count += 1
+            body = run.checkpoints.newest.body
+            full["log"].add(body["log"]["full"])
+            full["blocks"].add(body["parts"][0]["blocks"]["full"])
+            log = run.checkpoints.newest.log()
+            np.testing.assert_array_equal(log["eta"], run.rows.log.etas())
+            np.testing.assert_array_equal(log["loss"], np.arange(step + 1.0))
+            disk = run.disk.disk
+            entries = run.checkpoints.newest.entries(run.checkpoints.newest.store())
+            assert entries == disk._map
+            assert (tmp_path / run.checkpoints.newest.body["log"]["full"]).exists()
+    assert 2 <= len(full["log"]) <= 4 * np.sqrt(count)
+    assert 2 <= len(full["blocks"]) <= 6 * np.sqrt(count)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_disk_holds_the_rows_the_snapshots_and_what_changed_between(tmp_path, keep):
+    case = Case(size=6000, active=64, window=768, stride=384, batch=64, block=48, lanes=4, dim=32, passes=1.3)
+    row_bytes = 2 * 8 * case.dim + 8
+    interval = case.schedule.steps_per_window
+    run = DiskRun(case, tmp_path, keep=keep)
+    changed: list[int] = []
+    before: dict = {}
+    for stop in range(interval, case.steps, interval):
+        run.train(stop)
+        run.save()
+        run.finish()
+        now = dict(run.disk.disk._map)
+        changed.append(sum(now[block] != before.get(block) for block in now))
+        before = now
+    body = run.checkpoints.newest.body
+    disk = run.disk.disk
+    retired = len(disk.blocks()) * case.block
+    snapshot = case.active * (2 * 8 * case.dim + 16)
+    live = run.live_bytes() + sum(body["sizes"].values())
+    log_and_trunk = sum(
+        size for path, size in body["sizes"].items() if "log" in path or "trunk" in path or "momentum" in path
+    )
+    assert live - log_and_trunk <= (retired * row_bytes + snapshot) * 1.01
+    assert live >= retired * row_bytes + snapshot
+    on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    blocks_between = sum(changed[-keep + 1 :]) if keep > 1 else 0
+    metadata = sum(path.stat().st_size for path in tmp_path.rglob("*.json"))
+    others = (keep - 1) * sum(body["sizes"].values()) * 1.1
+    assert on_disk <= live + blocks_between * case.block * row_bytes + metadata + others + 4096
+    assert run.checkpoints.bytes <= on_disk <= run.checkpoints.bytes * 1.02 + metadata
+
+
+def test_only_the_last_k_checkpoints_are_kept_and_each_of_them_loads(tmp_path):
+    case = Case(active=32, passes=2.0)
+    run = DiskRun(case, tmp_path, keep=3)
+    digests = {}
+    for stop in range(20, 100, 13):
+        run.train(stop)
+        run.save()
+        run.finish()
+        digests[stop] = run.digest()
+    kept, complaints = manifest.recover(run.files)
+    assert not complaints
+    assert [one.step for one in kept] == list(digests)[-3:]
+    run.close()
+    for one in kept:
+        (chosen,), _ = manifest.recover(run.files, one.step)
+        assert not manifest.problems_of(chosen, every_block=True)
+    for number in (manifest.numbers(run.files)[0], manifest.numbers(run.files)[1]):
+        # Losing the newest manifest gives the one before, whole.
+        (tmp_path / manifest.path_of(number)).unlink()
+        again = DiskRun(case, tmp_path, keep=3)
+        assert again.digest() == digests[again.step]
+        again.close()
+        if again.step == kept[0].step:
+            break
+    assert again.step == kept[0].step
+
+
+def test_what_a_killed_run_left_is_swept_at_the_next_start(tmp_path):
+    run = DiskRun(CASE, tmp_path).train(30)
+    run.save()
+    run.finish()
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    run.train(60)  # blocks without a commit
+    run.disk.drain()
+    run.close()
+    (tmp_path / "step-000000030" / "log-full.safetensors.part").write_bytes(b"half")
+    (tmp_path / "step-000000060").mkdir()
+    (tmp_path / "step-000000060" / "trunk.safetensors").write_bytes(b"half")
+    (tmp_path / "manifests" / "000000002.json.part").write_bytes(b"{")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) != before
+    again = DiskRun(CASE, tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert again.step == 30
+
+
+def test_a_damaged_newer_checkpoint_is_left_alone_until_the_next_commit(tmp_path):
+    run = DiskRun(CASE, tmp_path, keep=2).train(30)
+    run.save()
+    run.train(45)
+    run.save()
+    run.finish().close()
+    victim = tmp_path / "step-000000045" / "active.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    there = {path for path in tmp_path.rglob("*") if path.is_file()}
+    again = DiskRun(CASE, tmp_path, keep=2)
+    assert again.step == 30
+    assert again.complaints == [
+        "checkpoint step-000000045 is damaged (active.safetensors does not match its checksum); trying the one before"
+    ]
+    assert there <= {path for path in tmp_path.rglob("*") if path.is_file()}
+    again.train(45)
+    again.save()
+    again.finish()
+    assert not victim.exists()
+    kept, complaints = manifest.recover(again.files)
+    assert not complaints
+    assert [one.step for one in kept] == [30, 45]
+    assert kept[-1].name == "step-000000045-2"
+    assert again.train(CASE.steps).digest() == memory_digest(CASE)
+
+
+def test_checkpoints_of_the_first_format_are_named_and_not_swept(tmp_path):
+    (tmp_path / "step-000000030").mkdir()
+    (tmp_path / "step-000000030" / "manifest.json").write_text('{"format": 1}')
+    run = DiskRun(CASE, tmp_path)
+    assert run.complaints == ["checkpoint step-000000030 has format 1, which this version cannot read"]
+    assert (tmp_path / "step-000000030" / "manifest.json").exists()
+
+
+def test_every_stored_block_of_a_checkpoint_can_be_read(tmp_path):
+    run = DiskRun(CASE, tmp_path).train(CASE.steps)
+    run.save()
+    run.finish()
+    reader = RowReader(run.rows)
+    blocks = dict(stored_blocks(run.checkpoints.newest))
+    assert sorted(blocks) == run.disk.blocks()
+    for number, block in blocks.items():
+        if number not in run.rows.host:
+            assert block.weight.tobytes() == reader.block(number).weight.tobytes()
+
+
+def test_a_checkpoint_of_the_full_pic_and_of_a_run_before_its_first_step(tmp_path):
+    case = Case(active=200, passes=1.2)
+    run = DiskRun(case, tmp_path).train(30)
+    run.save()
+    run.finish().close()
+    again = DiskRun(case, tmp_path)
+    assert again.train(case.steps).digest() == memory_digest(case)
+    empty = DiskRun(CASE, tmp_path / "empty")
+    empty.save()
+    empty.finish().close()
+    assert DiskRun(CASE, tmp_path / "empty").train(CASE.steps).digest() == memory_digest(CASE)
+
+
+def test_the_digest_notices_a_single_bit_of_a_single_row():
+    rows, trunk = make_engine(CASE), trunk_of(CASE)
+    for step in range(20):
+        engine_step(CASE, rows, trunk, step)
+    before = digest(trunk_state(0)[0], block_hashes(RowReader(rows)))
+    value = rows.u_KD[0, 0].item()
+    rows.u_KD[0, 0] = np.nextafter(value, np.inf)
+    assert digest(trunk_state(0)[0], block_hashes(RowReader(rows))) != before
+
+
+def test_a_thousand_slides_leave_nothing_behind(tmp_path):
+    import os
+
+    import psutil
+
+    case = Case(size=3000, active=32, window=48, stride=24, batch=24, block=6, lanes=4, dim=16, passes=8.0, readers=2)
+    run = DiskRun(case, tmp_path)
+    process = psutil.Process(os.getpid())
+    steps = case.schedule.steps_per_window
+
+    def held():
+        run.finish()
+        return len(os.listdir("/proc/self/fd")), process.num_threads(), process.memory_info().rss
+
+    run.train(300 * steps, save_every=40 * steps)
+    descriptors, threads, resident_bytes = held()
+    run.train(1300 * steps, save_every=40 * steps)
+    assert run.step == 1300 * steps <= case.steps * 10
+    later = held()
+    assert later[0] <= descriptors
+    assert later[1] <= threads
+    assert later[2] <= resident_bytes + 2**20
+    run.close()
+
+
+def test_files_of_a_checkpoint_are_not_pickles(tmp_path):
+    run = DiskRun(CASE, tmp_path).train(30)
+    run.save()
+    run.finish()
+    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".0"} | {path.suffix for path in tmp_path.rglob("c.*")}
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or path.read_bytes()[:1] not in (b"\x80", b"P") or path.name.startswith("c.")
