@@ -108,7 +108,7 @@ def go_on(sizes: Sizes, directory: Path, windows: int, step_seconds: float) -> d
         start = time.perf_counter()
         if slides_here := step % schedule.steps_per_window == 0:
             entered += sum(int(block) not in host for block in schedule.window_blocks(schedule.window_of(step)))
-        assert np.isfinite(engine.training.step().loss)
+        assert np.isfinite(engine.step().loss)
         waited = host.waited_seconds + engine.disk.waited_seconds
         host.waited_seconds = engine.disk.waited_seconds = 0.0
         if waited:

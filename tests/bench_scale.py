@@ -217,7 +217,7 @@ def take_steps(engine: Engine, count: int, started: float) -> dict[str, Any]:
     seconds, cpu_seconds = [], []
     for _ in range(count):
         start, cpu_start = time.perf_counter(), time.process_time()
-        assert np.isfinite(engine.training.step().loss)
+        assert np.isfinite(engine.step().loss)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
     return {

@@ -32,7 +32,7 @@ def step_seconds(sizes: Sizes, kernels: list[str], steps: int, directory: Path) 
             for name, engine in engines.items():
                 for _ in range(TURN):
                     start = time.perf_counter()
-                    engine.training.step()
+                    engine.step()
                     if first:
                         seconds[name].append(time.perf_counter() - start)
         for engine in engines.values():

@@ -144,7 +144,7 @@ class ZeroEngine:
             group["lr"] = lr
         scaler = self.engine.torch_autocast_z0_gradscaler
         scale = scaler.get_scale() if scaler else None
-        self.engine.training.step()
+        self.engine.step()
         self._micro = 0
         skipped_by_scaler = scaler is not None and scaler.get_scale() < scale
         applied = bool(self.engine.was_step_applied()) and not skipped_by_scaler
