@@ -37,8 +37,9 @@ import torch
 
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
+from engine.disk.restored_rows import load_rows
 from engine.rows.store import Block
-from engine.training.checkpoint import Checkpoints, load_rows
+from engine.training.checkpoint import Checkpoints
 from tests.bench_scale import RATE, Engine, Sizes, peak_bytes
 from tests.bench_support import drop_from_cache, files_below, machine, scratch, share_in_cache, spread
 
@@ -72,7 +73,7 @@ def build(sizes: Sizes, directory: Path) -> int:
     rows.visited = sizes.size
     current = schedule.window_blocks(now)
     rows.host.load(sorted(current.tolist()), current)
-    checkpoints.save(rows, TRUNK, [0.0] * step, {})
+    checkpoints.save(step, engine.method, TRUNK, [0.0] * step, {})
     checkpoints.finish()
     engine.close()
     return step

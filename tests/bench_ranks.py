@@ -42,15 +42,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine.training.stages import Stages
 
 from datasets.batch import Batch
 from engine.jobs.memory_plan import plan
 from engine.ranks.ranks import Ranks
-from engine.training.stages import Stages
-from engine.training.step import train_step
+from engine.training.step import Dealing, train_step
 from tests.bench_scale import RandomFeatures
 from tests.bench_support import machine
-from tests.engine.harness import Case, make_batch
+from tests.engine.harness import Case, make_batch, method_of
 from tests.engine.rank_runs import make_rows
 from tests.on_ranks import on_ranks
 
@@ -85,7 +85,8 @@ class Side:
 
     def __init__(self, way: str, case: Case, ranks: Ranks) -> None:
         self.way, self.case, self.ranks, self.schedule = way, case, ranks, case.schedule
-        self.rows, self.softmax = make_rows(case, ranks, way)
+        self.rows, softmax = make_rows(case, ranks, way)
+        self.method = method_of(case, self.rows, ranks, softmax)
         self.trunk, self.stages = RandomFeatures(case.dim), Stages()
 
     def fill(self) -> None:
@@ -103,13 +104,10 @@ class Side:
         told = train_step(
             batch,
             self.trunk,
-            self.rows,
-            self.softmax,
+            self.method,
             self.ranks,
             lr=RATE,
-            rows_lr=RATE,
-            micro_batches=1,
-            rows_grad_V=[True],
+            dealing=Dealing(len(self.rows.lanes), 1, [0]),
             stages=self.stages,
         )
         assert told.applied and told.filled == self.case.batch

@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from engine.training.stages import Stages
 
 from datasets.batch import Batch
 from datasets.schedule import Schedule
@@ -47,16 +48,17 @@ from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
 from engine.jobs.memory_plan import host_places
 from engine.methods.lane_softmax import LaneSoftmax
+from engine.methods.pic import Pic
 from engine.methods.row_gradients import row_gradient
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows, Start
 from engine.rows.host_tier import HostTier
 from engine.rows.implementations import implementations, names
+from engine.rows.row_table import RowTable
 from engine.rows.transitions import TransitionLog
 from engine.training.checkpoint import Checkpoints
-from engine.training.stages import Stages
-from engine.training.step import StepResult, train_step
+from engine.training.step import Dealing, StepResult, train_step
 from tests.bench_support import machine, scratch, spread
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
@@ -101,10 +103,10 @@ class RandomFeatures:
 
 
 class Engine:
-    """Schedule, store, rows and a trunk without a network; `step` does what engine/training/pretrain.py does for each step."""
+    """Schedule, store, rows and a trunk without a network; `step` does what engine/training/run.py does for each step."""
 
     def __init__(self, sizes: Sizes, directory: Path, read_ahead: int = 1, kernels: str = "auto") -> None:
-        self.sizes, self.read_ahead = sizes, read_ahead
+        self.sizes = sizes
         self.schedule = Schedule(SEED, sizes.size, sizes.window, sizes.stride, sizes.batch, sizes.block, sizes.lanes)
         end = self.schedule.positions_end
         self.files = DiskFiles(directory)
@@ -140,34 +142,25 @@ class Engine:
             kernels=names(implementations(torch.device("cpu"), torch.float32, sizes.dim, kernels)),
         )
         gradient = row_gradient(self.rows, ALONE, micro_batches=1, clip=0.0)
-        self.softmax = LaneSoftmax(self.rows, ALONE, gradient, temperature=0.2)
+        softmax = LaneSoftmax(self.rows, ALONE, gradient, temperature=0.2)
+        table = RowTable(self.rows, held=None, lr_scale=1.0, clip=0.0, read_ahead=read_ahead)
+        self.method = Pic(table, softmax, ALONE, self.schedule, rows_grad_V=[True])
         self.trunk = RandomFeatures(sizes.dim)
         self.images = torch.zeros(sizes.batch, 1, 1, 1)
-        self._first = True
 
     def step(self) -> StepResult:
-        schedule, host = self.schedule, self.rows.host
+        schedule = self.schedule
         step = self.trunk.step = self.rows.log.steps
         positions_G = schedule.positions(step)
         ids_G = schedule.instances(positions_G)
-        window = schedule.window_of(step)
-        slides = step % schedule.steps_per_window == 0
-        if slides:
-            host.slide(schedule.window_blocks(window), step)
-        if slides or self._first:
-            ahead = [schedule.window_blocks(window + 1 + slide) for slide in range(self.read_ahead)]
-            host.read_ahead(np.concatenate(ahead))
-        self._first = False
+        self.method.prepare(step)
         return train_step(
             Batch(step, [self.images], positions_G, ids_G, ids_G >= 0),
             self.trunk,
-            self.rows,
-            self.softmax,
+            self.method,
             ALONE,
             lr=RATE,
-            rows_lr=RATE,
-            micro_batches=1,
-            rows_grad_V=[True],
+            dealing=Dealing(len(self.rows.lanes), 1, [0]),
             stages=Stages(),
         )
 
@@ -177,7 +170,8 @@ class Engine:
         self.disk.drain()
         before, resident = self.disk.bytes, [self.rows.host.resident(block) for block in self.rows.host.blocks()]
         start = time.perf_counter()
-        checkpoints.save(self.rows, ({"weight": torch.zeros(1)}, {}), [0.0] * self.rows.log.steps, {})
+        steps = self.rows.log.steps
+        checkpoints.save(steps, self.method, ({"weight": torch.zeros(1)}, {}), [0.0] * steps, {})
         stopped = time.perf_counter()
         checkpoints.finish()
         done = time.perf_counter()

@@ -91,12 +91,15 @@ def _send(stream: BinaryIO, what: object) -> None:
 def serve() -> None:
     """Fork a start for each task on stdin; the exit codes go to stdout."""
     # What a run imports on its way. None of it starts a thread, which a fork would leave behind with its locks.
+    import engine.evaluation.evaluator
+    import engine.jobs.pretrain
     import engine.jobs.store_jobs
+    import engine.methods.pic
     import engine.training.checkpoint
-    import engine.training.session
+    import engine.training.run
     import launch
 
-    assert launch and engine.training.checkpoint and engine.training.session and engine.jobs.store_jobs
+    assert launch and engine.training.checkpoint and engine.training.run and engine.jobs.store_jobs
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     assert threading.active_count() == 1

@@ -24,8 +24,8 @@ import kernels.catch_up
 import kernels.compiled
 import kernels.row_update
 from engine.disk.files import DiskFiles
-from engine.rows.store import Damaged
-from engine.training import pretrain
+from engine.rows.damaged import Damaged
+from engine.training import run as run_module
 from kernels.compiled import NotCompiled, choose
 from kernels.sampled_softmax import ops as softmax_ops
 from tests.conftest import REPOSITORY, TINY
@@ -158,7 +158,7 @@ def test_a_named_backbone_loads_strictly_into_torchvision(run):
 @pytest.fixture
 def interrupt_at(monkeypatch):
     """Send SIGINT to this process during given steps, each once."""
-    real = pretrain.train_step
+    real = run_module.train_step
     steps: set[int] = set()
 
     def train_step(batch, *arguments, **options):
@@ -167,7 +167,7 @@ def interrupt_at(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "train_step", train_step)
+    monkeypatch.setattr(run_module, "train_step", train_step)
     return steps
 
 
@@ -186,7 +186,7 @@ def test_five_interruptions_leave_the_digest_of_the_run_never_interrupted(finish
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(finished, run, monkeypatch):
-    real = pretrain.train_step
+    real = run_module.train_step
 
     class Killed(BaseException):
         pass
@@ -196,10 +196,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(finished,
             raise Killed
         return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "train_step", train_step)
+    monkeypatch.setattr(run_module, "train_step", train_step)
     with pytest.raises(Killed):
         run()
-    monkeypatch.setattr(pretrain, "train_step", real)
+    monkeypatch.setattr(run_module, "train_step", real)
     assert run() == 0
     assert run.summary()["digest"] == finished.summary()["digest"]
 
@@ -267,14 +267,14 @@ def test_every_zero_stage_trains_and_resumes_to_the_same_bits_as_stage_0(run, st
 def test_three_losses_that_are_not_finite_stop_the_run_and_name_the_checkpoint(run, monkeypatch, capsys):
     assert run("steps=30") == 0
     good = run.summary()["digest"]
-    real = pretrain.train_step
+    real = run_module.train_step
 
     def poisoned(batch, *arguments, **options):
         if batch.step >= 32:
             batch.views = [view * float("nan") for view in batch.views]
         return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    monkeypatch.setattr(run_module, "train_step", poisoned)
     assert run("steps=60") == 1
     out = capsys.readouterr().out
     assert "3 steps in a row" in out
@@ -296,7 +296,7 @@ def test_a_run_whose_steps_are_all_refused_ends(run, capsys, monkeypatch):
 
 
 def test_a_signal_at_the_step_that_ends_a_run_tells_no_untruth(run, capsys, monkeypatch):
-    real = pretrain.train_step
+    real = run_module.train_step
 
     def poisoned(batch, *arguments, **options):
         batch.views = [view * float("nan") for view in batch.views]
@@ -304,35 +304,35 @@ def test_a_signal_at_the_step_that_ends_a_run_tells_no_untruth(run, capsys, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    monkeypatch.setattr(run_module, "train_step", poisoned)
     assert run("steps=60") == 1
     assert "checkpoint written" not in capsys.readouterr().out
     assert run.summary()["status"].startswith("stopped: ")
 
 
 def test_one_poisoned_step_is_skipped_and_counted_and_training_goes_on(run, monkeypatch):
-    real = pretrain.train_step
+    real = run_module.train_step
 
     def poisoned(batch, *arguments, **options):
         if batch.step in (3, 9):
             batch.views = [view * float("nan") for view in batch.views]
         return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    monkeypatch.setattr(run_module, "train_step", poisoned)
     assert run("steps=15", "schedule.micro_batches=2") == 0
     assert run.summary()["skipped_steps"] == 2
     assert np.isfinite(run.summary()["loss"])
 
 
 def test_a_poisoned_step_leaves_no_row_behind_that_started_at_its_features(run, monkeypatch):
-    real = pretrain.train_step
+    real = run_module.train_step
 
     def poisoned(batch, *arguments, **options):
         if batch.step == 3:
             batch.views = [view * float("nan") for view in batch.views]
         return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(pretrain, "train_step", poisoned)
+    monkeypatch.setattr(run_module, "train_step", poisoned)
     assert run("steps=40", "classifier.init=feature") == 0
     assert run.summary()["skipped_steps"] == 1
     assert run("job=export", "classifier.init=feature") == 0
@@ -342,13 +342,13 @@ def test_a_poisoned_step_leaves_no_row_behind_that_started_at_its_features(run, 
 
 
 def test_a_run_killed_in_its_last_evaluation_is_finished_by_the_next_start(run, monkeypatch):
-    from engine.training import session
+    from engine.evaluation import evaluator
 
     def killed(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "evaluate", killed)
+        patch.setattr(evaluator, "evaluate", killed)
         assert run("steps=6") == 130
     assert not (run.output / "summary.json").exists()
     assert run("steps=6") == 0
@@ -547,17 +547,15 @@ def test_a_run_that_grew_goes_on_though_a_list_of_its_images_is_lost(run, growin
 
 
 def test_a_start_that_was_killed_before_its_first_step_fixes_no_new_image(run, growing, monkeypatch, capsys):
-    from engine.training import session
-
     root, config, add = growing
     assert run("steps=4", config=config) == 0
     add(["a0", "b1"])
 
-    def killed(**_):
+    def killed(_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "run", killed)
+        patch.setattr(run_module.Run, "run", killed)
         assert run("steps=8", config=config) == 130
     (root / "a0.png").unlink()
     capsys.readouterr()

@@ -237,11 +237,11 @@ sys.exit(launch.main(sys.argv[1:]))
     [
         (
             """
-    from engine.training import session
+    from engine.training import run
     def full(*arguments):
         raise OSError(28, "No space left on device")
     if rank == 0:
-        session.report_of = full
+        run.report_of = full
 """,
             "error: [Errno 28] No space left on device; checkpoints that were written before are whole",
         ),

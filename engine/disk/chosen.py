@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
 from engine.disk.manifest import Kept
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 
 
 def chosen_checkpoint(output: Path, step: int | None) -> tuple[Kept, list[str]]:

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from engine.disk import shapes
 from engine.disk.shapes import TEMPORARY
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 
 # What a listing says of what is not a file.
 DIRECTORY, LINK, SPECIAL = -1, -2, -3

@@ -37,7 +37,8 @@ from engine.disk.manifest_body import check_active, check_body, check_map, requi
 from engine.disk.zarr_format import Column
 from engine.disk.zarr_store import Entry, Generation, ZarrStore
 from engine.ranks.lanes import ALL_LANES, Lanes
-from engine.rows.store import Damaged, empty_block
+from engine.rows.damaged import Damaged
+from engine.rows.store import empty_block
 
 FORMAT = 3
 MANIFESTS = "manifests"

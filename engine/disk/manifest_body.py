@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.disk import shapes
 from engine.disk.zarr_format import columns_of
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 
 _MOST_STEPS = 10**12 - 1
 _MOST_POSITIONS = 2**50

@@ -9,7 +9,7 @@ from engine.disk.files import Files
 from engine.disk.manifest import Kept
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 
 
 def recover_together(files: Files, ranks: Ranks, lanes: Lanes) -> tuple[list[Kept], list[str]]:

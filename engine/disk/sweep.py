@@ -13,7 +13,7 @@ from engine.disk import shapes
 from engine.disk.files import DIRECTORY, WHAT, DiskFiles, Files, remove_any, remove_tree
 from engine.disk.manifest import MANIFESTS, numbers, path_of
 from engine.disk.zarr_store import ROWS
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 
 _SHOWN = 3
 

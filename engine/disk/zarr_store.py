@@ -26,7 +26,8 @@ from engine.disk import shapes
 from engine.disk.files import DIRECTORY, TEMPORARY, WHAT, Files, remove_any, write_whole
 from engine.disk.zarr_format import CRC_BYTES, Column, bound, checksum, columns_of, encoded, group_metadata, layouts
 from engine.ranks.lanes import ALL_LANES, Lanes
-from engine.rows.store import Block, Damaged
+from engine.rows.damaged import Damaged
+from engine.rows.store import Block
 
 ROWS = "rows"
 

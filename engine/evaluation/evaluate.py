@@ -19,6 +19,7 @@ import torch
 from datasets.batch import ImageSet, Probe
 from engine.evaluation.knn import neighbours, vote
 from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE
+from engine.evaluation.stopped import Stopped
 from engine.ranks.ranks import Road
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
@@ -95,10 +96,6 @@ def evaluate(
     if headline:
         result.figures["knn_top1"] = float(np.mean(headline))
     return result
-
-
-class Stopped(Exception):
-    """The run was asked to end while it evaluated."""
 
 
 def embed_set(

@@ -34,8 +34,8 @@ from engine.results import exports
 from engine.results.progress import bytes_text
 from engine.results.whole_files import Together, own_directory, refuse_links, write_file
 from engine.rows.active_rows import ActiveRows
+from engine.rows.damaged import Damaged
 from engine.rows.snapshots import RowReader
-from engine.rows.store import Damaged
 
 SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
 _REMEDY = "store.verb=repair goes back to the newest that is whole"

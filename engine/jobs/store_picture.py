@@ -16,8 +16,9 @@ from engine.disk.manifest import Kept
 from engine.results.charts import COLOURS
 from engine.results.whole_files import write_file
 from engine.rows.active_rows import EMPTY
+from engine.rows.damaged import Damaged
 from engine.rows.folding import departure
-from engine.rows.store import NEVER_VISITED, Damaged
+from engine.rows.store import NEVER_VISITED
 
 _LARGEST_CELLS = 16_000  # some 7 pixels each
 _MOST_BLOCKS = 2**28  # that are told apart: 2 GiB of numbers

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from engine.methods.row_gradients import RowGradient, SoftmaxInputs
-from engine.methods.softmax import MicroBatch
+from engine.methods.softmax import Samples
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows
 from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
@@ -35,14 +35,14 @@ class LaneSoftmax:
         if gradient.name == "fused":  # the softmax's own code makes the rows' step
             self.rows_step = f"{rows.kernels['sampled_softmax']} (fused)"
 
-    def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
-        rows, views = self.rows, len(micro.rows_grad_V)
+    def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
+        rows, views = self.rows, len(samples.rows_grad_V)
         device = rows.w_KD.device
-        travel = Travel(self.ranks, rows.lanes.in_batch_order(micro.kept_RP.size), micro.kept_RP, views)
-        z_XD = travel.gather(micro.z_XD)
-        targets_X = torch.from_numpy(travel.targets(micro.slots_B)).to(device)
-        weight_X = torch.from_numpy(travel.of_places(micro.weight_RP)).to(rows.w_KD)
-        rows_need_grad_X = torch.tensor(micro.rows_grad_V).repeat_interleave(len(z_XD) // views).to(device)
+        travel = Travel(self.ranks, rows.lanes.in_batch_order(samples.kept_RP.size), samples.kept_RP, views)
+        z_XD = travel.gather(samples.z_XD)
+        targets_X = torch.from_numpy(travel.targets(samples.slots_B)).to(device)
+        weight_X = torch.from_numpy(travel.of_places(samples.weight_RP)).to(rows.w_KD)
+        rows_need_grad_X = torch.tensor(samples.rows_grad_V).repeat_interleave(len(z_XD) // views).to(device)
         mask_K = rows.mask()
         forward = softmax_forward_negatives(
             z_XD,

@@ -1,4 +1,4 @@
-"""What a step asks of the classifier: the loss and its gradients over the active rows of all ranks, then one step of the rows.
+"""What PIC asks of the classifier: the loss and its gradients over the active rows of all ranks, then one step of the rows.
 
 There are two ways to share the rows out, and a run takes one of them (`classifier.sharding`):
 
@@ -14,8 +14,8 @@ import torch
 
 
 @dataclass
-class MicroBatch:
-    """The samples of one micro-batch, as its rank sees them. B: this rank's places that go through the network.
+class Samples:
+    """The samples of one micro-batch, with the slots of their rows. B: this rank's places that go through the network.
 
     z_XD        the features of these places, [V B, D], views one after the other, detached, in the rows' dtype
     slots_B     int64, the slot of each place's row on this rank; -1 = empty
@@ -38,7 +38,7 @@ class Softmax(Protocol):
     why: str
     rows_step: str  # what makes the rows' step, for summary.json
 
-    def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
+    def add(self, micro: Samples) -> tuple[float, torch.Tensor, bool]:
         """Take one micro-batch: (weighted loss of this rank's samples, d(loss of all ranks)/dz [V B, D], whether all was finite).
 
         All ranks call it together, and are to agree on the last before they go on: one rank's rows may overflow alone.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from engine.methods.row_gradients import SoftmaxInputs, is_finite, whole_gradient
-from engine.methods.softmax import MicroBatch
+from engine.methods.softmax import Samples
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows
 from engine.trunk.zero import PartitionedRows
@@ -30,30 +30,30 @@ class Zero3Softmax:
     def __init__(self, rows: ActiveRows, held: PartitionedRows, ranks: Ranks, *, temperature: float) -> None:
         self.rows, self.held, self.ranks, self.temperature = rows, held, ranks, temperature
 
-    def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
-        rows, views = self.rows, len(micro.rows_grad_V)
+    def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
+        rows, views = self.rows, len(samples.rows_grad_V)
         backend = rows.kernels["sampled_softmax"]
         rank, each, device = self.ranks.rank, len(self.held.w_SD), rows.w_KD.device
         if self.held.zero.is_new_step:  # rows were admitted since the last
             self.held.publish()
-        targets_B = np.where(micro.slots_B >= 0, micro.slots_B + rank * each, -1)
+        targets_B = np.where(samples.slots_B >= 0, samples.slots_B + rank * each, -1)
         targets_X = torch.from_numpy(np.tile(targets_B, views)).to(device)
-        weight_B = micro.weight_RP[rank, micro.kept_RP[rank]]
+        weight_B = samples.weight_RP[rank, samples.kept_RP[rank]]
         weight_X = torch.from_numpy(np.tile(weight_B, views)).to(rows.w_KD)
-        rows_need_grad_X = torch.tensor(micro.rows_grad_V).repeat_interleave(len(targets_B)).to(device)
+        rows_need_grad_X = torch.tensor(samples.rows_grad_V).repeat_interleave(len(targets_B)).to(device)
         mask_K = self._mask()
         loss, finite, dz_XD = 0.0, False, torch.empty(0)
 
         def gradient_of(rows_KD: torch.Tensor) -> torch.Tensor:
             nonlocal loss, finite, dz_XD
             forward = softmax_forward_negatives(
-                micro.z_XD, rows_KD, targets_X, temperature=self.temperature, row_mask_K=mask_K, backend=backend
+                samples.z_XD, rows_KD, targets_X, temperature=self.temperature, row_mask_K=mask_K, backend=backend
             )
             lse_X = combine([(forward.max_B, forward.sumexp_B)])
             loss = float(torch.where(targets_X >= 0, (lse_X - forward.positive_B) * weight_X, 0.0).sum())
             dz_XD = features_gradient(
                 forward,
-                micro.z_XD,
+                samples.z_XD,
                 rows_KD,
                 targets_X,
                 lse_X,
@@ -62,10 +62,10 @@ class Zero3Softmax:
                 row_mask_K=mask_K,
             )
             inputs = SoftmaxInputs(
-                micro.z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
+                samples.z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
             )
             drows_KD = whole_gradient(rows_KD, inputs, backend)
-            finite = bool(torch.isfinite(micro.z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
+            finite = bool(torch.isfinite(samples.z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
             finite = finite and is_finite(drows_KD)
             return drows_KD
 

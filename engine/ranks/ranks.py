@@ -76,6 +76,7 @@ class Ranks(Road):
     timeout_seconds  how long a collective of tensors may take
     tensor_calls     those of the calls that were of tensors
     sent_bytes       by what was sent, since the start; whoever reports it may look at any time
+    at_step          where the run is, for whoever has to say it; None: before its first step
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Ranks(Road):
         # deepspeed and torchrun have each a name for it
         self.node_size = environment_number("LOCAL_SIZE", environment_number("LOCAL_WORLD_SIZE", size))
         self.tensor_calls = 0
+        self.at_step: int | None = None
         self.sent_bytes: Counter[str] = Counter()
 
     # Tensors

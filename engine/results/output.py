@@ -36,7 +36,7 @@ from engine.disk import manifest, shapes
 from engine.disk.files import DiskFiles
 from engine.disk.shapes import PART_OF_A_RUN, TEMPORARY
 from engine.disk.sweep import remove_run
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 
 _HEADER = "This directory was made by pic-engine, which wrote what is named below and removes nothing else.\n"
 CHECKPOINTS, LOCK, UNREADABLE, INDEX = "checkpoints", "lock", "unreadable.jsonl", "images.index"

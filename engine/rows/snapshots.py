@@ -1,4 +1,4 @@
-"""The rows as a reader wants them: every block as it is now, as it would be caught up, and one hash over all of it.
+"""The rows as a reader wants them: every block as it is now, as it would be caught up, and a hash of each.
 
 Nothing here changes the run: blocks are copied, active rows are laid over them, and catching up happens in the copy.
 """
@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from engine.rows.active_rows import EMPTY, ActiveRows
 from engine.rows.initial_rows import initial_rows
@@ -85,14 +84,3 @@ def block_hashes(reader: RowReader) -> dict[int, bytes]:
             parts = b"".join(part.tobytes() for part in (rows.weight, rows.momentum, rows.last_step))
             hashes[number] = hashlib.sha256(parts).digest()
     return hashes
-
-
-def digest(backbone: dict[str, torch.Tensor], hashes: dict[int, bytes]) -> str:
-    """sha256 over the backbone's tensors and over the hash of each visited block, whichever rank it came from."""
-    total = hashlib.sha256()
-    for name in sorted(backbone):
-        total.update(name.encode())
-        total.update(backbone[name].contiguous().numpy().tobytes())
-    for number in sorted(hashes):
-        total.update(number.to_bytes(8, "little") + hashes[number])
-    return total.hexdigest()

@@ -16,10 +16,6 @@ import numpy as np
 NEVER_VISITED = -1
 
 
-class Damaged(Exception):
-    """Something on the disk is not what was written there; the message names it in one line."""
-
-
 @dataclass
 class Block:
     """C rows.

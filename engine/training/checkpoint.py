@@ -5,19 +5,21 @@
         step-000001200/
             trunk.safetensors         parameters and buffers, as torch names them
             momentum.safetensors      the trunk's momentum, by the same names
-            active.safetensors        the active rows in their slots: w, u, position, stamp; which blocks were resident
-            log-*.safetensors         learning rate and loss of every step, or of those since the last full log
+            shared-*.safetensors      components of the method that are the same on every rank
+            active.safetensors        what the method keeps by lane; of the row table the active rows in their slots: w, u, position,
+                                      stamp, and which blocks were resident
+            log-*.safetensors         loss (and what the method needs: learning rate) of every step, or of those since the last full log
             blocks-*.safetensors      where each stored block is, or those that changed since the last full map
         rows/*/                       the blocks (engine/disk/zarr_store.py)
 
-With R ranks there is an active-r and a blocks-r of each; rank 0 writes the rest, and the manifest when all others have said that what
+A method that keeps nothing by lane has no active, no blocks and no rows. With R ranks there is an active-r and a blocks-r of each; rank 0 writes the rest, and the manifest when all others have said that what
 they wrote is durable. Any number of ranks that divides L goes on from it. A disk may be everybody's or each node's own: a rank reads
 what belongs to its lanes and nothing else, and rank 0 tells the others what the manifest says.
 
 What is written where, and when:
 
-    1. between two steps, on the training thread: copies of the blocks of the host tier that the disk does not have in this
-       version, of the active rows, of the trunk. That is all that a step can wait for; O(W), whatever N is
+    1. between two steps, on the training thread: copies of the method's blocks that the disk does not have in this version,
+       of the rest that it keeps by lane, of the trunk. That is all that a step can wait for; O(W), whatever N is
     2. on the writer's thread of each rank, after the blocks that left earlier: these blocks, then the files; then rank 0's manifest
     3. then the oldest checkpoints beyond `keep` go, and the blocks that only they named
 
@@ -27,7 +29,7 @@ is unpickled when a checkpoint is read.
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +39,16 @@ from safetensors.numpy import save as numpy_save
 from safetensors.torch import save as torch_save
 
 from engine.disk import manifest
+from engine.disk.body import Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty, write_whole
 from engine.disk.manifest import Kept
 from engine.disk.shapes import PART_OF_A_RUN, shown
 from engine.disk.sweep import foreign_line
 from engine.disk.write_behind import WriteBehind
-from engine.ranks.lanes import ALL_LANES, Lanes
+from engine.methods.method import Method
+from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks, Road
-from engine.rows.active_rows import EMPTY, ActiveRows
-from engine.rows.store import Block, Damaged, MemoryStore, empty_block
+from engine.rows.damaged import Damaged
 
 if TYPE_CHECKING:
     from engine.trunk.trunk import Trunk
@@ -59,9 +62,9 @@ class _Chain:
     rows: int = 0
     since: int = 0
 
-    def take_up(self, said: dict[str, Any]) -> None:
+    def take_up(self, said: Table) -> None:
         """Go on with the table of which a manifest says this."""
-        self.full, self.rows, self.since = said["full"], said["rows"], said["since"]
+        self.full, self.rows, self.since = said.full, said.rows, said.since
 
     def full_is_due(self, changed: int) -> bool:
         return self.full is None or self.since + changed > self.rows
@@ -102,20 +105,18 @@ class Checkpoints:
         last = kept[-1] if kept else None
         generations = {generation.name for one in kept for generation in one.generations().values()}
         self._garbage = store.restore(
-            versions, last.body["next_generation"] if last else 1, generations if is_keeper else None
+            versions, last.body.next_generation if last else 1, generations if is_keeper else None
         )
         self._kept, self.newest = list(kept), last
         if last:
-            self._log.take_up(last.body["log"])
+            self._log.take_up(last.body.log)
             parts = last.parts(self.lanes)
-            if [(part["rank"], part["ranks"]) for part in parts] == [(self.lanes.rank, self.lanes.ranks)]:
-                self._map.take_up(parts[0]["blocks"])
-                if delta := parts[0]["blocks"]["delta"]:
+            if [(part.rank, part.ranks) for part in parts] == [(self.lanes.rank, self.lanes.ranks)] and parts[0].blocks:
+                self._map.take_up(parts[0].blocks)
+                if delta := parts[0].blocks.delta:
                     self._changed = set(last.arrays(delta)["block"].tolist())
         if is_keeper:
-            named = {manifest.path_of(one.number) for one in kept} | {
-                path for one in kept for path in one.body["files"]
-            }
+            named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body.files}
             self._garbage += manifest.unnamed(self.files, named)
             if line := foreign_line(self.files, chunks=False):
                 print(line)
@@ -124,12 +125,13 @@ class Checkpoints:
 
     def save(
         self,
-        rows: ActiveRows,
+        step: int,
+        method: Method,
         trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
         losses: Sequence[float],
         state: dict[str, Any],
     ) -> None:
-        """Begin a checkpoint of the state after `rows.log.steps` steps; it is there when `finish`, or the next save, returns.
+        """Begin a checkpoint of the state after `step` steps; it is there when `finish`, or the next save, returns.
 
         All ranks call it after the same step; of the three below, rank 0's count.
         trunk_state   what Trunk.state() gives    losses   of every step so far    state   what else to keep, as JSON
@@ -140,28 +142,21 @@ class Checkpoints:
             start = time.perf_counter()
             self.disk.drain()
             self.waited_seconds += time.perf_counter() - start
-        host = rows.host
-        for block, kept_rows in host.take_unsaved():
-            host.store.write_for_checkpoint(block, kept_rows)
-        for block, kept_rows in host.store.unsaved():
-            self.disk.write_for_checkpoint(block, kept_rows)
-        steps = rows.log.steps
-        first = 0 if self._log.full_is_due(steps - self._log.rows) else self._log.rows
+        by_lane, is_first = method.by_lane(), self.road.is_first
+        for block, rows in by_lane.blocks if by_lane else ():
+            self.disk.write_for_checkpoint(block, rows)
+        first = 0 if self._log.full_is_due(step - self._log.rows) else self._log.rows
+        log = {**method.log(first), "loss": np.array(losses[first:step], dtype=np.float64)} if is_first else {}
+        components = {"trunk": trunk_state[0], "momentum": trunk_state[1]}
+        shared = method.shared() if is_first else {}
         snapshot = _Snapshot(
-            step=steps,
-            active={**rows.state(), "resident": np.array(host.blocks(), dtype=np.int64)},
-            model=trunk_state[0],
-            momentum=trunk_state[1],
+            step=step,
+            arrays=by_lane.arrays if by_lane else None,
+            sizes=by_lane.sizes if by_lane else None,
+            components=components | {f"shared-{name}": tensors for name, tensors in shared.items()},
+            shared=tuple(shared),
             first_logged=first,
-            log={"eta": rows.log.etas(first), "loss": np.array(losses[first:steps], dtype=np.float64)}
-            if self.road.is_first
-            else {},
-            rows={
-                "block": host.block,
-                "dim": host.weight.shape[1],
-                "positions": host.size,
-                "dtype": host.weight.dtype.name,
-            },
+            log=log,
             state=state,
         )
         self._on_way = True
@@ -174,7 +169,7 @@ class Checkpoints:
     @property
     def bytes(self) -> int:
         """On the disk: rows, and the files of the checkpoints that are kept, as far as they are these lanes'."""
-        sizes = {path: kept.body["sizes"][path] for kept in self._kept for path in kept.files_of(self.lanes)}
+        sizes = {path: kept.body.sizes[path] for kept in self._kept for path in kept.files_of(self.lanes)}
         return self.disk.bytes + sum(sizes.values())
 
     def _commit(self, snapshot: "_Snapshot") -> None:
@@ -184,22 +179,23 @@ class Checkpoints:
         directory = road.from_first(new_directory(snapshot.step, {name for names in there for name in names}))
         self.files.make_directory(directory)
         part, contents = self._part(snapshot, directory)
-        log: dict[str, Any] = {}
+        log: Table | None = None
         if road.is_first:
             log, content = _table(self._log, snapshot.first_logged == 0, snapshot.log, f"{directory}/log")
-            trunk = {"trunk": torch_save(snapshot.model), "momentum": torch_save(snapshot.momentum)}
-            contents |= {f"{directory}/{name}.safetensors": content for name, content in trunk.items()} | content
+            contents |= content
+            for name, tensors in snapshot.components.items():
+                contents[f"{directory}/{name}.safetensors"] = torch_save(tensors)
 
         files, sizes = {}, {}
         for path, content_bytes in contents.items():
             write_whole(self.files, path, [content_bytes])
             files[path] = hashlib.sha256(content_bytes).hexdigest()
             sizes[path] = len(content_bytes)
-        for table in (part["blocks"], *([log] if log else [])):  # the full table may be an earlier checkpoint's
-            path = table["full"]
-            if path not in files:
+        for table in (part.blocks, log):  # the full table may be an earlier checkpoint's
+            if table and table.full not in files:
                 assert self.newest
-                files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
+                path, earlier = table.full, self.newest.body
+                files[path], sizes[path] = earlier.files[path], earlier.sizes[path]
         self.files.sync_directory(directory)
         if road.is_first:
             self.files.make_directory(manifest.MANIFESTS)
@@ -207,35 +203,28 @@ class Checkpoints:
             remove_any(self.files, PART_OF_A_RUN + TEMPORARY)  # of a run that was killed just here
             write_whole(self.files, PART_OF_A_RUN, [b""])
         self.files.sync_directory("")
-        said = road.to_first({"part": part, "files": files, "sizes": sizes, "next_generation": store.next_generation})
-        body: dict[str, Any] = {}
-        if road.is_first:
-            body = {
-                "format": manifest.FORMAT,
-                "number": max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)]),
-                "step": snapshot.step,
-                "directory": directory,
-                "rows": snapshot.rows,
-                "parts": [word["part"] for word in said],
-                "next_generation": max(word["next_generation"] for word in said),
-                "log": log,
-                "files": {path: digest for word in said for path, digest in word["files"].items()},
-                "sizes": {path: size for word in said for path, size in word["sizes"].items()},
-                **snapshot.state,
-            }
+        said = road.to_first(Written(part, files, sizes, store.next_generation))
+        body: Body | None = None
+        if log:
+            number = max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)])
+            state = RunState.of(snapshot.state)
+            body = Body.of_ranks(said, number, snapshot.step, directory, snapshot.sizes, log, state, snapshot.shared)
             manifest.publish(self.files, body)
             self._drop_old_manifests()
         body = road.from_first(body)
-        store.committed(body["number"])
+        assert body
+        store.committed(body.number)
         self.newest = Kept(self.files, body)
         self._kept.append(self.newest)
         self._drop_old()
         self._remove_garbage()
         self._on_way = False
 
-    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[dict[str, Any], dict[str, Buffer]]:
+    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[Part, dict[str, Buffer]]:
         """What the manifest says of this rank's lanes, and the files to write for it."""
         store, lanes = self.disk.disk, self.lanes
+        if snapshot.arrays is None:
+            return Part(lanes.rank, lanes.ranks), {}
         number = f"-{lanes.rank}" if lanes.ranks > 1 else ""
         active = f"{directory}/active{number}.safetensors"
         self._changed |= store.take_changed()
@@ -244,15 +233,8 @@ class Checkpoints:
         blocks, contents = _table(self._map, full, table, f"{directory}/blocks{number}")
         if full:
             self._changed = set()
-        part = {
-            "rank": lanes.rank,
-            "ranks": lanes.ranks,
-            "active": active,
-            "blocks": blocks,
-            "stored_blocks": store.entry_count(),
-            "generations": store.generation_table(),
-        }
-        return part, {active: numpy_save(snapshot.active), **contents}
+        part = Part(lanes.rank, lanes.ranks, active, blocks, store.entry_count(), store.generation_table())
+        return part, {active: numpy_save(snapshot.arrays), **contents}
 
     def _drop_old_manifests(self) -> None:
         """Those that the checkpoint just published is to replace; rank 0's work."""
@@ -268,7 +250,7 @@ class Checkpoints:
         dropped, self._kept = self._kept[: -self.keep], self._kept[-self.keep :]
         if not dropped:
             return
-        named = {path for kept in self._kept for path in kept.body["files"]}
+        named = {path for kept in self._kept for path in kept.body.files}
         gone = {path for kept in dropped for path in kept.files_of(self.lanes)} - named
         for path in sorted(gone):
             remove_any(self.files, path)
@@ -300,18 +282,16 @@ class _Snapshot:
     """What the writer's thread needs: copies, or things that are never changed."""
 
     step: int
-    active: dict[str, np.ndarray]
-    model: dict[str, torch.Tensor]
-    momentum: dict[str, torch.Tensor]
+    arrays: dict[str, np.ndarray] | None  # of this rank's lanes; None: the method keeps nothing by lane
+    sizes: RowSizes | None
+    components: dict[str, dict[str, torch.Tensor]]  # files of rank 0
+    shared: tuple[str, ...]  # the names of those that are the method's
     first_logged: int
     log: dict[str, np.ndarray]
-    rows: dict[str, Any]
     state: dict[str, Any]
 
 
-def _table(
-    chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _table(chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str) -> tuple[Table, dict[str, bytes]]:
     """(what the manifest says of a table, the file to write): a full copy, or what changed since the last."""
     count = len(next(iter(arrays.values())))
     name = f"{path}-{'full' if full else 'delta'}.safetensors"
@@ -319,7 +299,8 @@ def _table(
         chain.full, chain.rows, chain.since = name, count, 0
     else:
         chain.since += count
-    said = {"full": chain.full, "delta": None if full else name, "rows": chain.rows, "since": chain.since}
+    assert chain.full
+    said = Table(full=chain.full, delta=None if full else name, rows=chain.rows, since=chain.since)
     return said, {name: numpy_save(arrays)}
 
 
@@ -342,49 +323,9 @@ def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
     return kept.tensors("trunk")
 
 
-def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:
-    """Put fresh rows where the checkpoint left them; their store holds its blocks already, or is in memory and takes them.
-
-    window   the blocks of the window that the last step was in
-    eta_T    the learning rates so far, NaN where a step was skipped: the checkpoint's log
-
-    Raises Damaged where the checkpoint has rows of other sizes than `rows`, or more active ones than these have slots.
-    """
-    rows.log.extend(eta_T)
-    parts = kept.active(rows.lanes)
-    _require_room(kept, rows, [part["position"] for part in parts])
-    if isinstance(rows.host.store, MemoryStore):
-        for block, content in stored_blocks(kept, rows.lanes):
-            rows.host.store.load(block, content)
-    resident = np.sort(np.concatenate([part["resident"] for part in parts]))
-    rows.host.load(rows.lanes.chosen(resident).tolist(), rows.lanes.chosen(window).tolist())
-    for said, part in zip(kept.parts(rows.lanes), parts, strict=True):
-        # Its counters go to the one rank that has the first of its lanes.
-        rows.load(part, counts=rows.lanes.has(said["rank"]))
-
-
-def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> None:
-    said, host = kept.body["rows"], rows.host
-    sizes = {"block": host.block, "dim": host.weight.shape[1], "dtype": host.weight.dtype.name}
-    for name, size in sizes.items():
-        if said[name] != size:
-            raise Damaged(f"its manifest has rows of {name} {said[name]}, and this run of {name} {size}")
-    occupied = np.concatenate([part[part != EMPTY] for part in positions])
-    if len(occupied) and occupied.max() >= host.size:
-        raise Damaged(f"it has an active row at position {occupied.max():,}, and this run {host.size:,} positions")
-    if len(np.unique(occupied)) < len(occupied):
-        raise Damaged("two of its files have the same active row")
-    per_lane = np.bincount(occupied // host.block % rows.lanes.count, minlength=rows.lanes.count)[rows.lanes.numbers]
-    if (per_lane > rows.capacities).any():
-        raise Damaged(
-            f"it has {per_lane.max():,} active rows of one lane, and this run at most {max(rows.capacities):,}"
-        )
-
-
-def stored_blocks(kept: Kept, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:
-    """Every block of a checkpoint that belongs to the lanes, ascending."""
-    store = kept.store()
-    for block, entry in sorted(kept.entries(store, lanes).items()):
-        out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
-        store.read_entry(block, entry, out)
-        yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out
+def load_shared(kept: Kept, method: Method, ranks: Ranks) -> None:
+    """Give the method its components; rank 0 reads them and tells the others. Raises Damaged at rank 0."""
+    shared = kept.body.shared
+    if shared:
+        state = {name: kept.tensors(f"shared-{name}") for name in shared} if ranks.is_first else None
+        method.load_shared(ranks.from_first(state))

@@ -1,15 +1,15 @@
-"""One optimizer step, in data order: features, admit, softmax, update.
+"""One optimizer step, in data order: begin, trunk, loss, trunk's gradient, update.
 
-Nothing here knows where batches come from, where rows go when they retire, or which rank has which rows. The trunk is anything with
-forward, backward, update and discard (engine/trunk/trunk.py; the tests give features by hand), the rows are engine/rows/active_rows.py, and
-the loss and its gradients over the rows of all ranks come from engine/methods/softmax.py.
+Nothing here knows where batches come from, or what a method keeps. The trunk is anything with forward, backward, update and discard
+(engine/trunk/trunk.py; the tests give features by hand), the method is engine/methods/method.py.
 
 Each rank works for the places of its lanes. A rank whose places are all empty takes part all the same, with a batch of none.
 
-A step whose loss, or whose gradient at z or at a row, is not finite on any rank changes no weight of the trunk or of the rows; the
-schedule, recency and the learning rate go on, and the log keeps an identity in its place. So does a step of whose images none can be read.
+A step whose loss, or whose gradient at z or at a row, is not finite on any rank changes no weight of the trunk and nothing of the
+method; the schedule and the learning rate go on. So does a step of whose images none can be read.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch
-from engine.methods.softmax import MicroBatch, Softmax
+from engine.methods.method import Method, MicroBatch
+from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
-from engine.rows.active_rows import ActiveRows
 from engine.training.reading import FILLED, UNREADABLE
-from engine.training.stages import Stages
 
 
 class Features(Protocol):
@@ -52,17 +51,37 @@ class StepResult:
     filled: int
 
 
+@dataclass(frozen=True)
+class Dealing:
+    """How the places of a rank become micro-batches.
+
+    lanes           of this rank; their places lie one lane after the other
+    micro_batches   A
+    views           which of an image's views go through the trunk
+    """
+
+    lanes: int
+    micro_batches: int
+    views: Sequence[int]
+
+    def places(self, count: int) -> Iterator[np.ndarray]:
+        """The places of each micro-batch, int64.
+
+        Each takes its share of every lane, so that the empty places of a ragged end are spread over all of them. With 8 places, two
+        lanes and two micro-batches: [0, 1, 4, 5], [2, 3, 6, 7].
+        """
+        by_lane = np.arange(count).reshape(self.lanes, self.micro_batches, -1)
+        yield from by_lane.swapaxes(0, 1).reshape(self.micro_batches, -1)
+
+
 def train_step(
     batch: Batch,
     trunk: Features,
-    rows: ActiveRows,
-    softmax: Softmax,
+    method: Method,
     ranks: Ranks,
     *,
     lr: float,
-    rows_lr: float,
-    micro_batches: int,
-    rows_grad_V: list[bool],
+    dealing: Dealing,
     stages: Stages,
     places_RP: np.ndarray | None = None,
 ) -> StepResult:
@@ -74,51 +93,44 @@ def train_step(
     filled_RP = places_RP == FILLED
     count = int(filled_RP.sum())
     if not count and (places_RP == UNREADABLE).any():
-        rows.log.append(None)
+        method.discard()
         return StepResult(float("nan"), applied=False, finite=True, filled=0)
-    weight_RP = filled_RP / max(count * len(batch.views), 1)
-    slots_P: np.ndarray | None = None
+    weight_RP = filled_RP / max(count * len(dealing.views), 1)
     loss_sum, finite = 0.0, True
 
-    # Every micro-batch takes its share of every lane, so that the empty places of a ragged end are spread over all of them.
-    by_lane = np.arange(filled_RP.shape[1]).reshape(len(rows.lanes), micro_batches, -1)
-    for places in by_lane.swapaxes(0, 1).reshape(micro_batches, -1):
+    method.begin(batch, filled_RP)
+    for places in dealing.places(filled_RP.shape[1]):
         kept_RP = kept_places(filled_RP[:, places])
         kept = places[kept_RP[ranks.rank]]
         with stages("trunk_forward"):
-            is_all = len(kept) == len(batch.filled_G)  # views may be in page-locked memory, and a selection is not
-            z_XD = trunk.forward([view if is_all else view[torch.from_numpy(kept)] for view in batch.views])
-            z_XD_detached = z_XD.detach().to(rows.w_KD.dtype)
-
-        if slots_P is None:  # once per optimizer step
-            with stages("admit"):
-                first_view_PD = None
-                if rows.start.feature:
-                    first_view_PD = z_XD_detached.new_zeros(len(batch.filled_G), z_XD.shape[1])
-                    first_view_PD[torch.from_numpy(kept)] = z_XD_detached[: len(kept)]
-                slots_P = rows.admit(batch.step, batch.positions_G, batch.ids_G, first_view_PD)
-
+            z_XD = trunk.forward(views_of(batch, dealing.views, kept))
         with stages("softmax"):
-            micro = MicroBatch(z_XD_detached, slots_P[kept], kept_RP, weight_RP[:, places], rows_grad_V)
-            loss, dz_XD, finite = softmax.add(micro)
+            micro = MicroBatch(z_XD.detach(), kept, kept_RP, weight_RP[:, places])
+            loss, dz_XD, finite = method.add(micro)
             loss, finite = agreed(ranks, loss, finite)
             loss_sum += loss
-            if not finite:
-                break
-
+        if not finite:
+            break
         with stages("trunk_backward"):
             trunk.backward(z_XD, dz_XD)
 
     with stages("update"):
         applied = finite and trunk.update(lr)
         if applied:
-            softmax.apply(rows_lr)
+            method.apply(lr)
         else:
-            softmax.discard()
+            method.discard()
         if not finite:
             trunk.discard()
-        rows.log.append(rows_lr if applied else None)
     return StepResult(loss_sum if count and finite else float("nan"), applied, finite, count)
+
+
+def views_of(batch: Batch, views: Sequence[int], kept: np.ndarray) -> list[torch.Tensor]:
+    """The views that go through the trunk, of the places `kept`."""
+    chosen = [batch.views[view] for view in views]
+    if len(kept) == len(batch.filled_G):  # views may be in page-locked memory, and a selection is not
+        return chosen
+    return [view[torch.from_numpy(kept)] for view in chosen]
 
 
 def places_of(batch: Batch) -> np.ndarray:

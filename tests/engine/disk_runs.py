@@ -5,13 +5,15 @@ import torch
 
 from engine.disk.files import DiskFiles
 from engine.disk.recovery import recover_together
+from engine.disk.restored_rows import load_rows
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
 from engine.ranks.lanes import Lanes
-from engine.rows.snapshots import RowReader, block_hashes, digest
+from engine.rows.snapshots import RowReader, block_hashes
 from engine.rows.store import MemoryStore
-from engine.training.checkpoint import Checkpoints, load_rows, read_trunk
-from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine
+from engine.training.checkpoint import Checkpoints, read_trunk
+from engine.training.summary import digest
+from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine, method_of
 
 
 class UnsyncedFiles(DiskFiles):
@@ -98,7 +100,8 @@ class DiskRun:
         return self
 
     def save(self):
-        self.checkpoints.save(self.rows, trunk_state(self.step), [float(s) for s in range(self.step)], {"config": {}})
+        method, losses = method_of(self.case, self.rows, self.ranks), [float(s) for s in range(self.step)]
+        self.checkpoints.save(self.step, method, trunk_state(self.step), losses, {"config": {}})
 
     def finish(self):
         """To the end of what was handed over; the run can go on."""

@@ -23,11 +23,13 @@ import torch
 
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
+from engine.disk.restored_rows import load_rows
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
-from engine.rows.snapshots import RowReader, block_hashes, digest
-from engine.training.checkpoint import Checkpoints, load_rows, load_trunk
-from tests.engine.harness import ALONE, engine_step, make_engine
+from engine.rows.snapshots import RowReader, block_hashes
+from engine.training.checkpoint import Checkpoints, load_trunk
+from engine.training.summary import digest
+from tests.engine.harness import ALONE, engine_step, make_engine, method_of
 
 
 class Directory:
@@ -370,7 +372,8 @@ class Training:
             self.losses.append(engine_step(self.case, self.rows, self.trunk, step).loss)
             if every and (step + 1) % every == 0 and step + 1 < self.case.steps:
                 yield "saving", step + 1
-                self.checkpoints.save(self.rows, self.trunk.state(), self.losses, {})
+                method = method_of(self.case, self.rows)
+                self.checkpoints.save(self.rows.log.steps, method, self.trunk.state(), self.losses, {})
                 yield "saved", step + 1
 
     def finish(self, every=0):

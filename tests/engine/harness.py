@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from engine.training.stages import Stages
 
 from datasets.batch import Batch
 from datasets.schedule import Schedule
 from engine.methods.lane_softmax import LaneSoftmax
+from engine.methods.pic import Pic
 from engine.methods.row_gradients import row_gradient
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
@@ -17,12 +19,12 @@ from engine.rows.folding import Folding
 from engine.rows.host_tier import HostTier
 from engine.rows.implementations import implementations, names
 from engine.rows.initial_rows import initial_rows
+from engine.rows.row_table import RowTable
 from engine.rows.snapshots import RowReader
 from engine.rows.store import MemoryStore
 from engine.rows.transitions import TransitionLog
 from engine.training.learning_rate import learning_rate
-from engine.training.stages import Stages
-from engine.training.step import train_step
+from engine.training.step import Dealing, train_step
 from tests.oracle import DensePIC
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
@@ -201,6 +203,13 @@ def lane_softmax(case, rows, ranks=ALONE):
     return LaneSoftmax(rows, ranks, gradient, temperature=case.temperature)
 
 
+def method_of(case, rows, ranks=ALONE, softmax=None):
+    """PIC with these rows."""
+    table = RowTable(rows, held=None, lr_scale=1.0, clip=0.0, read_ahead=case.read_ahead)
+    softmax = softmax or lane_softmax(case, rows, ranks)
+    return Pic(table, softmax, ranks, case.schedule, rows_grad_V=list(case.rows_grad) or [True] * case.views)
+
+
 def engine_step(case, rows, trunk, step, ranks=ALONE, softmax=None):
     schedule = case.schedule
     window = schedule.window_of(step)
@@ -212,13 +221,10 @@ def engine_step(case, rows, trunk, step, ranks=ALONE, softmax=None):
     return train_step(
         make_batch(case, step, rows.lanes),
         trunk,
-        rows,
-        softmax or lane_softmax(case, rows, ranks),
+        method_of(case, rows, ranks, softmax),
         ranks,
         lr=case.eta(step),
-        rows_lr=case.eta(step),
-        micro_batches=case.micro_batches,
-        rows_grad_V=list(case.rows_grad) or [True] * case.views,
+        dealing=Dealing(len(rows.lanes), case.micro_batches, range(case.views)),
         stages=Stages(),
     )
 

@@ -14,11 +14,12 @@ from engine.disk import manifest, sweep, zarr_store
 from engine.disk.files import DIRECTORY, LINK, SPECIAL, DiskFiles, remove_any, remove_tree
 from engine.disk.sweep import foreign, foreign_line, remove_run
 from engine.jobs import store_jobs
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 from tests.engine.disk.test_disk_faults import SHORT, SHORT_EVERY
 from tests.engine.disk.test_stores import make_disk
 from tests.engine.disk_runs import UnsyncedFiles
 from tests.engine.faulty_files import Training
+from tests.engine.harness import method_of
 from tests.engine.store_contract import made_block, read
 from tests.engine.training.test_elastic import CASE, leg
 from tests.on_ranks import on_ranks
@@ -283,7 +284,8 @@ def test_names_of_new_directories_are_not_those_of_links(root, thesis, monkeypat
     taken = f"rows/{training.disk.disk.next_generation:06d}-abcdef"
     (root / taken).symlink_to(thesis)
     training.finish()
-    training.checkpoints.save(training.rows, training.trunk.state(), training.losses, {})
+    method = method_of(training.case, training.rows)
+    training.checkpoints.save(training.rows.log.steps, method, training.trunk.state(), training.losses, {})
     assert training.checkpoints.newest.name == "step-000000021-3"
     assert (root / taken).is_symlink() and tree(thesis) == before
     assert Training(SHORT, UnsyncedFiles(root)).first_step == 21

@@ -19,7 +19,7 @@ from engine.disk.files import DiskFiles
 from engine.disk.manifest_body import check_body
 from engine.disk.sweep import remove_run
 from engine.jobs import store_jobs
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 from tests.engine.disk.test_disk_faults import SHORT
 from tests.engine.disk.test_links import go_on, train, tree
 from tests.engine.disk.test_power_cuts import SMALL, SmallCase

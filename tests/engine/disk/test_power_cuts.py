@@ -12,7 +12,8 @@ import pytest
 from engine.disk import manifest
 from engine.disk.files import remove_any, write_whole
 from engine.disk.zarr_store import ROWS, ZarrStore
-from engine.rows.store import Damaged, MemoryStore
+from engine.rows.damaged import Damaged
+from engine.rows.store import MemoryStore
 from engine.training import checkpoint
 from engine.training.checkpoint import Checkpoints
 from tests.engine.faulty_files import (

@@ -16,7 +16,8 @@ from engine.disk.files import DiskFiles
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_format import bound, checksum
 from engine.disk.zarr_store import ZarrStore
-from engine.rows.store import Damaged, MemoryStore
+from engine.rows.damaged import Damaged
+from engine.rows.store import MemoryStore
 from engine.training.checkpoint import Checkpoints
 from tests.engine.store_contract import (
     DIM,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.disk import manifest
-from engine.rows.snapshots import RowReader, block_hashes, digest
-from engine.training.checkpoint import stored_blocks
+from engine.disk.restored_rows import stored_blocks
+from engine.rows.snapshots import RowReader, block_hashes
+from engine.training.summary import digest
 from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of, trunk_state
 from tests.engine.harness import Case, engine_step, make_engine, make_oracle, oracle_step
 from tests.engine.rows.test_exactness import worst

@@ -12,7 +12,7 @@ from engine.disk.files import DiskFiles
 from engine.disk.shapes import PART_OF_A_RUN
 from engine.disk.zarr_store import ROWS
 from engine.ranks.lanes import Lanes
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 from engine.training.stop_signal import StopSignal
 from tests.engine.disk_runs import DiskRun
 from tests.engine.harness import Case, errors, run_both

@@ -7,18 +7,22 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """`with stages("softmax"):` adds the block's wall time to that stage's sum."""
+    """`with stages("softmax"):` adds the block's wall time to that stage's sum; a stage inside another is not counted in that too."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._inner_seconds = 0.0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._inner_seconds
+        self._inner_seconds = 0.0
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            whole_seconds = time.perf_counter() - start
+            self.seconds[name] += whole_seconds - self._inner_seconds
+            self._inner_seconds = before + whole_seconds
 
     def take(self) -> dict[str, float]:
         """The sums since the last call, in seconds."""

@@ -1,0 +1,166 @@
+"""Images, views and order of a run: opened, and checked against each other and against the run that they go on with."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from configs import schema
+from datasets.batch import Probe
+from datasets.cached import CachedSource
+from datasets.catalog import make_augmentation, make_probe, open_source
+from datasets.grey import GreyAugment
+from datasets.image_index import WrongIndex
+from datasets.photos import PhotoAugment
+from datasets.schedule import Schedule
+from datasets.shown import shown
+from datasets.source import Source
+from engine.disk.manifest_body import check_run_state
+from engine.jobs.sizes import capacities, is_full
+from engine.ranks.lanes import Lanes
+from engine.results.output import CHECKPOINTS, INDEX, UNREADABLE
+from engine.training.reading import listed
+
+if TYPE_CHECKING:
+    from engine.disk.manifest import Kept
+
+
+def images_directory(config: schema.Config) -> Path | None:
+    """Where the user's images lie; None where the source brings its own."""
+    return Path(os.path.expanduser(config.data.root)) if config.data.root else None
+
+
+def open_data(
+    config: schema.Config, last: "Kept | None", grows: bool = True
+) -> tuple[Source, GreyAugment | PhotoAugment, Schedule]:
+    """Source, augmentation and schedule, checked against each other and against the run that they go on with.
+
+    last    the checkpoint of that run. Images that were appended since then join the order from the next pass on
+    grows   False: they are left out
+    """
+    data, wanted = config.data, config.schedule
+    if last:
+        check_run_state(last.body)
+        schema.refuse_other_run(config, last.body["config"])
+    history = last.body["segments"] if last else None
+    size = sum(segment[0] for segment in history) if history else None
+    source = _known_source(config, last, size) if last and size else _source(config)
+    augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
+    if len(source) < wanted.batch:
+        raise ValueError(
+            f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
+        )
+    history, size = history or [[len(source), 0]], size or len(source)
+    stripe = wanted.block * wanted.lanes
+    window = wanted.window or -(-history[0][0] // stripe) * stripe  # a window does not grow with the images
+    schedule = Schedule.from_history(
+        history,
+        seed=config.seed,
+        window=window,
+        stride=wanted.stride or window,
+        batch=wanted.batch,
+        block=wanted.block,
+        lanes=wanted.lanes,
+        reshuffle=wanted.reshuffle,
+    )
+    active = config.classifier.active
+    if active is not None and window < active < size:
+        raise ValueError(
+            f"classifier.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
+            f"set classifier.active to at most {window}, or to null for all rows"
+        )
+    added = len(source) - size
+    if last and grows and added:
+        lanes = Lanes(schedule.lanes)
+        before, schedule = capacities(config, schedule, lanes), schedule.grown(added, last.step)
+        if is_full(config, schedule) or capacities(config, schedule, lanes) != before:
+            raise ValueError(
+                f"{added} images were added, but this run keeps all rows active, and their number cannot change; "
+                "restore the images, or start over with --fresh and classifier.active below the number of images"
+            )
+        print(f"{added:,} images were added; they are visited from the next pass on")
+    return source, augmentation, schedule
+
+
+def _source(config: schema.Config, known: Path | None = None, known_count: int | None = None) -> Source:
+    data = config.data
+    return open_source(
+        data.source,
+        root=data.root,
+        image_size=data.image_size,
+        limit=data.limit,
+        held_out=data.held_out,
+        labels=data.labels,
+        known=known,
+        known_count=known_count,
+        exclude=data.exclude,
+        leave_out=Path(config.output),
+    )
+
+
+def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
+    """The source in which the first `size` images are those of a checkpoint, by the index that numbers them or, where it is lost, without.
+
+    Images that could not be read may have been repaired since: their file sizes then are in the checkpoint, and in unreadable.jsonl.
+    ValueError where images changed, or where only the lost index could tell their order.
+    """
+    output = Path(config.output)
+    kept = dict(last.body.get("unreadable", []))
+    lists = [listed(output / UNREADABLE) | kept, kept]  # the file may say anything
+    # A copy of checkpoints/ alone is enough to go on. Once a run has grown there are two; older runs have the second alone.
+    places = [output / CHECKPOINTS / INDEX, output / INDEX] if config.data.source == "folder" else []
+    indices = [place for place in places if place.exists()]
+    missing = f"{shown(places[0])} is missing" if places and not indices else ""
+    lost: WrongIndex | None = None
+    compared = False
+    for index in [*indices, None]:
+        try:
+            source = _source(config, index, size)
+        except WrongIndex as error:
+            lost = lost or error
+            continue
+        if len(source) >= size and any(source.fingerprint(size, were) == last.body["source"] for were in lists):
+            if lost or missing:
+                how = (
+                    "it was not needed, as the images are in the order of their names"
+                    if index is None
+                    else f"{shown(index)} is whole"
+                )
+                print(f"{lost or missing}: {how}; it is made anew")
+            return source
+        compared = compared or index is not None
+    if lost and not compared:
+        raise lost
+    if missing:
+        raise ValueError(
+            f"{missing}, which numbers the images, and in the order of their names they are not those of this run; "
+            "restore that file (a copy is good), or the images as they were, or start over with --fresh"
+        )
+    raise ValueError(
+        f"the images changed since {shown(config.output)} was started; restore them, or start over with --fresh. "
+        "New images may be added, old ones must stay as they were"
+    )
+
+
+def cached(source: Source, schedule: Schedule, lanes: Lanes) -> CachedSource:
+    """The source with the images of a rank's lanes in memory."""
+    images = CachedSource(source)
+    for block in lanes.chosen(range(-(-schedule.positions_end // schedule.block))).tolist():
+        ids = schedule.instances(np.arange(block * schedule.block, (block + 1) * schedule.block))
+        images.fill(ids[ids >= 0].tolist())
+    print(f"{images.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each process")
+    return images
+
+
+def open_probe(config: schema.Config, source: Source, augmentation: GreyAugment | PhotoAugment) -> Probe | None:
+    """How this run is evaluated; None where nothing is labelled."""
+    data = config.data
+    return make_probe(
+        source,
+        augmentation,
+        root=data.root,
+        image_size=data.image_size,
+        held_out=data.held_out,
+        gallery=config.evaluate.gallery,
+    )

@@ -1,0 +1,45 @@
+"""job=export: the backbone, the embeddings and the rows of a run's newest checkpoint, in instance order."""
+
+import argparse
+import json
+from pathlib import Path
+
+from configs import schema
+from datasets.catalog import every_image
+from engine.disk.chosen import chosen_checkpoint, while_it_is_there
+from engine.jobs import parts
+from engine.jobs.data import images_directory, open_data
+from engine.jobs.row_table import rows_of
+from engine.results import exports
+from engine.results.output import EXPORT, Output
+from engine.rows.snapshots import RowReader
+from engine.training.checkpoint import read_trunk
+from engine.trunk.network import backbone_of, embed
+
+
+def run(config: schema.Config, options: argparse.Namespace) -> int:
+    """Write the files into `exports`; returns the exit code."""
+    output = Output(Path(config.output), EXPORT, images_directory(config))
+    kept, complaints = chosen_checkpoint(Path(config.output), None)
+    source, _, schedule = open_data(config, kept, grows=False)
+    output.make()
+    for name in EXPORT:
+        output.enter(name)
+    directory = output.path / "exports"
+    network = parts.network_of(config)
+    with while_it_is_there(kept):
+        model = read_trunk(kept)
+        network.load_state_dict(model)
+        shapes = exports.export_run(
+            directory,
+            reader=RowReader(rows_of(config, kept, schedule)),
+            size=schedule.size,
+            instances=schedule.instances,
+            backbone=backbone_of(model),
+            model_name=config.backbone.name,
+            embed=lambda images: embed(network, images, "backbone"),
+            images=every_image(source, config.data.image_size, schedule.size),
+            about={"step": kept.step, "source": source.name},
+        )
+    print("\n".join([*complaints, f"exported step {kept.step} to {directory}: " + json.dumps(shapes)]))
+    return 0

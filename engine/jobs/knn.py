@@ -1,0 +1,41 @@
+"""job=knn: evaluate a saved backbone, the one in the output directory, or evaluate.backbone."""
+
+import argparse
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from configs import schema
+from datasets.catalog import sample_images
+from engine.evaluation.evaluator import KnnEvaluator, describe
+from engine.jobs import parts
+from engine.jobs.data import images_directory, open_data, open_probe
+from engine.ranks.ranks import Road
+from engine.results.output import KNN, Output
+
+
+def run(config: schema.Config, options: argparse.Namespace) -> int:
+    """Print the figures and write knn.json; returns the exit code."""
+    path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
+    if not path.is_file():
+        raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
+    if config.evaluate.features != "backbone":
+        raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
+    output = Output(Path(config.output), KNN, images_directory(config))
+    source, augmentation, _ = open_data(config, None)
+    network = parts.network_of(config)
+    try:
+        network.backbone.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is not a {config.backbone.name}: {str(error).splitlines()[0]}; set backbone.name"
+        ) from None
+    probe = open_probe(config, source, augmentation)
+    sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
+    line = KnnEvaluator(probe, sample, parts.protocol_of(config), Road()).look(network)
+    assert line
+    print(describe(str(path), line))
+    output.make()
+    output.write_json("knn.json", {"backbone": str(path), **line})
+    return 0

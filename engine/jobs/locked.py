@@ -1,0 +1,16 @@
+"""Keeping other jobs out of an output directory until this one ends."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from engine.disk.lock import Lock
+from engine.results.output import places_to_lock
+
+
+def lock(output: Path, at_end: ExitStack) -> None:
+    """Lock the output directory, and the place where its checkpoints really lie."""
+    for place in places_to_lock(output):
+        held = Lock(*place)
+        at_end.callback(held.release)
+        if held.left_by:
+            print(f"the lock of {held.left_by}, which ended without giving it back, was taken over")

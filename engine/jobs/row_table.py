@@ -1,0 +1,135 @@
+"""The row table that a config describes: active rows, the tiers below them, and the store on disk.
+
+deepspeed is imported where it is used: it takes long, and starts threads, and the loader forks its workers before.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from configs import schema
+from datasets.schedule import Schedule
+from engine.disk.files import Files
+from engine.disk.restored_rows import last_window, load_rows
+from engine.disk.write_behind import WriteBehind
+from engine.disk.zarr_store import ZarrStore
+from engine.jobs.parts import engine_settings
+from engine.jobs.sizes import capacities, host_places, is_full, slots_each, waiting_blocks
+from engine.ranks.lanes import Lanes
+from engine.ranks.ranks import Ranks
+from engine.rows.active_rows import ActiveRows, Start
+from engine.rows.folding import Folding
+from engine.rows.host_tier import HostTier
+from engine.rows.implementations import implementations, names
+from engine.rows.row_table import RowTable
+from engine.rows.store import MemoryStore
+from engine.rows.transitions import TransitionLog
+
+if TYPE_CHECKING:
+    from engine.disk.manifest import Kept
+    from engine.trunk.zero import PartitionedRows
+
+
+def make_table(
+    config: schema.Config, schedule: Schedule, ranks: Ranks, disk: WriteBehind, kernels: dict[str, str], lanes: Lanes
+) -> RowTable:
+    """The rows of a rank's lanes, without content, and what goes with them. kernels: as for make_rows."""
+    held = partitioned_rows(config, schedule, ranks) if config.classifier.sharding == "zero3" else None
+    return RowTable(
+        make_rows(config, schedule, ranks.device, disk, kernels, lanes, held),
+        held,
+        lr_scale=config.optimizer.rows_lr_scale,
+        clip=config.optimizer.rows_clip,
+        read_ahead=config.store.read_ahead,
+    )
+
+
+def partitioned_rows(config: schema.Config, schedule: Schedule, ranks: Ranks) -> "PartitionedRows":
+    """The memory of the active rows where DeepSpeed holds it."""
+    from engine.trunk.zero import PartitionedRows
+
+    optimizer = config.optimizer
+    return PartitionedRows(
+        slots_each(config, schedule, ranks.size),
+        config.classifier.dim,
+        weight_decay=optimizer.decay_of_rows,
+        clip=optimizer.rows_clip,
+        **engine_settings(config, schedule, ranks),
+    )
+
+
+def make_disk(
+    config: schema.Config, schedule: Schedule, files: Files, lanes: Lanes, threaded: bool = True
+) -> WriteBehind:
+    """The store on disk, and the thread that writes to it."""
+
+    store = ZarrStore(
+        files,
+        block=schedule.block,
+        dim=config.classifier.dim,
+        positions=schedule.positions_end,
+        dtype=np.float32,
+        bfloat16=config.store.dtype == "bfloat16",
+        lanes=lanes,
+    )
+    block_bytes = schedule.block * (8 * config.classifier.dim + 8)
+    return WriteBehind(store, waiting_blocks(config, schedule, lanes.ranks) * block_bytes, threaded)
+
+
+def make_rows(
+    config: schema.Config,
+    schedule: Schedule,
+    device: torch.device,
+    disk: WriteBehind,
+    kernels: dict[str, str],
+    lanes: Lanes,
+    held: "PartitionedRows | None" = None,
+    reads_only: bool = False,
+) -> ActiveRows:
+    """Rows of some lanes, without content. reads_only: for looking at a checkpoint, without a thread that reads ahead.
+
+    kernels   the implementation of each op; engine.rows.implementations.names
+    held      who keeps the active rows, where it is not they themselves
+    """
+    optimizer, classifier = config.optimizer, config.classifier
+    on_disk = reads_only or config.store.kind == "zarr"
+    log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov)
+    host = HostTier(
+        disk if on_disk else MemoryStore(),
+        block=schedule.block,
+        size=schedule.positions_end,
+        dim=classifier.dim,
+        dtype=np.float32,
+        places=host_places(config, schedule, lanes.ranks),
+        readers=2 if on_disk and not reads_only else 0,
+        folding=Folding(log) if config.store.fold else None,
+        rewrite=config.store.dtype == "bfloat16",
+        pinned=device.type == "cuda",
+    )
+    return ActiveRows(
+        host,
+        log,
+        lanes=lanes,
+        capacities=capacities(config, schedule, lanes),
+        start=Start(config.seed, classifier.init_norm, classifier.init == "feature"),
+        full=is_full(config, schedule) and classifier.init == "random",
+        norm_floor=classifier.norm_floor,
+        device=device,
+        kernels=kernels,
+        held_by=(held.w_SD, held.u_SD) if held else None,
+    )
+
+
+def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRows:
+    """The rows of a checkpoint, for reading."""
+
+    lanes = Lanes(config.schedule.lanes)
+    disk = make_disk(config, schedule, kept.files, lanes, threaded=False)
+    disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body["next_generation"])
+    cpu = torch.device("cpu")
+    # Looking at a checkpoint is not worth compiling for.
+    kernels = names(implementations(cpu, torch.float32, config.classifier.dim, "aten"))
+    rows = make_rows(config, schedule, cpu, disk, kernels, lanes, reads_only=True)
+    load_rows(kept, rows, last_window(schedule, kept.step), kept.log()["eta"])
+    return rows

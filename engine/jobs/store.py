@@ -1,0 +1,48 @@
+"""job=store: look after the stored rows of a run, as store.verb says (engine/jobs/store_jobs.py)."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from configs import schema
+from engine.disk.chosen import chosen_checkpoint, while_it_is_there
+from engine.disk.files import DiskFiles
+from engine.jobs import store_jobs
+from engine.jobs.data import images_directory, open_data
+from engine.jobs.locked import lock
+from engine.jobs.row_table import rows_of
+from engine.results.output import LOCK, PICTURE, Output, rows_of_step
+
+
+def run(config: schema.Config, options: argparse.Namespace) -> int:
+    """Do what the verb says; returns the exit code."""
+    output, wanted = Path(config.output), config.store
+    files = DiskFiles(output / "checkpoints")
+    if wanted.verb == "verify":
+        return store_jobs.verify(files, wanted.step)
+    if wanted.verb in ("scrub", "repair"):
+        if wanted.step is not None:
+            raise ValueError(f"store.verb={wanted.verb} is for all checkpoints; leave store.step out")
+        if not files.listing(""):
+            raise ValueError(f"there are no checkpoints in {files.root}; train with job=pretrain")
+        own = Output(output, [LOCK])
+        own.make()
+        own.enter(LOCK)
+        with ExitStack() as at_end:
+            lock(output, at_end)
+            return store_jobs.scrub(files) if wanted.verb == "scrub" else store_jobs.repair(files)
+    kept, complaints = chosen_checkpoint(output, wanted.step)
+    print("\n".join(complaints), end="\n" if complaints else "")
+    with while_it_is_there(kept):
+        if wanted.verb == "inspect":
+            own = Output(output, PICTURE)
+            own.make()
+            return store_jobs.inspect(kept, own.enter(*PICTURE))
+        names = rows_of_step(kept.step, wanted.format)
+        own = Output(output, names, images_directory(config))
+        _, _, schedule = open_data(config, kept, grows=False)
+        rows = rows_of(config, kept, schedule)
+        own.make()
+        for name in names:
+            own.enter(name)
+        return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)

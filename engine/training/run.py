@@ -1,0 +1,322 @@
+"""One run from wherever it stands to its end: resume, train, evaluate, and leave the output directory as promised.
+
+    restore    the state of the newest checkpoint, or that of step 0
+    train      ask for a batch, take a step, and now and then log, evaluate, keep
+    finish     what people read: summary.json, report.html, the backbone
+
+All ranks go through it together. What they decide, they decide alike; rank 0 writes what people read, while the others wait for it. A
+signal to stop that any of them got is obeyed by all between two steps. The run knows the number of the step, the losses and the
+totals; all other state is in the trunk and the method.
+"""
+
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from datasets.batch import Batch
+from engine.evaluation.evaluator import Evaluator
+from engine.evaluation.stopped import Stopped
+from engine.methods.method import Method, combined
+from engine.methods.stages import Stages
+from engine.ranks.ranks import Ranks
+from engine.results.exports import export_backbone
+from engine.results.listeners import Listener, MetricsFile, TensorBoard
+from engine.results.output import UNREADABLE, Output, json_text
+from engine.results.progress import progress
+from engine.results.report import report_of
+from engine.training.checkpoint import Checkpoints, load_shared, load_trunk
+from engine.training.course import Course
+from engine.training.images import Images
+from engine.training.interval import Interval
+from engine.training.reading import TooMuchUnread
+from engine.training.step import train_step
+from engine.training.stop_signal import StopSignal
+from engine.training.summary import About, digest
+from engine.training.totals import NonFiniteLoss, Totals, mean_of_finite
+from engine.trunk.network import backbone_of
+from engine.trunk.trunk import Trunk
+
+_LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
+_FROM_THE_START = ("metrics.jsonl", "evaluations.jsonl", UNREADABLE)
+
+
+@dataclass
+class Run:
+    """
+    checkpoints  restored: the run goes on after the newest of them
+    about        what else the results say, and what each checkpoint is to keep
+    step         done so far
+    """
+
+    ranks: Ranks
+    trunk: Trunk
+    method: Method
+    images: Images
+    course: Course
+    checkpoints: Checkpoints
+    output: Output
+    stop: StopSignal
+    evaluator: Evaluator
+    about: About
+    step: int = 0
+    stages: Stages = field(default_factory=Stages)
+    totals: Totals = field(default_factory=Totals)
+    listeners: list[Listener] = field(default_factory=list)
+    _images_at_checkpoint: int = 0
+
+    def run(self) -> int:
+        """Restore, train, finish; returns the exit code: 0 done or stopped on request, 1 the loss was lost, or too many images."""
+        started = time.time()
+        self.method.stages = self.stages
+        self.restore()
+        chance_loss = self.method.chance_loss()
+        for line in self.method.words:
+            print(line)
+        with ExitStack() as open_listeners:
+            if self.ranks.is_first:
+                self._open_listeners(open_listeners, chance_loss)
+            status = self._train_to_the_end()
+        return self.finish(status, chance_loss, started)
+
+    def restore(self) -> None:
+        """Go on after the newest checkpoint, or begin."""
+        kept, ranks = self.checkpoints.newest, self.ranks
+        if kept is None:
+            if ranks.is_first:  # of a run that was killed before its first checkpoint
+                for name in _FROM_THE_START:
+                    self.output.remove(name)
+            self.method.start()
+            return
+        load_trunk(kept, self.trunk, ranks)
+        if kept.body.state.loss_scale:
+            self.trunk.loss_scale = kept.body.state.loss_scale
+        log = ranks.from_first(kept.log() if ranks.is_first else None)
+        load_shared(kept, self.method, ranks)
+        self.method.load_by_lane(kept, log)
+        self.totals = Totals.restored(kept.body.state.totals, log["loss"])
+        self.images.reading.take_up(kept.body.state, self.totals.images)
+        self.step = kept.step
+
+    def train(self) -> None:
+        """Steps up to the end, or until a stop is asked for, or until the loss stays non-finite.
+
+        Raises NonFiniteLoss after three skipped steps in a row, and TooMuchUnread; no checkpoint is written then. Raises ValueError
+        where an image that cannot be read ends the run; then there is a checkpoint of the steps before.
+        """
+        course, first_step = self.course, self.step
+        interval = Interval(self.ranks, self.trunk, self.method, self.checkpoints, self.stages, self.totals.images)
+        self._images_at_checkpoint = self.totals.images
+        while self.step < course.end:
+            start = time.perf_counter()
+            with self.stages("data"):
+                taken = self.images.take(self.step, self.ranks)
+            if taken is None:
+                break
+            self._look_at_unreadable(*taken)
+            lr = self._take_step(*taken, start)
+            interval.count_waits()
+            stopped_by = self.stop.agreed(self.ranks)
+            if self._is_due(course.log_every) or self.step == course.end or stopped_by:
+                self._tell_unreadable()
+                line = interval.line(self.step, self.totals, lr, course.log_every)
+                for listener in self.listeners:
+                    listener.update(line)
+            self._require_hope()
+            sound = self.step != course.end and self.totals.skips_in_a_row == 0
+            # Where nothing was read since the last one, another would only push a good one out.
+            has_read = self.totals.images > self._images_at_checkpoint
+            if stopped_by or (sound and self._is_due(course.checkpoint_every) and has_read):
+                self.save()
+            if stopped_by:
+                return
+            if sound and course.evaluate_every and self._is_due(course.evaluate_every):
+                self.evaluate()
+                if self.stop.agreed(self.ranks):
+                    break
+        has_read = self.totals.images > self._images_at_checkpoint
+        if first_step < self.step and (self.step == course.end or has_read):
+            self.save()
+
+    def evaluate(self) -> None:
+        """Look at the network; ends early where a stop is asked for."""
+        with suppress(Stopped):
+            stopped = partial(self.stop.agreed_in_words, self.ranks)
+            line = self.evaluator.look(self.trunk.for_evaluation(), stopped)
+            if line:
+                head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
+                with self.output.lines("evaluations.jsonl") as file:
+                    file.write(json_text({**head, **line}) + "\n")
+                self._note(self.evaluator.said(f"after step {self.step}", line))
+            self.ranks.wait()
+
+    def save(self) -> None:
+        """Begin a checkpoint of the state as it is."""
+        self._tell_unreadable()
+        state = {
+            **self.about.state,
+            "totals": self.totals.kept(),
+            "loss_scale": self.trunk.loss_scale,
+            **self.images.reading.kept(),
+        }
+        self.checkpoints.save(self.step, self.method, self.trunk.state(), self.totals.losses, state)
+        self._images_at_checkpoint = self.totals.images
+
+    def finish(self, status: str, chance_loss: float, started: float) -> int:
+        """Leave backbone, summary and report; returns the exit code. started: when, in seconds of the clock."""
+        backbone = backbone_of(self.trunk.weights())
+        hashes = self.ranks.share(self.method.hashes())
+        figures = combined(self.ranks.share(self.method.figures(at_end=True)))
+        failed = status.startswith("stopped: ")
+        if not self.ranks.is_first:
+            return 1 if failed else 0
+        export_backbone(self.output.enter("backbone.safetensors"), backbone, self.about.backbone)
+        blocks = {block: one for own in hashes for block, one in own.items()}
+        summary = {
+            **self._counted(status, chance_loss),
+            **figures,
+            "figures": list(figures),
+            **self.method.about,
+            "backends": self.method.backends,
+            "session_seconds": time.time() - started,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+            "digest": digest(backbone, blocks, self.method.shared()),
+        }
+        self.output.write_json("summary.json", summary)
+        pictures = self.evaluator.neighbours(), self.evaluator.embeddings()
+        report = self.output.write_text("report.html", report_of(self.output.path, *pictures))
+        if unread := self.images.reading.count:
+            print(f"{unread:,} images could not be read; they are listed in {self.output.path / UNREADABLE}")
+        print(f"{status.splitlines()[0]} after {self.step:,} of {self.course.total:,} steps; report: {report}")
+        if failed:
+            print(status)
+        return 1 if failed else 0
+
+    def _counted(self, status: str, chance_loss: float) -> dict[str, Any]:
+        """What the summary says of the run itself."""
+        totals, steps = self.totals, self.step
+        return {
+            "job": self.about.job,
+            "method": self.about.method,
+            "status": status,
+            "instances": self.about.instances,
+            "ranks": self.ranks.size,
+            "passes": steps / self.course.steps_per_pass,
+            "steps": steps,
+            "steps_of_schedule": self.course.total,
+            "skipped_steps": totals.skipped_steps,
+            "unreadable_images": self.images.reading.count,
+            "loss": mean_of_finite(totals.losses[-max(1, round(_LAST_SHARE * steps)) :]),
+            "chance_loss": chance_loss,
+            **self.evaluator.headline(),
+            "images_per_second": totals.images / max(totals.step_seconds, 1e-9),
+            "step_seconds": totals.step_seconds / max(steps, 1),
+            "trunk_seconds": totals.trunk_seconds / max(steps, 1),
+            "peak_host_bytes": totals.peak_host_bytes,
+            "peak_device_bytes": totals.peak_device_bytes,
+        }
+
+    def _open_listeners(self, open_listeners: ExitStack, chance_loss: float) -> None:
+        terminal = progress(
+            total_steps=self.course.end,
+            first_step=self.step,
+            chance_loss=chance_loss,
+            planned_bytes={tier: sum(items.values()) for tier, items in self.about.planned.items()},
+        )
+        self.listeners = [MetricsFile(self.output), terminal]
+        if self.about.tensorboard:
+            self.listeners.append(TensorBoard(self.output))
+        for listener in self.listeners:
+            open_listeners.enter_context(listener)
+
+    def _train_to_the_end(self) -> str:
+        """Train, then evaluate; what became of the run, in words."""
+        try:
+            self.train()
+            self.checkpoints.finish()
+        except (NonFiniteLoss, TooMuchUnread) as error:
+            self.stop.agreed(self.ranks)
+            return f"stopped: {error}"
+        stopped_by = self.stop.agreed(self.ranks)
+        if not stopped_by:
+            self.evaluate()
+            stopped_by = self.stop.agreed(self.ranks)
+        if not stopped_by:
+            return "finished"
+        newest = self.checkpoints.newest
+        there = f"checkpoint written after step {newest.step}" if newest else "no checkpoint"
+        self._note(f"{stopped_by}: {there}; the same command goes on from there")
+        return f"stopped by {stopped_by}"
+
+    def _take_step(self, batch: Batch, places_RP: np.ndarray, start: float) -> float:
+        """One step, and its part of the totals; returns its learning rate. start: when the run began to wait for the batch."""
+        step, ranks = self.step, self.ranks
+        ranks.at_step = step
+        self.method.prepare(step)
+        # Backbones with dropout draw from torch's generator; a resumed run must draw the same, another rank something else.
+        torch.manual_seed((self.course.seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63)
+        lr = self.course.learning_rate(step)
+        result = train_step(
+            batch,
+            self.trunk,
+            self.method,
+            ranks,
+            lr=lr,
+            dealing=self.images.dealing,
+            stages=self.stages,
+            places_RP=places_RP,
+        )
+        self.totals.add(result)
+        self.totals.step_seconds += time.perf_counter() - start
+        self.step = step + 1
+        ranks.at_step = self.step
+        return lr
+
+    def _look_at_unreadable(self, batch: Batch, places_RP: np.ndarray) -> None:
+        """Count what cannot be read in this step, which was not taken yet; raises where that ends the run."""
+        reason = self.images.reading.add(self.step, places_RP, batch.unreadable)
+        if self.images.must_stop(places_RP):
+            self._end_at_unreadable()
+        if reason:
+            self._tell_unreadable()
+            first = self.images.reading.first_names()
+            raise TooMuchUnread(f"{reason}; the first: {first}, up to step {self.step}; {self._last_good()}")
+
+    def _end_at_unreadable(self) -> NoReturn:
+        reading = self.images.reading
+        known = len(reading.known)
+        reading.tell(self.ranks)
+        has_read = self.totals.images > self._images_at_checkpoint
+        if self.step and (has_read or len(reading.known) > known):
+            self.save()
+        raise ValueError(
+            f"cannot read {reading.first_names()}; the run stops before step {self.step}, {self._last_good()}.\n"
+            "Repair the file, or set data.on_unreadable to skip, and start the same command again"
+        )
+
+    def _require_hope(self) -> None:
+        if reason := self.totals.hopeless():
+            raise NonFiniteLoss(
+                f"{reason}, up to step {self.step - 1}; {self._last_good()}.\n"
+                "Lower optimizer.lr, set optimizer.clip, or use bfloat16 in deepspeed.torch_autocast"
+            )
+
+    def _last_good(self) -> str:
+        self.checkpoints.finish()
+        newest = self.checkpoints.newest
+        return f"the last good checkpoint is {newest.name}" if newest else "there is no checkpoint yet"
+
+    def _tell_unreadable(self) -> None:
+        for line in self.images.reading.tell(self.ranks):
+            self._note(line)
+
+    def _note(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.note(text)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0
