@@ -268,7 +268,7 @@ def _pretrain(
     )
     at_end.callback(stream.close)
     chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
-    print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
+    print("\n".join(said(chosen, last.body.state.kernels if last else None)))
     require_same(ranks, "set of evaluation images", probe and probe.fingerprint())
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
     if ranks.is_first:

@@ -37,6 +37,7 @@ from safetensors.numpy import save as numpy_save
 from safetensors.torch import save as torch_save
 
 from engine.disk import manifest
+from engine.disk.body import Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty, write_whole
 from engine.disk.manifest import Kept
 from engine.disk.shapes import PART_OF_A_RUN, shown
@@ -59,9 +60,9 @@ class _Chain:
     rows: int = 0
     since: int = 0
 
-    def take_up(self, said: dict[str, Any]) -> None:
+    def take_up(self, said: Table) -> None:
         """Go on with the table of which a manifest says this."""
-        self.full, self.rows, self.since = said["full"], said["rows"], said["since"]
+        self.full, self.rows, self.since = said.full, said.rows, said.since
 
     def full_is_due(self, changed: int) -> bool:
         return self.full is None or self.since + changed > self.rows
@@ -102,20 +103,18 @@ class Checkpoints:
         last = kept[-1] if kept else None
         generations = {generation.name for one in kept for generation in one.generations().values()}
         self._garbage = store.restore(
-            versions, last.body["next_generation"] if last else 1, generations if is_keeper else None
+            versions, last.body.next_generation if last else 1, generations if is_keeper else None
         )
         self._kept, self.newest = list(kept), last
         if last:
-            self._log.take_up(last.body["log"])
+            self._log.take_up(last.body.log)
             parts = last.parts(self.lanes)
-            if [(part["rank"], part["ranks"]) for part in parts] == [(self.lanes.rank, self.lanes.ranks)]:
-                self._map.take_up(parts[0]["blocks"])
-                if delta := parts[0]["blocks"]["delta"]:
+            if [(part.rank, part.ranks) for part in parts] == [(self.lanes.rank, self.lanes.ranks)] and parts[0].blocks:
+                self._map.take_up(parts[0].blocks)
+                if delta := parts[0].blocks.delta:
                     self._changed = set(last.arrays(delta)["block"].tolist())
         if is_keeper:
-            named = {manifest.path_of(one.number) for one in kept} | {
-                path for one in kept for path in one.body["files"]
-            }
+            named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body.files}
             self._garbage += manifest.unnamed(self.files, named)
             if line := foreign_line(self.files, chunks=False):
                 print(line)
@@ -156,12 +155,9 @@ class Checkpoints:
             log={"eta": rows.log.etas(first), "loss": np.array(losses[first:steps], dtype=np.float64)}
             if self.road.is_first
             else {},
-            rows={
-                "block": host.block,
-                "dim": host.weight.shape[1],
-                "positions": host.size,
-                "dtype": host.weight.dtype.name,
-            },
+            rows=RowSizes(
+                block=host.block, dim=host.weight.shape[1], positions=host.size, dtype=host.weight.dtype.name
+            ),
             state=state,
         )
         self._on_way = True
@@ -174,7 +170,7 @@ class Checkpoints:
     @property
     def bytes(self) -> int:
         """On the disk: rows, and the files of the checkpoints that are kept, as far as they are these lanes'."""
-        sizes = {path: kept.body["sizes"][path] for kept in self._kept for path in kept.files_of(self.lanes)}
+        sizes = {path: kept.body.sizes[path] for kept in self._kept for path in kept.files_of(self.lanes)}
         return self.disk.bytes + sum(sizes.values())
 
     def _commit(self, snapshot: "_Snapshot") -> None:
@@ -184,7 +180,7 @@ class Checkpoints:
         directory = road.from_first(new_directory(snapshot.step, {name for names in there for name in names}))
         self.files.make_directory(directory)
         part, contents = self._part(snapshot, directory)
-        log: dict[str, Any] = {}
+        log: Table | None = None
         if road.is_first:
             log, content = _table(self._log, snapshot.first_logged == 0, snapshot.log, f"{directory}/log")
             trunk = {"trunk": torch_save(snapshot.model), "momentum": torch_save(snapshot.momentum)}
@@ -195,11 +191,11 @@ class Checkpoints:
             write_whole(self.files, path, [content_bytes])
             files[path] = hashlib.sha256(content_bytes).hexdigest()
             sizes[path] = len(content_bytes)
-        for table in (part["blocks"], *([log] if log else [])):  # the full table may be an earlier checkpoint's
-            path = table["full"]
-            if path not in files:
+        for table in (part.blocks, log):  # the full table may be an earlier checkpoint's
+            if table and table.full not in files:
                 assert self.newest
-                files[path], sizes[path] = self.newest.body["files"][path], self.newest.body["sizes"][path]
+                path, earlier = table.full, self.newest.body
+                files[path], sizes[path] = earlier.files[path], earlier.sizes[path]
         self.files.sync_directory(directory)
         if road.is_first:
             self.files.make_directory(manifest.MANIFESTS)
@@ -207,33 +203,24 @@ class Checkpoints:
             remove_any(self.files, PART_OF_A_RUN + TEMPORARY)  # of a run that was killed just here
             write_whole(self.files, PART_OF_A_RUN, [b""])
         self.files.sync_directory("")
-        said = road.to_first({"part": part, "files": files, "sizes": sizes, "next_generation": store.next_generation})
-        body: dict[str, Any] = {}
-        if road.is_first:
-            body = {
-                "format": manifest.FORMAT,
-                "number": max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)]),
-                "step": snapshot.step,
-                "directory": directory,
-                "rows": snapshot.rows,
-                "parts": [word["part"] for word in said],
-                "next_generation": max(word["next_generation"] for word in said),
-                "log": log,
-                "files": {path: digest for word in said for path, digest in word["files"].items()},
-                "sizes": {path: size for word in said for path, size in word["sizes"].items()},
-                **snapshot.state,
-            }
+        said = road.to_first(Written(part, files, sizes, store.next_generation))
+        body: Body | None = None
+        if log:
+            number = max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)])
+            state = RunState.of(snapshot.state)
+            body = Body.of_ranks(said, number, snapshot.step, directory, snapshot.rows, log, state)
             manifest.publish(self.files, body)
             self._drop_old_manifests()
         body = road.from_first(body)
-        store.committed(body["number"])
+        assert body
+        store.committed(body.number)
         self.newest = Kept(self.files, body)
         self._kept.append(self.newest)
         self._drop_old()
         self._remove_garbage()
         self._on_way = False
 
-    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[dict[str, Any], dict[str, Buffer]]:
+    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[Part, dict[str, Buffer]]:
         """What the manifest says of this rank's lanes, and the files to write for it."""
         store, lanes = self.disk.disk, self.lanes
         number = f"-{lanes.rank}" if lanes.ranks > 1 else ""
@@ -244,14 +231,7 @@ class Checkpoints:
         blocks, contents = _table(self._map, full, table, f"{directory}/blocks{number}")
         if full:
             self._changed = set()
-        part = {
-            "rank": lanes.rank,
-            "ranks": lanes.ranks,
-            "active": active,
-            "blocks": blocks,
-            "stored_blocks": store.entry_count(),
-            "generations": store.generation_table(),
-        }
+        part = Part(lanes.rank, lanes.ranks, active, blocks, store.entry_count(), store.generation_table())
         return part, {active: numpy_save(snapshot.active), **contents}
 
     def _drop_old_manifests(self) -> None:
@@ -268,7 +248,7 @@ class Checkpoints:
         dropped, self._kept = self._kept[: -self.keep], self._kept[-self.keep :]
         if not dropped:
             return
-        named = {path for kept in self._kept for path in kept.body["files"]}
+        named = {path for kept in self._kept for path in kept.body.files}
         gone = {path for kept in dropped for path in kept.files_of(self.lanes)} - named
         for path in sorted(gone):
             remove_any(self.files, path)
@@ -305,13 +285,11 @@ class _Snapshot:
     momentum: dict[str, torch.Tensor]
     first_logged: int
     log: dict[str, np.ndarray]
-    rows: dict[str, Any]
+    rows: RowSizes
     state: dict[str, Any]
 
 
-def _table(
-    chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _table(chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str) -> tuple[Table, dict[str, bytes]]:
     """(what the manifest says of a table, the file to write): a full copy, or what changed since the last."""
     count = len(next(iter(arrays.values())))
     name = f"{path}-{'full' if full else 'delta'}.safetensors"
@@ -319,7 +297,8 @@ def _table(
         chain.full, chain.rows, chain.since = name, count, 0
     else:
         chain.since += count
-    said = {"full": chain.full, "delta": None if full else name, "rows": chain.rows, "since": chain.since}
+    assert chain.full
+    said = Table(full=chain.full, delta=None if full else name, rows=chain.rows, since=chain.since)
     return said, {name: numpy_save(arrays)}
 
 
@@ -360,15 +339,15 @@ def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarra
     rows.host.load(rows.lanes.chosen(resident).tolist(), rows.lanes.chosen(window).tolist())
     for said, part in zip(kept.parts(rows.lanes), parts, strict=True):
         # Its counters go to the one rank that has the first of its lanes.
-        rows.load(part, counts=rows.lanes.has(said["rank"]))
+        rows.load(part, counts=rows.lanes.has(said.rank))
 
 
 def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> None:
-    said, host = kept.body["rows"], rows.host
+    said, host = kept.row_sizes(), rows.host
     sizes = {"block": host.block, "dim": host.weight.shape[1], "dtype": host.weight.dtype.name}
     for name, size in sizes.items():
-        if said[name] != size:
-            raise Damaged(f"its manifest has rows of {name} {said[name]}, and this run of {name} {size}")
+        if getattr(said, name) != size:
+            raise Damaged(f"its manifest has rows of {name} {getattr(said, name)}, and this run of {name} {size}")
     occupied = np.concatenate([part[part != EMPTY] for part in positions])
     if len(occupied) and occupied.max() >= host.size:
         raise Damaged(f"it has an active row at position {occupied.max():,}, and this run {host.size:,} positions")
@@ -383,8 +362,8 @@ def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> 
 
 def stored_blocks(kept: Kept, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:
     """Every block of a checkpoint that belongs to the lanes, ascending."""
-    store = kept.store()
+    store, sizes = kept.store(), kept.row_sizes()
     for block, entry in sorted(kept.entries(store, lanes).items()):
-        out = empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+        out = empty_block(sizes.block, sizes.dim, np.dtype(sizes.dtype))
         store.read_entry(block, entry, out)
         yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out

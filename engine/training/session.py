@@ -99,12 +99,14 @@ def run(
     totals = Totals()
     if kept := checkpoints.newest:
         checkpoint.load_trunk(kept, trunk, ranks)
-        if kept.body.get("loss_scale"):
-            trunk.loss_scale = kept.body["loss_scale"]
+        was = kept.body.state
+        if was.loss_scale:
+            scale, good_steps = was.loss_scale
+            trunk.loss_scale = scale, good_steps
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), log["eta"])
-        totals = Totals.restored(kept.body["totals"], log["loss"])
-        reading.take_up(kept.body, totals.images)
+        totals = Totals.restored(was.totals or {}, log["loss"])
+        reading.take_up(was, totals.images)
     else:
         if ranks.is_first:
             for name in (
