@@ -179,7 +179,7 @@ class Engine:
         copied = time.perf_counter() - done
         del copies
         assert checkpoints.newest
-        written = self.disk.bytes - before + sum(checkpoints.newest.body["sizes"].values())
+        written = self.disk.bytes - before + sum(checkpoints.newest.body.sizes.values())
         return {"stopped": stopped - start, "copy": copied, "there": done - start, "bytes": written}
 
     def close(self) -> None:

@@ -193,7 +193,9 @@ def test_mixed_precision_keeps_rows_in_float32_and_a_skipped_step_leaves_them(tm
     newest = manifest.recover(DiskFiles(runs.output / "checkpoints"))[0][-1]
     assert newest.active()[0]["w"].dtype == np.float32
     assert np.isnan(newest.log()["eta"]).sum() == summary["skipped_steps"]
-    assert newest.body["loss_scale"] == (None if dtype == "bfloat16" else [65536.0 / 2 ** summary["skipped_steps"], 12])
+    assert newest.body.state.loss_scale == (
+        None if dtype == "bfloat16" else [65536.0 / 2 ** summary["skipped_steps"], 12]
+    )
 
 
 def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_path):

@@ -1,12 +1,13 @@
 """Manifests: what makes a checkpoint one. A numbered JSON file that names, with a checksum each, everything that belongs to it.
 
     manifests/000000012.json     {"sha256": ..., "body": {"number": 12, "step": 1200, "files": {path: sha256}, "parts": [...], ...}}
-    step-000001200/              trunk, momentum, active rows, the log, the block map: safetensors
+    step-000001200/              trunk, momentum, active rows, the log, the block map, shared components: safetensors
     rows/000004-3fa29c/          generations of blocks (engine/disk/zarr_store.py)
 
 A part is what one rank wrote of its lanes: {"rank": 1, "ranks": 4, "active": path of its active rows, "blocks": its block map,
 "stored_blocks": how many, "generations": those that the map speaks of}. Whoever works for other lanes later reads what it needs of all
-parts, and nothing else.
+parts, and nothing else. A run without rows has "rows": null; its parts are {"rank", "ranks"} alone, and its log has no learning rates.
+"shared" names components that are the same on every rank, of which rank 0 writes one file each.
 
 A checkpoint exists from the moment its manifest has its name, and not before; what no manifest names is garbage. The block map and the
 log grow with the run, so a checkpoint writes only what changed since the last full one (`delta`) and names both. A full one is
@@ -16,7 +17,8 @@ in a way that adds the square root of both.
 `recover` finds the newest checkpoint that is whole: manifest and files by checksum, resident blocks by checksum, all other blocks by
 name and size (their bytes are checked when they are read; `job=store store.verb=verify` checks all of them).
 
-What a manifest says is used after engine/disk/manifest_body.py has looked at it: no path of it leads out of `checkpoints`.
+What a manifest says is used after engine/disk/manifest_body.py has looked at it: no path of it leads out of `checkpoints`. Then it is a
+`Body` (engine/disk/body.py).
 """
 
 import hashlib
@@ -32,15 +34,14 @@ from safetensors.numpy import load as numpy_load
 from safetensors.torch import load as torch_load
 
 from engine.disk import shapes
+from engine.disk.body import FORMAT, Body, Part, RowSizes
 from engine.disk.files import DIRECTORY, Files, write_whole
 from engine.disk.manifest_body import check_active, check_body, check_map, require_arrays
-from engine.disk.zarr_format import Column
 from engine.disk.zarr_store import Entry, Generation, ZarrStore
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.damaged import Damaged
 from engine.rows.store import empty_block
 
-FORMAT = 3
 MANIFESTS = "manifests"
 
 # (block, its generation's name, checksums) -> what is wrong with it, or None
@@ -52,23 +53,29 @@ class Kept:
     """A checkpoint: the body of its manifest, and where its files are."""
 
     files: Files
-    body: dict[str, Any]
+    body: Body
 
     @property
     def number(self) -> int:
-        return self.body["number"]
+        return self.body.number
 
     @property
     def step(self) -> int:
-        return self.body["step"]
+        return self.body.step
 
     @property
     def name(self) -> str:
         """For people; also the directory that holds most of its files."""
-        return self.body["directory"]
+        return self.body.directory
+
+    def row_sizes(self) -> RowSizes:
+        """Raises ValueError where the run has no rows."""
+        if self.body.rows is None:
+            raise ValueError(f"the method of this run has no rows; store.verb=verify looks at all that {self.name} has")
+        return self.body.rows
 
     def read(self, name: str) -> bytes:
-        """One of its own files (`trunk`, `momentum`), or another by its path. Raises Damaged."""
+        """One of its own files (`trunk`, `momentum`, `shared-queue`), or another by its path. Raises Damaged."""
         path = name if "/" in name else f"{self.name}/{name}.safetensors"
         try:
             content = self.files.read(path)
@@ -76,7 +83,7 @@ class Kept:
             raise Damaged(f"{path} is missing") from None
         except IsADirectoryError:
             raise Damaged(f"{path} is a directory") from None
-        if hashlib.sha256(content).hexdigest() != self.body["files"][path]:
+        if hashlib.sha256(content).hexdigest() != self.body.files[path]:
             raise Damaged(f"{path.rpartition('/')[2]} does not match its checksum")
         return content
 
@@ -88,39 +95,38 @@ class Kept:
         return self._loaded(torch_load, name)
 
     def log(self) -> dict[str, np.ndarray]:
-        """eta and loss of every step, float64 [steps], NaN where a step was skipped."""
+        """eta and loss of every step, float64 [steps], NaN where a step was skipped; of a run without rows the loss alone."""
+        names = ("eta", "loss") if self.body.rows else ("loss",)
         parts = []
-        for path in (self.body["log"]["full"], self.body["log"]["delta"]):
-            if path:
-                parts.append(self.arrays(path))
-                kind = np.dtype(np.float64), (parts[-1]["eta"].size if "eta" in parts[-1] else 0,)
-                require_arrays(parts[-1], {"eta": kind, "loss": kind}, path.rpartition("/")[2])
-        log = {name: np.concatenate([part[name] for part in parts]) for name in ("eta", "loss")}
-        if len(log["eta"]) != self.step:
-            raise Damaged(f"its log has {len(log['eta'])} steps instead of {self.step}")
+        for path in self.body.log.paths:
+            parts.append(self.arrays(path))
+            kind = np.dtype(np.float64), (parts[-1]["loss"].size if "loss" in parts[-1] else 0,)
+            require_arrays(parts[-1], dict.fromkeys(names, kind), path.rpartition("/")[2])
+        log = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        if len(log["loss"]) != self.step:
+            raise Damaged(f"its log has {len(log['loss'])} steps instead of {self.step}")
         return log
 
-    def parts(self, lanes: Lanes = ALL_LANES) -> list[dict[str, Any]]:
+    def parts(self, lanes: Lanes = ALL_LANES) -> list[Part]:
         """What was written of these lanes, and maybe of others with them."""
-        return [part for part in self.body["parts"] if lanes.meets(part["rank"], part["ranks"])]
+        return [part for part in self.body.parts if lanes.meets(part.rank, part.ranks)]
 
     def active(self, lanes: Lanes = ALL_LANES) -> list[dict[str, np.ndarray]]:
-        """The active rows, of each part that has some of these lanes."""
+        """The active rows, of each part that has some of these lanes; nothing where the run has no rows."""
         found = []
         for part in self.parts(lanes):
-            found.append(self.arrays(part["active"]))
-            check_active(found[-1], self.body["rows"], part)
+            if self.body.rows and part.active:
+                found.append(self.arrays(part.active))
+                check_active(found[-1], self.body.rows, part)
         return found
 
     def generations(self, lanes: Lanes = ALL_LANES) -> dict[int, Generation]:
         return {
-            int(number): Generation(
-                kept["name"],
-                tuple(Column(*column) for column in kept["columns"]),
-                shared=kept.get("shared", False) or not lanes.contains(part["rank"], part["ranks"]),
+            number: Generation(
+                kept.name, kept.columns, shared=bool(kept.shared) or not lanes.contains(part.rank, part.ranks)
             )
             for part in self.parts(lanes)
-            for number, kept in part["generations"].items()
+            for number, kept in part.generations.items()
         }
 
     def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> dict[int, Entry]:
@@ -130,23 +136,22 @@ class Kept:
         entries: dict[int, Entry] = {}
         for part in self.parts(lanes):
             of_part: dict[int, Entry] = {}
-            for path in (part["blocks"]["full"], part["blocks"]["delta"]):
-                if path:
-                    arrays = self.arrays(path)
-                    check_map(arrays, self.body["rows"], part, path)
-                    # The full map may speak of generations that are gone, for blocks that the delta has anew.
-                    known = np.isin(arrays["generation"], list(store.generations))
-                    of_part |= store.entry_map({name: array[known] for name, array in arrays.items()})
-            if len(of_part) != part["stored_blocks"]:
-                raise Damaged(f"its map has {len(of_part)} blocks instead of {part['stored_blocks']}")
+            for path in part.blocks.paths if part.blocks else []:
+                arrays = self.arrays(path)
+                check_map(arrays, self.row_sizes(), part, path)
+                # The full map may speak of generations that are gone, for blocks that the delta has anew.
+                known = np.isin(arrays["generation"], list(store.generations))
+                of_part |= store.entry_map({name: array[known] for name, array in arrays.items()})
+            if len(of_part) != part.stored_blocks:
+                raise Damaged(f"its map has {len(of_part)} blocks instead of {part.stored_blocks}")
             entries |= {block: entry for block, entry in of_part.items() if lanes.has(block)}
         return entries
 
     def files_of(self, lanes: Lanes) -> list[str]:
         """The files that whoever works for these lanes reads; rank 0 reads those that belong to no lane, too."""
-        of_parts = {path: part for part in self.body["parts"] for path in _paths(part)}
-        mine = {path for part in self.parts(lanes) for path in _paths(part)}
-        return [path for path in self.body["files"] if path in mine or (lanes.rank == 0 and path not in of_parts)]
+        of_parts = {path for part in self.body.parts for path in part.paths}
+        mine = {path for part in self.parts(lanes) for path in part.paths}
+        return [path for path in self.body.files if path in mine or (lanes.rank == 0 and path not in of_parts)]
 
     def _loaded(self, load: Callable[[bytes], Any], name: str) -> Any:
         content = self.read(name)
@@ -158,10 +163,10 @@ class Kept:
             raise Damaged(f"{name} is not a safetensors file: {shapes.shown(str(error))}") from None
 
     def store(self) -> ZarrStore:
-        """A store of this checkpoint's sizes, for reading its blocks."""
-        rows = self.body["rows"]
+        """A store of this checkpoint's sizes, for reading its blocks; of a run without rows, one in which nothing is."""
+        rows = self.body.rows or RowSizes(block=1, dim=1, positions=1, dtype="float32")
         return ZarrStore(
-            self.files, block=rows["block"], dim=rows["dim"], positions=rows["positions"], dtype=np.dtype(rows["dtype"])
+            self.files, block=rows.block, dim=rows.dim, positions=rows.positions, dtype=np.dtype(rows.dtype)
         )
 
 
@@ -207,13 +212,14 @@ def unnamed(files: Files, named: set[str]) -> list[str]:
     return found
 
 
-def publish(files: Files, body: dict[str, Any]) -> None:
+def publish(files: Files, body: Body) -> None:
     """Make the checkpoint real. Everything that `body` names is durable already."""
-    path = path_of(body["number"])
+    path = path_of(body.number)
     assert path.rpartition("/")[2] not in files.listing(MANIFESTS), f"{path} was written before"
-    text = json.dumps({"sha256": _digest(body), "body": body}, indent=1)
+    said = body.json()
+    text = json.dumps({"sha256": _digest(said), "body": said}, indent=1)
     try:
-        check_body(json.loads(text)["body"], body["number"])  # before anything that is older goes
+        check_body(json.loads(text)["body"], body.number)  # before anything that is older goes
     except Damaged as error:
         raise AssertionError(f"{path} would not be read again: {error}") from error
     write_whole(files, path, [text.encode()])
@@ -245,7 +251,7 @@ def read_at(files: Files, path: str) -> Kept:
         raise Damaged("its manifest is missing") from None
     except IsADirectoryError:
         raise Damaged("its manifest is a directory") from None
-    return Kept(files, body)
+    return Kept(files, Body.of(body))
 
 
 def look(kept: Kept, is_newest: bool, lanes: Lanes = ALL_LANES) -> None:
@@ -339,7 +345,8 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
         if version not in known:
             try:
                 # Room for a block only now: a file of its size is there.
-                out = out or empty_block(store.block, kept.body["rows"]["dim"], np.dtype(kept.body["rows"]["dtype"]))
+                rows = kept.row_sizes()
+                out = out or empty_block(rows.block, rows.dim, np.dtype(rows.dtype))
                 store.read_entry(block, entries[block], out)
                 known[version] = None
             except named as error:
@@ -347,10 +354,6 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
         if complaint := known[version]:
             lines.append(complaint)
     return list(dict.fromkeys(lines))  # what several files have in common is found once for each
-
-
-def _paths(part: dict[str, Any]) -> list[str]:
-    return [path for path in (part["active"], part["blocks"]["full"], part["blocks"]["delta"]) if path]
 
 
 def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Whoever can write a manifest can write its checksum too: a checkpoint may come from a mail, a mount, or a script that mended one. So every
 path must be one that the engine writes (engine/disk/shapes.py), every number of a size that a run can have, and the parts of the body must
 agree with each other: the files are exactly those that the tables speak of. The same for the arrays of a checkpoint's files, whose
-numbers become indices.
+numbers become indices. What has passed becomes an object with types (engine/disk/body.py).
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.disk import shapes
+from engine.disk.body import FORMAT, OF_ROWS, Body, Part, RowSizes
 from engine.disk.zarr_format import columns_of
 from engine.rows.damaged import Damaged
 
@@ -29,6 +30,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 def check_body(body: Any, number: int) -> None:
     """Raises Damaged unless `body` is one that a checkpoint of format 3 with this number can have."""
     _object(body, "body")
+    _whole(body, "format", FORMAT, FORMAT)
     if _whole(body, "number", 1, 10**9 - 1) != number:
         raise Damaged(f"its manifest has the number {body['number']} and the name of number {number}")
     step = _whole(body, "step", 0, _MOST_STEPS)
@@ -36,17 +38,23 @@ def check_body(body: Any, number: int) -> None:
     if not shapes.is_step_directory(directory) or directory.split("-")[1] != f"{step:09d}":
         _refuse("directory", directory)
     _whole(body, "next_generation", 1, 10**12 - 1)
-    _check_rows(_object(_value(body, "rows"), "rows"))
+    rows = _value(body, "rows")
+    if rows is not None:
+        _check_rows(_object(rows, "rows"))
 
     parts = _list(_value(body, "parts"), "parts")
     if not 1 <= len(parts) <= _MOST_RANKS:
         _refuse("parts", len(parts))
-    named = {f"{directory}/trunk.safetensors", f"{directory}/momentum.safetensors"}
+    named = {f"{directory}/trunk.safetensors", f"{directory}/momentum.safetensors"} | _check_shared(body, directory)
     generations: dict[str, Any] = {}
     for rank, part in enumerate(parts):
-        named |= _check_part(_object(part, "part"), rank, len(parts), directory)
+        _check_rank(_object(part, "part"), rank, len(parts))
+        if rows is None:
+            _require_no_rows(part)
+            continue
+        named |= _check_part(part, rank, len(parts), directory)
         for key, kept in _object(_value(part, "generations"), "generations").items():
-            _check_generation(key, _object(kept, "generation"), body["rows"])
+            _check_generation(key, _object(kept, "generation"), rows)
             if generations.setdefault(key, kept["name"]) != kept["name"]:
                 _refuse("generations", key)
     named |= _check_table(_object(_value(body, "log"), "log"), directory, "log")
@@ -54,28 +62,28 @@ def check_body(body: Any, number: int) -> None:
     _check_state(body)
 
 
-def check_active(arrays: Mapping[str, np.ndarray], rows: dict[str, Any], part: dict[str, Any]) -> None:
-    """Raises Damaged unless these are active rows of `part`: positions below rows["positions"], in blocks that are resident."""
-    where = part["active"].rpartition("/")[2]
+def check_active(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part) -> None:
+    """Raises Damaged unless these are active rows of `part`: positions below rows.positions, in blocks that are resident."""
+    assert part.active
+    where = part.active.rpartition("/")[2]
     slots, found = (arrays[name].size if name in arrays else 0 for name in ("position", "resident"))
-    number, whole = np.dtype(rows["dtype"]), np.dtype(np.int64)
-    wanted: Wanted = {"w": (number, (slots, rows["dim"])), "u": (number, (slots, rows["dim"]))}
+    number, whole = np.dtype(rows.dtype), np.dtype(np.int64)
+    wanted: Wanted = {"w": (number, (slots, rows.dim)), "u": (number, (slots, rows.dim))}
     wanted |= {"position": (whole, (slots,)), "stamp": (whole, (slots,)), "counters": (whole, (2,))}
     require_arrays(arrays, wanted | {"resident": (whole, (found,))}, where)
-    blocks = -(-rows["positions"] // rows["block"])
     occupied, resident = arrays["position"][arrays["position"] != -1], arrays["resident"]
-    for name, numbers, end in (("position", occupied, rows["positions"]), ("resident", resident, blocks)):
+    for name, numbers, end in (("position", occupied, rows.positions), ("resident", resident, rows.blocks)):
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= end or len(np.unique(numbers)) < len(numbers)):
             raise Damaged(f"{where} has a {name} that is not below {end:,}, or one twice")
-    if not np.isin(occupied // rows["block"], resident).all():
+    if not np.isin(occupied // rows.block, resident).all():
         raise Damaged(f"{where} has active rows of blocks that are not resident")
-    if (resident % part["ranks"] != part["rank"]).any():
+    if (resident % part.ranks != part.rank).any():
         raise Damaged(f"{where} has blocks of another rank")
     if arrays["counters"].min() < 0:
         raise Damaged(f"{where} has a counter below 0")
 
 
-def check_map(arrays: Mapping[str, np.ndarray], rows: dict[str, Any], part: dict[str, Any], path: str) -> None:
+def check_map(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part, path: str) -> None:
     """Raises Damaged unless this is a block map of `part`: blocks that the run has, each once, and the part's own."""
     where, found = path.rpartition("/")[2], arrays.get("block", np.empty(0)).size
     whole = np.dtype(np.int64)
@@ -85,10 +93,10 @@ def check_map(arrays: Mapping[str, np.ndarray], rows: dict[str, Any], part: dict
         "checks": (np.dtype(np.uint32), (found, 3)),
     }
     require_arrays(arrays, wanted, where)
-    blocks, end = arrays["block"], -(-rows["positions"] // rows["block"])
+    blocks, end = arrays["block"], rows.blocks
     if len(blocks) and (blocks.min() < 0 or blocks.max() >= end or len(np.unique(blocks)) < len(blocks)):
         raise Damaged(f"{where} has a block that is not below {end:,}, or one twice")
-    if (blocks % part["ranks"] != part["rank"]).any():
+    if (blocks % part.ranks != part.rank).any():
         raise Damaged(f"{where} has blocks of another rank")
 
 
@@ -112,10 +120,32 @@ def _check_rows(rows: dict[str, Any]) -> None:
         _refuse("block", block)
 
 
-def _check_part(part: dict[str, Any], rank: int, ranks: int, directory: str) -> set[str]:
-    """The files that it names."""
+def _check_shared(body: dict[str, Any], directory: str) -> set[str]:
+    """The files of components that are the same on every rank. Where there are none, their key is not there either."""
+    if "shared" not in body:
+        return set()
+    names = _list(body["shared"], "shared")
+    for name in names:
+        if not isinstance(name, str) or not shapes.is_shared_name(name):
+            _refuse("shared", name)
+    if not names or len(set(names)) < len(names):
+        _refuse("shared", names)
+    return {shapes.shared_path(directory, name) for name in names}
+
+
+def _check_rank(part: dict[str, Any], rank: int, ranks: int) -> None:
     if _whole(part, "rank", 0, _MOST_RANKS) != rank or _whole(part, "ranks", 1, _MOST_RANKS) != ranks:
         _refuse("rank", f"{part['rank']} of {part['ranks']}")
+
+
+def _require_no_rows(part: dict[str, Any]) -> None:
+    for key in OF_ROWS:
+        if key in part:
+            _refuse(key, part[key])
+
+
+def _check_part(part: dict[str, Any], rank: int, ranks: int, directory: str) -> set[str]:
+    """The files that a part with rows names."""
     number = f"-{rank}" if ranks > 1 else ""
     active = f"{directory}/active{number}.safetensors"
     if _text(part, "active") != active:
@@ -176,27 +206,30 @@ def _check_state(body: dict[str, Any]) -> None:
         if not 1 <= segment[0] <= _MOST_POSITIONS or not before <= segment[1] <= 2**60:
             _refuse("segments", segment)
         before = segment[1]
-    scale = body.get("loss_scale") or []
+    scale = body.get("loss_scale")
+    if scale is None:
+        return
     if not isinstance(scale, list) or any(type(n) not in (int, float) for n in scale) or len(scale) not in (0, 2):
         _refuse("loss_scale", scale)
 
 
-def check_run_state(body: dict[str, Any]) -> None:
+def check_run_state(body: Body) -> None:
     """What a run needs of a checkpoint that it goes on from, beside the rows. Raises Damaged."""
+    state = body.state.json()
     for key in ("config", "kernels", "totals"):
-        _object(_value(body, key), key)
-    _text(body, "source")
-    if not _list(_value(body, "segments"), "segments"):
+        _object(_value(state, key), key)
+    _text(state, "source")
+    if not _list(_value(state, "segments"), "segments"):
         _refuse("segments", [])
-    for name, value in body["totals"].items():
+    for name, value in state["totals"].items():
         if type(value) not in (int, float):
             _refuse(f"totals.{name}", value)
-    for name, value in body["kernels"].items():
+    for name, value in state["kernels"].items():
         if not isinstance(value, str):
             _refuse(f"kernels.{name}", value)
-    for pair in _list(body.get("unreadable", []), "unreadable"):
+    for pair in _list(state.get("unreadable", []), "unreadable"):
         _require_numbers(pair, "unreadable")
-    _require_numbers(body.get("window_reads", [0, 0]), "window_reads")
+    _require_numbers(state.get("window_reads", [0, 0]), "window_reads")
 
 
 def _require_numbers(pair: Any, what: str) -> None:

@@ -2,7 +2,8 @@
 
     manifests/000000012.json, .damaged              engine/disk/manifest.py; the second was set aside by repair
     step-000001200/, step-000001200-2/              engine/training/checkpoint.py
-        trunk, momentum, active[-r], log-full, log-delta, blocks[-r]-full, blocks[-r]-delta    .safetensors
+        trunk, momentum, active[-r], log-full, log-delta, blocks[-r]-full, blocks[-r]-delta,
+        shared-<name>                                                                          .safetensors
     rows/000004-3fa29c/                             engine/disk/zarr_store.py
         zarr.json
         weight/, momentum/, last_step/              zarr.json, c.17.0 (c.17 in last_step)
@@ -36,8 +37,10 @@ _ROWS = r"rows/[0-9]{6,12}-[0-9a-f]{6}"
 _RANK = r"(?:-(?:0|[1-9][0-9]{0,5}))?"
 _BLOCK = r"(?:0|[1-9][0-9]{0,17})"
 
+_SHARED = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _STEP_FILE = re.compile(
-    rf"{_STEP}/(?:trunk|momentum|active{_RANK}|log-(?:full|delta)|blocks{_RANK}-(?:full|delta))\.safetensors"
+    rf"{_STEP}/(?:trunk|momentum|active{_RANK}|log-(?:full|delta)|blocks{_RANK}-(?:full|delta)"
+    rf"|shared-{_SHARED.pattern})\.safetensors"
 )
 _GENERATION = re.compile(r"([0-9]{6,12})-[0-9a-f]{6}")
 _CHUNK = re.compile(rf"(?:(?:weight|momentum)/c\.({_BLOCK})\.0|last_step/c\.({_BLOCK}))(?:\.part)?")
@@ -83,6 +86,16 @@ def is_step_directory(name: str) -> bool:
 def is_step_file(path: str) -> bool:
     """Whether a manifest may name this path as one of a checkpoint's own files."""
     return _STEP_FILE.fullmatch(path) is not None
+
+
+def is_shared_name(name: str) -> bool:
+    """Whether a component that is the same on every rank may have this name."""
+    return _SHARED.fullmatch(name) is not None
+
+
+def shared_path(directory: str, name: str) -> str:
+    """The file of such a component, in the directory of a checkpoint."""
+    return f"{directory}/shared-{name}.safetensors"
 
 
 def generation_number(name: str) -> int | None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from engine.disk import shapes
+from engine.disk.body import KeptGeneration
 from engine.disk.files import DIRECTORY, TEMPORARY, WHAT, Files, remove_any, write_whole
 from engine.disk.zarr_format import CRC_BYTES, Column, bound, checksum, columns_of, encoded, group_metadata, layouts
 from engine.ranks.lanes import ALL_LANES, Lanes
@@ -204,14 +205,10 @@ class ZarrStore:
         """Blocks in the map."""
         return len(self._map)
 
-    def generation_table(self) -> dict[str, dict]:
-        """The generations that the map may speak of, for a manifest: number -> name, columns, shared."""
+    def generation_table(self) -> dict[int, KeptGeneration]:
+        """The generations that the map may speak of, for a manifest, by number."""
         return {
-            str(number): {
-                "name": generation.name,
-                "columns": [list(column) for column in generation.columns],
-                "shared": generation.shared,
-            }
+            number: KeptGeneration(generation.name, generation.columns, generation.shared)
             for number, generation in self.generations.items()
         }
 

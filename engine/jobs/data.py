@@ -42,8 +42,8 @@ def open_data(
     data, wanted = config.data, config.schedule
     if last:
         check_run_state(last.body)
-        schema.refuse_other_run(config, last.body["config"])
-    history = last.body["segments"] if last else None
+        schema.refuse_other_run(config, last.body.state.config or {})
+    history = last.body.state.segments if last else None
     size = sum(segment[0] for segment in history) if history else None
     source = _known_source(config, last, size) if last and size else _source(config)
     augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
@@ -106,7 +106,7 @@ def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
     ValueError where images changed, or where only the lost index could tell their order.
     """
     output = Path(config.output)
-    kept = dict(last.body.get("unreadable", []))
+    kept = dict(last.body.state.unreadable or [])
     lists = [listed(output / UNREADABLE) | kept, kept]  # the file may say anything
     # A copy of checkpoints/ alone is enough to go on. Once a run has grown there are two; older runs have the second alone.
     places = [output / CHECKPOINTS / INDEX, output / INDEX] if config.data.source == "folder" else []
@@ -120,7 +120,7 @@ def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
         except WrongIndex as error:
             lost = lost or error
             continue
-        if len(source) >= size and any(source.fingerprint(size, were) == last.body["source"] for were in lists):
+        if len(source) >= size and any(source.fingerprint(size, were) == last.body.state.source for were in lists):
             if lost or missing:
                 how = (
                     "it was not needed, as the images are in the order of their names"

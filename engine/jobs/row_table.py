@@ -122,11 +122,12 @@ def make_rows(
 
 
 def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRows:
-    """The rows of a checkpoint, for reading."""
+    """The rows of a checkpoint, for reading. Raises ValueError where the run has none."""
+    kept.row_sizes()  # there are some
 
     lanes = Lanes(config.schedule.lanes)
     disk = make_disk(config, schedule, kept.files, lanes, threaded=False)
-    disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body["next_generation"])
+    disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body.next_generation)
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
     kernels = names(implementations(cpu, torch.float32, config.classifier.dim, "aten"))

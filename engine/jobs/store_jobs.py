@@ -115,15 +115,16 @@ def repair(files: Files) -> int:
 
 
 def inspect(kept: Kept, picture: Path) -> int:
-    """Print what a checkpoint has on the disk, and draw `picture`, a PNG. Raises Damaged; ValueError where `picture` is a link."""
+    """Print what a checkpoint has on the disk, and draw `picture`, a PNG.
+
+    Raises Damaged; ValueError where `picture` is a link, or the run has no rows.
+    """
     refuse_links(picture.parent, [picture.name])
-    store, rows = kept.store(), kept.body["rows"]
+    store, rows = kept.store(), kept.row_sizes()
     entries = kept.entries(store)
-    blocks = -(-rows["positions"] // rows["block"])
+    blocks = rows.blocks
     print(f"checkpoint {kept.name}: number {kept.number}, after {kept.step:,} steps")
-    print(
-        f"positions: {rows['positions']:,}, in {blocks:,} blocks of {rows['block']:,}; rows of {rows['dim']:,} {rows['dtype']}"
-    )
+    print(f"positions: {rows.positions:,}, in {blocks:,} blocks of {rows.block:,}; rows of {rows.dim:,} {rows.dtype}")
     print(f"stored: {_count(len(entries), 'block')} ({len(entries) / blocks:.1%}); the others were never visited")
 
     table = []
@@ -132,7 +133,7 @@ def inspect(kept: Kept, picture: Path) -> int:
         columns = store.generations[number].columns
         said = ", ".join(f"{column.name} {column.dtype}" for column in columns)
         table.append(
-            (store.generations[number].name, said, count, count * sum(c.chunk_bytes(rows["block"]) for c in columns))
+            (store.generations[number].name, said, count, count * sum(c.chunk_bytes(rows.block) for c in columns))
         )
     table.sort(key=lambda line: -line[3])
     print(f"rows on the disk: {bytes_text(sum(line[3] for line in table))} in {_count(len(table), 'generation')}")
@@ -142,7 +143,7 @@ def inspect(kept: Kept, picture: Path) -> int:
         print(
             f"  and {len(rest):,} smaller ones  {sum(r[2] for r in rest):,} blocks  {bytes_text(sum(r[3] for r in rest))}"
         )
-    sizes = {path.rpartition("/")[2].partition(".")[0]: size for path, size in kept.body["sizes"].items()}
+    sizes = {path.rpartition("/")[2].partition(".")[0]: size for path, size in kept.body.sizes.items()}
     said = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(sizes.items()))
     print(f"its own files: {bytes_text(sum(sizes.values()))} ({said})")
 
@@ -151,7 +152,7 @@ def inspect(kept: Kept, picture: Path) -> int:
     for label, count in by_decade(ages):
         print(f"  {label:>24}  {count / blocks:6.1%}  {_count(count, 'block')}")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    draw(ages, rows["block"], kept.step, picture)
+    draw(ages, rows.block, kept.step, picture)
     print(f"a picture of that is in {picture}")
     return 0
 
@@ -311,8 +312,8 @@ def _said(kept: Kept) -> str:
         for entry in entries.values()
         for column in store.generations[entry.generation].columns
     )
-    total = bytes_text(row_bytes + sum(kept.body["sizes"].values()))
-    return f"{_count(len(entries), 'block')}, {_count(len(kept.body['files']), 'file')}, {total}"
+    total = bytes_text(row_bytes + sum(kept.body.sizes.values()))
+    return f"{_count(len(entries), 'block')}, {_count(len(kept.body.files), 'file')}, {total}"
 
 
 def _set_aside(files: Files) -> list[str]:
@@ -340,12 +341,12 @@ def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
             for name, size in there.items()
             if (shapes.is_directory if size == DIRECTORY else shapes.is_file)(f"{root}/{name}") and size >= DIRECTORY
         ]
-    named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body["files"]}
+    named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body.files}
     for aside in _set_aside(files):
         named.add(aside)
         with suppress(Damaged, OSError):
             then = manifest.read_at(files, aside)
-            named |= then.body["files"].keys()
+            named |= then.body.files.keys()
             roots = [f"{ROWS}/{generation.name}" for generation in then.generations().values()]
             garbage = [one for one in garbage if not any(one == root or one.startswith(f"{root}/") for root in roots)]
     return garbage + manifest.unnamed(files, named)

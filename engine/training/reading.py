@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from datasets.batch import Unreadable
+from engine.disk.body import RunState
 from engine.ranks.ranks import Ranks
 from engine.results.output import read_text
 
@@ -76,10 +77,10 @@ class Reading:
         """What a checkpoint's manifest keeps of it."""
         return {"unreadable": list(self.known.items()), "window_reads": [self.visited, self.unread]}
 
-    def take_up(self, kept: dict[str, Any], images: int) -> None:
+    def take_up(self, kept: RunState, images: int) -> None:
         """Go on after a checkpoint whose manifest says this, of a run that had read so many images."""
-        self.know(instance for instance, _ in kept.get("unreadable", []))
-        self.visited, self.unread = kept.get("window_reads", [0, 0])
+        self.know(instance for instance, _ in kept.unreadable or [])
+        self.visited, self.unread = kept.window_reads or (0, 0)
         self.has_read = images > 0
 
     def know(self, instances: Iterable[int]) -> None:

@@ -93,13 +93,15 @@ class Run:
             self.method.start()
             return
         load_trunk(kept, self.trunk, ranks)
-        if kept.body.state.loss_scale:
-            self.trunk.loss_scale = kept.body.state.loss_scale
+        was = kept.body.state
+        if was.loss_scale:
+            scale, good_steps = was.loss_scale
+            self.trunk.loss_scale = scale, good_steps
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         load_shared(kept, self.method, ranks)
         self.method.load_by_lane(kept, log)
-        self.totals = Totals.restored(kept.body.state.totals, log["loss"])
-        self.images.reading.take_up(kept.body.state, self.totals.images)
+        self.totals = Totals.restored(was.totals or {}, log["loss"])
+        self.images.reading.take_up(was, self.totals.images)
         self.step = kept.step
 
     def train(self) -> None:

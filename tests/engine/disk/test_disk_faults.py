@@ -290,7 +290,7 @@ def test_blocks_that_are_exchanged_are_both_noticed(healthy):
 def test_a_damaged_file_of_a_checkpoint_is_named_and_the_one_before_goes_on(healthy, what):
     tree, states = healthy
     newest, before = kept_of(tree)
-    own = sorted(set(newest.body["files"]) - set(before.body["files"]))
+    own = sorted(set(newest.body.files) - set(before.body.files))
     assert {path.rpartition("/")[2].partition(".")[0].partition("-")[0] for path in own} == {
         "trunk", "momentum", "active", "log", "blocks",
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """A checkpoint that an earlier version wrote can still be read: one small directory per format, kept as it was written.
 
-When the format changes, engine/disk/manifest.py's FORMAT grows, a new directory joins, and this says what becomes of the old one.
+When the format changes, engine/disk/body.py's FORMAT grows, a new directory joins, and this says what becomes of the old one.
 """
 
 import shutil

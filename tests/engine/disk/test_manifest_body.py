@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,8 +212,7 @@ def test_what_the_engine_writes_is_what_it_reads(tmp_path):
     # publish() asserts it of each checkpoint; here of one that it would not write.
     files = UnsyncedFiles(tmp_path)
     train(files, 8)
-    body = copy.deepcopy(manifest.read(files, 1).body)
-    body |= {"number": 2, "step": -1}
+    body = replace(manifest.read(files, 1).body, number=2, step=-1)
     with pytest.raises(AssertionError, match="would not be read again"):
         manifest.publish(files, body)
     assert manifest.numbers(files) == [1]

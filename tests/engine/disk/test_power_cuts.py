@@ -101,7 +101,7 @@ def named_files(kept):
         (store.generations[n], column, block) for n, block in generations for column in store.generations[n].columns
     ]
     yield manifest.path_of(kept.number)
-    yield from kept.body["files"]
+    yield from kept.body.files
     for generation, column, block in columns:
         root = f"{ROWS}/{generation.name}"
         yield from (f"{root}/zarr.json", f"{root}/{column.name}/zarr.json", f"{root}/{column.file(block)}")
@@ -263,7 +263,7 @@ def publish_before_files(monkeypatch):
         publish(files, body)
         for path, parts in late:
             write_whole(files, path, parts)
-        files.sync_directory(body["directory"])
+        files.sync_directory(body.directory)
         late.clear()
 
     monkeypatch.setattr(checkpoint, "write_whole", lambda files, path, parts: late.append((path, parts)))
@@ -284,8 +284,8 @@ def publish_after_removal(monkeypatch):
             pass
 
     def publish_last(files, body):
-        committed(stores[0], body["number"])
-        stores[0].drop_before(body["number"])
+        committed(stores[0], body.number)
+        stores[0].drop_before(body.number)
         publish(files, body)
 
     monkeypatch.setattr(manifest, "publish", publish_last)

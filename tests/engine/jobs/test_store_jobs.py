@@ -100,7 +100,7 @@ def test_whole_checkpoints_are_said_to_be_whole(tmp_path, capsys, name):
     assert len(lines) == 2
     for line, step in zip(lines, reversed(steps), strict=True):
         stored = len(blocks_of(tmp_path, step))
-        own = len(checkpoint_of(tmp_path, step).body["files"])
+        own = len(checkpoint_of(tmp_path, step).body.files)
         assert line.startswith(f"checkpoint step-{step:09d}: {stored} blocks, {own} files, ")
         assert line.endswith(" MiB: whole")
     assert verify(files, steps[0]) == 0

@@ -207,15 +207,15 @@ def test_map_and_log_are_written_whole_seldom_and_read_back_whole(tmp_path):
             run.finish()
             count += 1
             body = run.checkpoints.newest.body
-            full["log"].add(body["log"]["full"])
-            full["blocks"].add(body["parts"][0]["blocks"]["full"])
+            full["log"].add(body.log.full)
+            full["blocks"].add(body.parts[0].blocks.full)
             log = run.checkpoints.newest.log()
             np.testing.assert_array_equal(log["eta"], run.rows.log.etas())
             np.testing.assert_array_equal(log["loss"], np.arange(step + 1.0))
             disk = run.disk.disk
             entries = run.checkpoints.newest.entries(run.checkpoints.newest.store())
             assert entries == disk._map
-            assert (tmp_path / run.checkpoints.newest.body["log"]["full"]).exists()
+            assert (tmp_path / run.checkpoints.newest.body.log.full).exists()
     assert 2 <= len(full["log"]) <= 4 * np.sqrt(count)
     assert 2 <= len(full["blocks"]) <= 6 * np.sqrt(count)
 
@@ -239,16 +239,16 @@ def test_the_disk_holds_the_rows_the_snapshots_and_what_changed_between(tmp_path
     disk = run.disk.disk
     retired = len(disk.blocks()) * case.block
     snapshot = case.active * (2 * 8 * case.dim + 16)
-    live = run.live_bytes() + sum(body["sizes"].values())
+    live = run.live_bytes() + sum(body.sizes.values())
     log_and_trunk = sum(
-        size for path, size in body["sizes"].items() if "log" in path or "trunk" in path or "momentum" in path
+        size for path, size in body.sizes.items() if "log" in path or "trunk" in path or "momentum" in path
     )
     assert live - log_and_trunk <= (retired * row_bytes + snapshot) * 1.01
     assert live >= retired * row_bytes + snapshot
     on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     blocks_between = sum(changed[-keep + 1 :]) if keep > 1 else 0
     metadata = sum(path.stat().st_size for path in tmp_path.rglob("*.json"))
-    others = (keep - 1) * sum(body["sizes"].values()) * 1.1
+    others = (keep - 1) * sum(body.sizes.values()) * 1.1
     assert on_disk <= live + blocks_between * case.block * row_bytes + metadata + others + 4096
     assert run.checkpoints.bytes <= on_disk <= run.checkpoints.bytes * 1.02 + metadata
 

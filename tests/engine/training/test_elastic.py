@@ -103,8 +103,8 @@ def test_nothing_is_left_behind_when_the_number_of_ranks_changes(tmp_path):
     named = {generation.name for one in kept for generation in one.generations().values()}
     assert set(files.listing(ROWS)) <= named
     directories = {name for name in files.listing("") if name.startswith("step-")}
-    assert directories == {path.partition("/")[0] for one in kept for path in one.body["files"]}
-    wanted = {path for one in kept for path in one.body["files"]}
+    assert directories == {path.partition("/")[0] for one in kept for path in one.body.files}
+    wanted = {path for one in kept for path in one.body.files}
     assert {f"{name}/{file}" for name in directories for file in files.listing(name)} == wanted
 
 
@@ -138,7 +138,7 @@ def test_disks_in_another_order_are_refused_and_stay_as_they_are(tmp_path):
 def test_what_a_killed_run_left_on_one_nodes_disk_is_not_written_into(tmp_path):
     on_ranks(2, leg, (CASE, tmp_path, 14), {"own_disks": True})
     newest = manifest.recover(DiskFiles(tmp_path / "0"), look=lambda kept, newest: None)[0][-1]
-    active = tmp_path / "0" / newest.parts()[0]["active"]
+    active = tmp_path / "0" / newest.parts()[0].active
     active.write_bytes(b"damaged")  # so that nothing is swept at once, and step 14 is done again
     left = tmp_path / "1" / "step-000000021"
     left.mkdir()
@@ -150,7 +150,7 @@ def test_what_a_killed_run_left_on_one_nodes_disk_is_not_written_into(tmp_path):
 def test_damage_that_one_rank_finds_is_everybodys(tmp_path):
     go(2, CASE, tmp_path, 40)
     newest = manifest.recover(DiskFiles(tmp_path))[0][-1]
-    victim = tmp_path / newest.parts()[1]["active"]
+    victim = tmp_path / newest.parts()[1].active
     content = victim.read_bytes()
     victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     _, _, began, _, _, complaints = go(2, CASE, tmp_path, 42)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.batch import Unreadable
+from engine.disk.body import RunState
 from engine.training.reading import EMPTY, FILLED, UNREADABLE, Reading, listed
 from tests.engine.harness import (
     ALONE,
@@ -93,7 +94,7 @@ def test_a_run_that_is_cut_into_pieces_is_judged_as_a_whole_one():
             first = reading(max_share=0.1, end=cut)
             assert all(first.add(step, steps[step], []) is None for step in range(cut))
             second = reading(max_share=0.1, end=end)
-            second.take_up(json.loads(json.dumps(first.kept())), images=8 * cut)
+            second.take_up(RunState.of(json.loads(json.dumps(first.kept()))), images=8 * cut)
             assert all(second.add(step, steps[step], []) is None for step in range(cut, end)), (cut, end)
 
 
