@@ -267,7 +267,7 @@ def _pretrain(
         asked_to_stop=lambda: stop.is_asked,
     )
     at_end.callback(stream.close)
-    chosen = implementations(device, torch.float32, config.classifier.dim, config.classifier.kernels)
+    chosen = implementations(device, torch.float32, config.method.dim, config.rows.kernels)
     print("\n".join(said(chosen, last.body.get("kernels") if last else None)))
     require_same(ranks, "set of evaluation images", probe and probe.fingerprint())
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
@@ -305,7 +305,7 @@ def _pretrain(
     checkpoints = Checkpoints(files, disk, config.checkpoint.keep, ranks.another_road())
     checkpoints.restore(kept, sweep=not complaints, is_keeper=is_keeper)
     ranks.wait()  # what a rank writes from here on must not be taken for what nobody names
-    held = parts.partitioned_rows(config, schedule, ranks) if config.classifier.sharding == "zero3" else None
+    held = parts.partitioned_rows(config, schedule, ranks) if config.rows.sharding == "zero3" else None
     rows = parts.make_rows(config, schedule, device, disk, names(chosen), lanes, held)
     at.append(rows)
     at_end.callback(rows.host.close)
@@ -350,7 +350,7 @@ def _pretrain(
         reading=reading,
         settings=session.Settings(
             job=config.job,
-            method=config.classifier.method,
+            method=config.method.kind,
             instances=len(source),
             seed=config.seed,
             log_every=config.log_every,
@@ -549,9 +549,9 @@ def print_said(
         f"{len(source):,} images of {source.name}; {active:,} active rows, window {schedule.window:,}, stride {schedule.stride:,}; "
         f"{total:,} steps of {schedule.batch}" + (f"; {ranks} processes" if ranks > 1 else "")
     )
-    if config.classifier.active is not None and config.classifier.active > schedule.size:
+    if config.rows.active is not None and config.rows.active > schedule.size:
         print(
-            f"classifier.active {config.classifier.active:,} is above the number of images: all {schedule.size:,} rows are active"
+            f"method.active {config.rows.active:,} is above the number of images: all {schedule.size:,} rows are active"
         )
 
 

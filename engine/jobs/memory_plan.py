@@ -166,5 +166,5 @@ def refuse_underflow(shrink: float) -> None:
     if shrink < 1e-6:
         raise ValueError(
             f"between two visits weight decay would shorten a row by a factor of {shrink:.1e}, and its next gradient would explode;\n"
-            "set optimizer.rows_weight_decay to 0 (the softmax does not see a row's length) or classifier.norm_floor above 0"
+            "set optimizer.rows_weight_decay to 0 (the softmax does not see a row's length) or method.norm_floor above 0"
         )

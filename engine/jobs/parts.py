@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from configs import schema
+from configs.methods import Pic
 from datasets.batch import Probe
 from datasets.cached import CachedSource
 from datasets.catalog import make_augmentation, make_probe, open_source
@@ -87,11 +88,11 @@ def open_data(
         lanes=wanted.lanes,
         reshuffle=wanted.reshuffle,
     )
-    active = config.classifier.active
+    active = config.rows.active
     if active is not None and window < active < size:
         raise ValueError(
-            f"classifier.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
-            f"set classifier.active to at most {window}, or to null for all rows"
+            f"method.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
+            f"set method.active to at most {window}, or to null for all rows"
         )
     added = len(source) - size
     if last and grows and added:
@@ -100,7 +101,7 @@ def open_data(
         if is_full(config, schedule) or capacities(config, schedule, lanes) != before:
             raise ValueError(
                 f"{added} images were added, but this run keeps all rows active, and their number cannot change; "
-                "restore the images, or start over with --fresh and classifier.active below the number of images"
+                "restore the images, or start over with --fresh and method.active below the number of images"
             )
         print(f"{added:,} images were added; they are visited from the next pass on")
     return source, augmentation, schedule
@@ -211,9 +212,7 @@ def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step
 
 def network_of(config: schema.Config) -> Network:
     backbone = config.backbone
-    return make_network(
-        backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.classifier.dim, config.seed
-    )
+    return make_network(backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.method.dim, config.seed)
 
 
 def make_trunk(config: schema.Config, network: torch.nn.Module, schedule: Schedule, ranks: Ranks) -> "Trunk":
@@ -237,7 +236,7 @@ def partitioned_rows(config: schema.Config, schedule: Schedule, ranks: Ranks) ->
     optimizer = config.optimizer
     return PartitionedRows(
         slots_each(config, schedule, ranks.size),
-        config.classifier.dim,
+        config.method.dim,
         weight_decay=optimizer.decay_of_rows,
         clip=optimizer.rows_clip,
         **engine_settings(config, schedule, ranks),
@@ -259,7 +258,8 @@ def engine_settings(config: schema.Config, schedule: Schedule, ranks: Ranks) -> 
 def make_softmax(config: schema.Config, rows: ActiveRows, held: "PartitionedRows | None", ranks: Ranks) -> Softmax:
     from engine.methods.zero3_softmax import Zero3Softmax
 
-    temperature = config.classifier.temperature
+    assert isinstance(config.method, Pic)
+    temperature = config.method.temperature
     if held:
         return Zero3Softmax(rows, held, ranks, temperature=temperature)
     gradient = row_gradient(rows, ranks, micro_batches=config.schedule.micro_batches, clip=config.optimizer.rows_clip)
@@ -276,13 +276,13 @@ def make_disk(
     store = ZarrStore(
         files,
         block=schedule.block,
-        dim=config.classifier.dim,
+        dim=config.method.dim,
         positions=schedule.positions_end,
         dtype=np.float32,
         bfloat16=config.store.dtype == "bfloat16",
         lanes=lanes,
     )
-    block_bytes = schedule.block * (8 * config.classifier.dim + 8)
+    block_bytes = schedule.block * (8 * config.method.dim + 8)
     return WriteBehind(store, waiting_blocks(config, schedule, lanes.ranks) * block_bytes, threaded)
 
 
@@ -301,14 +301,14 @@ def make_rows(
     kernels   the implementation of each op; engine.rows.implementations.names
     held      who keeps the active rows, where it is not they themselves
     """
-    optimizer, classifier = config.optimizer, config.classifier
+    optimizer, settings = config.optimizer, config.rows
     on_disk = reads_only or config.store.kind == "zarr"
     log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov)
     host = HostTier(
         disk if on_disk else MemoryStore(),
         block=schedule.block,
         size=schedule.positions_end,
-        dim=classifier.dim,
+        dim=settings.dim,
         dtype=np.float32,
         places=host_places(config, schedule, lanes.ranks),
         readers=2 if on_disk and not reads_only else 0,
@@ -321,9 +321,9 @@ def make_rows(
         log,
         lanes=lanes,
         capacities=capacities(config, schedule, lanes),
-        start=Start(config.seed, classifier.init_norm, classifier.init == "feature"),
-        full=is_full(config, schedule) and classifier.init == "random",
-        norm_floor=classifier.norm_floor,
+        start=Start(config.seed, settings.init_norm, settings.init == "feature"),
+        full=is_full(config, schedule) and settings.init == "random",
+        norm_floor=settings.norm_floor,
         device=device,
         kernels=kernels,
         held_by=(held.w_SD, held.u_SD) if held else None,
@@ -340,7 +340,7 @@ def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRo
     disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body["next_generation"])
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
-    kernels = names(implementations(cpu, torch.float32, config.classifier.dim, "aten"))
+    kernels = names(implementations(cpu, torch.float32, config.method.dim, "aten"))
     rows = make_rows(config, schedule, cpu, disk, kernels, lanes, reads_only=True)
     checkpoint.load_rows(kept, rows, last_window(schedule, kept.step), kept.log()["eta"])
     return rows

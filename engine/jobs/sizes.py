@@ -22,7 +22,7 @@ _LOOKED_AT = 8  # images of a folder, to estimate how large the others are once 
 
 def active_rows_of(config: schema.Config, schedule: Schedule) -> int:
     """K, clamped to N."""
-    return min(config.classifier.active or schedule.size, schedule.size)
+    return min(config.rows.active or schedule.size, schedule.size)
 
 
 def is_full(config: schema.Config, schedule: Schedule) -> bool:
@@ -58,7 +58,7 @@ def waiting_blocks(config: schema.Config, schedule: Schedule, ranks: int) -> int
 def stored_row_bytes(config: schema.Config) -> int:
     """Of a row on the disk that has left the window."""
     float_bytes = 2 if config.store.dtype == "bfloat16" else 4
-    return (1 if config.store.fold else 2) * config.classifier.dim * float_bytes + 8
+    return (1 if config.store.fold else 2) * config.method.dim * float_bytes + 8
 
 
 def capacities(config: schema.Config, schedule: Schedule, lanes: Lanes) -> list[int]:
@@ -75,7 +75,7 @@ def slots_each(config: schema.Config, schedule: Schedule, ranks: int) -> int:
 def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
     """Refuse a config in which rows would come back from a gap with nothing left of them."""
     optimizer = config.optimizer
-    if config.classifier.norm_floor == 0 and not is_full(config, schedule):
+    if config.rows.norm_floor == 0 and not is_full(config, schedule):
         # Stripes change places within half a pass.
         gap_passes = 1.5 if schedule.reshuffle else 1.0
         memory_plan.refuse_underflow(
@@ -130,7 +130,7 @@ def evaluation_bytes(config: schema.Config, source: Source, network: Network, pr
         gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
         query_sets=len(probe.queries) if probe else 0,
         queries=max((min(asked.query_limit, images.count) for images in probe.queries), default=0) if probe else 0,
-        width=first.in_features if asked.features == "backbone" else config.classifier.dim,
+        width=first.in_features if asked.features == "backbone" else config.method.dim,
         k=asked.k,
         channels=source.channels,
         side=config.data.image_size,
@@ -153,8 +153,8 @@ def planned_bytes(
     """
     tiers = memory_plan.plan(
         active=slots_each(config, schedule, ranks),
-        gathered=active_rows_of(config, schedule) if config.classifier.sharding == "zero3" else 0,
-        dim=config.classifier.dim,
+        gathered=active_rows_of(config, schedule) if config.rows.sharding == "zero3" else 0,
+        dim=config.method.dim,
         size=-(-len(source) // ranks),
         block=schedule.block,
         places=host_places(config, schedule, ranks),
