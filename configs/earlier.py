@@ -1,10 +1,47 @@
-"""The config of an earlier start beside the present one: keys as flat names, and what a key was that there was not yet."""
+"""The config of an earlier start beside the present one: what its keys are called now, keys as flat names, and what a key was that
+there was not yet.
+
+The section `method` was called `classifier`, and its `kind` was `classifier.method`. Files, overrides and checkpoints of that form are
+still taken; `translated` is the only place that knows of it.
+"""
 
 import json
 from itertools import zip_longest
 from typing import Any
 
 from pydantic import BaseModel
+
+from datasets.shown import cut_text
+
+
+def translated(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree`, a config or a part of one from the top, by the present names; it is not changed.
+
+    Raises ValueError, in a line, where the old section is no section, or where a key is given by its old and its new name.
+    """
+    if "classifier" not in tree:
+        return tree
+    old, new = tree["classifier"], tree.get("method", {})
+    for name, section in (("classifier", old), ("method", new)):
+        if not isinstance(section, dict):
+            now = "" if name == "method" else "; it is called method now"
+            raise ValueError(f"{name} is {_kind_of(section)}, and must be a section of keys{now}")
+    if "method" in old and "kind" in old:
+        raise ValueError("classifier.method and classifier.kind are the same key; leave classifier.kind out")
+    present = {key: "kind" if key == "method" else key for key in old}
+    for key, name in present.items():
+        if name in new:
+            was, now = cut_text(f"classifier.{key}"), cut_text(f"method.{name}")
+            raise ValueError(f"{was} and {now} are the same key, and both are given; leave {was} out")
+    others = {key: value for key, value in tree.items() if key not in ("classifier", "method")}
+    return others | {"method": {present[key]: value for key, value in old.items()} | new}
+
+
+def _kind_of(value: Any) -> str:
+    """Of a JSON value that is no object. Not the value itself: nothing has looked yet how deep it is."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a number"
 
 
 def completed(kept: dict[str, Any], section: BaseModel) -> dict[str, Any]:

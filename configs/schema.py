@@ -9,25 +9,22 @@ import difflib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from configs.earlier import completed, flat
+from configs.earlier import completed, flat, translated
+from configs.fields import AboveZero, Few, Fraction, NonNegative, Positive, Processes, Section, Text, Width
+from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowsSettings, validated
 from configs.texts import at_home, read_tree
 from datasets.shown import cut_text
-
-# Whole numbers have a limit because what they end up in has one: 2^53 is the last that a float holds exactly.
-Positive = Annotated[int, Field(ge=1, le=2**53)]
-Processes = Annotated[int, Field(ge=0, le=4096)]  # of one machine, or threads
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-AboveZero = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-# What is made as many times, or as large, as the number says.
-Few = Annotated[int, Field(ge=1, le=1024)]
-Width = Annotated[int, Field(ge=1, le=2**16)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -36,7 +33,6 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Text = Annotated[str, Field(min_length=1)]
 OwnPath = Annotated[Text, AfterValidator(at_home)]  # of output and backbones; what data names the rooms of data open
 Range = Annotated[tuple[AboveZero, AboveZero], AfterValidator(_ascending)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -133,18 +129,8 @@ class Backbone(Section):
     hidden: Width = 512  # width of the head's hidden layer
 
 
-class Classifier(Section):
-    method: Literal["pic"] = "pic"
-    active: Positive | None = None  # K; null, or more than N: all N rows (full PIC)
-    dim: Width = 128  # D
-    temperature: AboveZero = 0.2
-    init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
-    init_norm: AboveZero = 0.11  # length of a row when it starts
-    norm_floor: NonNegative = 0.0  # (w, u) is rescaled to this length when an admitted row is shorter; 0: never
-    # rows stay with the ranks of their lanes, or are a parameter that DeepSpeed's ZeRO-3 partitions and gathers
-    sharding: Literal["lanes", "zero3"] = "lanes"
-    # what computes the softmax, the step of rows and their catch-up; auto: compiled for this machine, or ATen where that cannot be
-    kernels: Literal["auto", "compiled", "aten"] = "auto"
+# By the class of its kind, which is looked up when a config is read; written with all keys of that class.
+Method = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(validated)]
 
 
 class Optimizer(Section):
@@ -231,13 +217,13 @@ class Config(Section):
     data: Data
     schedule: Schedule = Schedule()
     backbone: Backbone = Backbone()
-    classifier: Classifier = Classifier()
+    method: Method = Pic()
     optimizer: Optimizer = Optimizer()
     store: Store = Store()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     ranks: Ranks = Ranks()
-    deepspeed: dict[str, Any] = {}  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
+    deepspeed: dict[str, Any] = Field({})  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
 
     @field_validator("deepspeed")
     @classmethod
@@ -258,26 +244,22 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Config":
-        schedule, active = self.schedule, self.classifier.active
+        schedule = self.schedule
         if schedule.batch % (schedule.lanes * schedule.micro_batches):
             raise ValueError(
                 f"schedule.batch ({schedule.batch}) must be a multiple of lanes x micro_batches "
                 f"({schedule.lanes} x {schedule.micro_batches})"
             )
-        if active is not None and active < schedule.batch:
-            raise ValueError(
-                f"classifier.active ({active}) is below schedule.batch ({schedule.batch}); set it to at least the batch"
-            )
-        if active is not None and active % schedule.lanes:
-            raise ValueError(
-                f"schedule.lanes ({schedule.lanes}) does not divide classifier.active ({active}); "
-                f"set classifier.active to {active // schedule.lanes * schedule.lanes}"
-            )
-        if self.classifier.init == "feature" and schedule.micro_batches > 1:
-            raise ValueError(
-                "classifier.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1"
-            )
+        self.method.check(schedule, self.optimizer, self.store, self.deepspeed)
         return self
+
+    @property
+    def rows(self) -> RowsSettings:
+        """The settings of the method, where it keeps rows. ValueError where it does not."""
+        if not isinstance(self.method, RowsSettings):
+            having = ", ".join(kind for kind, (settings, _) in REGISTRY.items() if settings.has_rows)
+            raise ValueError(f"method {self.method.kind} has no rows; set method.kind to one that has them ({having})")
+        return self.method
 
 
 # Keys of DeepSpeed's config that the engine writes, and what a user sets in their place.
@@ -318,7 +300,7 @@ MAY_DIFFER = (
     # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
     *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
     *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),
-    *("classifier.kernels", "classifier.sharding"),
+    *("method.kernels", "method.sharding"),
     *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
     # These print, and compute nothing.
     *("deepspeed.steps_per_print", "deepspeed.wall_clock_breakdown", "deepspeed.memory_breakdown"),
@@ -329,23 +311,35 @@ MAY_DIFFER = (
 def load(path: str, overrides: list[str]) -> Config:
     """Read a config file, apply `section.key=value` overrides, and check everything.
 
-    A value is read as JSON where it is JSON (0.1, true, null, [1, 2]) and as a string where it is not.
+    A value is read as JSON where it is JSON (0.1, true, null, [1, 2]) and as a string where it is not. File and overrides may
+    have the names of earlier versions (configs/earlier.py).
     Raises ValueError with at most three lines: what is wrong, the value, and what to change.
     """
-    tree = read_tree(path, overrides)
+    tree = read_tree(path, overrides, translated)
     try:
         return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise ValueError(_explain(error, tree)) from None
 
 
 def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
-    """ValueError where a run with the config `kept` cannot go on with `config`.
+    """ValueError where a run with the config `kept`, of this version or an earlier one, cannot go on with `config`.
 
     A key that `kept` lacks was not there when it was written: the run had what is now the key's default.
     """
+    try:
+        kept = translated(kept)
+    except ValueError as error:
+        raise ValueError(
+            f"{config.output} holds a run whose config cannot be read: {error}; choose another output, or start over with --fresh"
+        ) from None
+    if isinstance(
+        kept.get("method"), dict
+    ):  # before there were kinds, all runs were of this one, whatever is asked for now
+        kept = {**kept, "method": {"kind": DEFAULT_KIND, **kept["method"]}}
     now, then = flat(json.loads(config.model_dump_json())), flat(completed(kept, config))
-    for key in sorted(now.keys() | then.keys()):
+    # The kind first: where it differs, so do all keys that one of the two has.
+    for key in sorted(now.keys() | then.keys(), key=lambda key: (key != "method.kind", key)):
         free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in MAY_DIFFER)
         if not free and now.get(key) != then.get(key):
             before, asked = (cut_text(json.dumps(values.get(key))) for values in (then, now))
@@ -355,14 +349,16 @@ def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
             )
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
     """The first mistake of a config in one line."""
     first = error.errors()[0]
     # A discriminated union puts its tag ("grey") into the location; it is not a key that anyone wrote.
     parts = [str(part) for part in first["loc"] if part not in ("grey", "photos")]
     where = cut_text(".".join(parts))
     if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(where, _known_keys(), n=1, cutoff=0.0)[0]
+        section = tree.get("method", {})
+        known = _known_keys(section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else DEFAULT_KIND)
+        nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
         return f"unknown key {where}; the nearest known one is {nearest}"
     if first["type"] == "missing":
         return f"the config lacks {where}; add it"
@@ -373,15 +369,18 @@ def _explain(error: ValidationError) -> str:
     return f"{where} is {value}: {message[0].lower() + message[1:]}"
 
 
-def _known_keys() -> list[str]:
-    keys: list[str] = []
+def _known_keys(kind: str | None = None) -> list[str]:
+    """Every key; of methods those of one kind, or of all."""
+    methods = [settings for name, (settings, _) in REGISTRY.items() if kind is None or name == kind]
+    keys: dict[str, None] = {}  # methods have keys in common
 
     def walk(model: type[BaseModel], prefix: str) -> None:
         for name, field in model.model_fields.items():
-            keys.append(prefix + name)
+            keys[prefix + name] = None
             for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
-                if isinstance(part, type) and issubclass(part, BaseModel):
-                    walk(part, f"{prefix}{name}.")
+                for section in methods if part is MethodSettings else [part]:
+                    if isinstance(section, type) and issubclass(section, BaseModel):
+                        walk(section, f"{prefix}{name}.")
 
     walk(Config, "")
-    return keys
+    return list(keys)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from datasets.shown import cut_text
@@ -18,9 +19,14 @@ MOST_LEVELS = 50  # of nesting; a config of our own has four, and DeepSpeed's bl
 _MOST_DIGITS = 400  # of a number; the largest float has 309
 
 
-def read_tree(path: str, overrides: list[str]) -> dict[str, Any]:
+Tree = dict[str, Any]
+
+
+def read_tree(path: str, overrides: list[str], translated: Callable[[Tree], Tree]) -> Tree:
     """The config file at `path` with `section.key=value` words applied.
 
+    translated    what a tree is by the present names of keys. The file and each word are translated before they meet, so that a word
+                  replaces what the file says whichever name either has; all words together may not name a key in two ways.
     Raises ValueError with at most three lines where the file cannot be read, is not JSON, or where a value is none that a config can hold.
     """
     name = cut_text(path)
@@ -37,8 +43,13 @@ def read_tree(path: str, overrides: list[str]) -> dict[str, Any]:
         raise ValueError(f"{name} {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{name} must hold one JSON object")
+    tree = translated(tree)
+    said: Tree = {}  # by all words, as they stand
     for word in overrides:
-        _override(tree, word)
+        names, value = _parsed_word(word)
+        _put(said, names, value, word)
+        _put(tree, *_translated_word(names, value, translated), word)
+    translated(said)
     _check_values(tree)
     return tree
 
@@ -108,7 +119,8 @@ def _parsed(text: str) -> Any:
         raise _Refused(f"is nested more than {MOST_LEVELS} deep; a config has few levels") from None
 
 
-def _override(tree: dict[str, Any], word: str) -> None:
+def _parsed_word(word: str) -> tuple[list[str], Any]:
+    """section.key=value as (["section", "key"], value)."""
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise ValueError(f'"{cut_text(word)}" is not an override; write section.key=value')
@@ -118,13 +130,31 @@ def _override(tree: dict[str, Any], word: str) -> None:
         value = text
     except _Refused as error:
         raise ValueError(f"{cut_text(path)} {error}") from None
-    *sections, key = path.split(".")
-    if len(sections) >= MOST_LEVELS:
+    names = path.split(".")
+    if len(names) > MOST_LEVELS:
         raise ValueError(f"{cut_text(path)} is nested more than {MOST_LEVELS} deep; a config has few levels")
+    return names, value
+
+
+def _translated_word(names: list[str], value: Any, translated: Callable[[Tree], Tree]) -> tuple[list[str], Any]:
+    """Names and value by the present names."""
+    part, now = value, []
+    for name in reversed(names):
+        part = {name: part}
+    part = translated(part)
+    for _ in names:
+        ((name, part),) = part.items()
+        now.append(name)
+    return now, part
+
+
+def _put(tree: Tree, names: list[str], value: Any, word: str) -> None:
+    """Set the value at the place of these names, for which sections are made where there are none."""
+    *sections, key = names
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"{cut_text(path)}: {cut_text(section)} is not a section")
+            raise ValueError(f"{cut_text(word.partition('=')[0])}: {cut_text(section)} is not a section")
     tree[key] = value
 
 

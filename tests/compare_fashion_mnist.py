@@ -28,7 +28,7 @@ def train(share: str, seed: int, words: list[str]) -> dict:
         f"output={output}",
         "threads=1",
     ]
-    command += [f"seed={seed}", f"classifier.active={ACTIVE[share]}", *words]
+    command += [f"seed={seed}", f"method.active={ACTIVE[share]}", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     summary = json.loads((output / "summary.json").read_text())
     evaluation = json.loads((output / "evaluations.jsonl").read_text().splitlines()[-1])

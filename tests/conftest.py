@@ -18,7 +18,7 @@ TINY = {
     "data": {"source": "digits", "image_size": 16, "augment": {"kind": "grey"}, "workers": 0},
     "schedule": {"batch": 64, "window": 640, "stride": 320, "block": 16, "lanes": 4},
     "backbone": {"name": "vgg", "layers": [8, "M", 16], "hidden": 32},
-    "classifier": {"active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},
+    "method": {"active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},
     "optimizer": {"lr": 0.03, "warmup_epochs": 0.5, "rows_lr_scale": 10.0, "rows_weight_decay": 0.0},
     "checkpoint": {"every_steps": 30, "keep": 2},
     "evaluate": {"k": 5},

@@ -40,7 +40,7 @@ def config_of(foreign: Foreign) -> dict:
         **TINY,
         "data": {"source": "folder", "root": str(foreign.images), "image_size": 16, "augment": augment},
         "schedule": {"batch": 8, "window": 16, "stride": 8, "block": 4, "lanes": 2, "reshuffle": False},
-        "classifier": {**TINY["classifier"], "active": 8},
+        "method": {**TINY["method"], "active": 8},
         "checkpoint": {"every_steps": 1, "keep": 2},
         "store": {"kind": "zarr"},
         "epochs": 4,

@@ -72,7 +72,7 @@ def config(directory: Path, **changed) -> dict:
             "max_unreadable": 0.2,
         },
         "schedule": {"batch": 8, "window": 16, "stride": 8, "block": 4, "lanes": 2, "reshuffle": False},
-        "classifier": {**TINY["classifier"], "active": 8},
+        "method": {**TINY["method"], "active": 8},
         **changed,
     }
 
@@ -500,7 +500,7 @@ def a_split_above_the_classes(directory):
 @hostile(2, "do not fill one batch")
 def fewer_images_than_a_batch(directory):
     shutil.rmtree(directory / "photos" / "cats")
-    return ["schedule.batch=16", "classifier.active=16"]
+    return ["schedule.batch=16", "method.active=16"]
 
 
 @hostile(2, "data.root")

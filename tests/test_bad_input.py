@@ -16,7 +16,7 @@ def folder_config(root, **data):
         **TINY,
         "data": {"source": "folder", "root": str(root), "image_size": 16, "augment": augment, **data},
         "schedule": {"batch": 8, "window": 16, "stride": 8, "block": 4, "lanes": 2, "reshuffle": False},
-        "classifier": {**TINY["classifier"], "active": 8},
+        "method": {**TINY["method"], "active": 8},
         "epochs": 4,
     }
 
@@ -56,9 +56,9 @@ def refused(run, capsys, *words, config=None, expect):
         ("optimizer.lr=-1", "optimizer.lr is -1"),
         ("optimizer.momentum=1", "optimizer.momentum is 1"),
         ('optimizer={"momentum":0,"nesterov":true}', "nesterov needs a momentum above 0"),
-        ("classifier.active=32", "below schedule.batch"),
-        ("classifier.active=130", "does not divide classifier.active"),
-        ("classifier.active=768", "above schedule.window"),
+        ("method.active=32", "below schedule.batch"),
+        ("method.active=130", "does not divide method.active"),
+        ("method.active=768", "above schedule.window"),
         ("schedule.batch=66", "multiple of lanes"),
         ("schedule.batch=96", "does not divide window"),
         ("schedule.stride=300", "block x lanes (64) does not divide stride (300)"),
@@ -73,7 +73,7 @@ def refused(run, capsys, *words, config=None, expect):
         ("deepspeed.zero_optimisation={}", "the nearest known one is deepspeed.zero_optimization"),
         ("deepspeed.zero_optimization.stage=7", "deepspeed refuses its block"),
         ("optimizer.rows_weight_decay=0.9", "rows_weight_decay to 0"),
-        ("classifier.init=feature schedule.micro_batches=2", "micro_batches to 1"),
+        ("method.init=feature schedule.micro_batches=2", "micro_batches to 1"),
         ("backbone.layers=[]", "no convolution"),
         ('backbone.layers=["M",8,"M","M","M","M"]', "the backbone cannot take images of side 16"),
         ("store.dtype=bfloat16 store.kind=memory", "set store.kind to zarr or store.dtype to float32"),
@@ -136,7 +136,7 @@ def test_an_empty_and_a_missing_folder(run, capsys, tmp_path):
 
 
 def test_fewer_images_than_a_batch(run, capsys, photos):
-    words = ("schedule.batch=32", "schedule.window=32", "schedule.stride=32", "classifier.active=32")
+    words = ("schedule.batch=32", "schedule.window=32", "schedule.stride=32", "method.active=32")
     refused(run, capsys, *words, config=folder_config(photos), expect="24 images do not fill one batch")
 
 

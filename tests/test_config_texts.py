@@ -277,7 +277,7 @@ def test_a_run_of_an_older_version_has_the_defaults_of_keys_that_came_later():
             del kept["data"][key]
         for key in ("store", "ranks"):
             del kept[key]
-        del kept["optimizer"]["rows_clip"], kept["classifier"]["norm_floor"], kept["data"]["augment"]["flip"]
+        del kept["optimizer"]["rows_clip"], kept["method"]["norm_floor"], kept["data"]["augment"]["flip"]
         for crop in kept["data"]["augment"].get("crops", []):
             del crop["count"], crop["rows_grad"]
         refuse_other_run(config, kept)

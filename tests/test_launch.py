@@ -86,7 +86,7 @@ def test_the_backend_that_summary_names_for_an_op_is_the_one_that_ran_it(run, mo
     monkeypatch.setattr(softmax_ops, "_implementation", noted)
     for module, op in ((kernels.row_update, "row_update"), (kernels.catch_up, "catch_up")):
         monkeypatch.setattr(module, "_IMPLEMENTATIONS", Noting(module._IMPLEMENTATIONS, ran[op]))
-    assert run(f"classifier.kernels={wanted}", "steps=50", *words) == 0
+    assert run(f"method.kernels={wanted}", "steps=50", *words) == 0
     named = run.summary()["backends"]
     name = "cpu" if wanted == "compiled" else "aten"
     assert ran["sampled_softmax"] == {name} == {named["sampled_softmax"]}
@@ -112,8 +112,8 @@ class Noting(dict):
 
 
 def test_a_run_may_go_on_with_other_kernels_and_says_so(run, capsys):
-    assert run("classifier.kernels=aten", "steps=3") == 0
-    assert run("classifier.kernels=compiled", "steps=6") == 0
+    assert run("method.kernels=aten", "steps=3") == 0
+    assert run("method.kernels=compiled", "steps=6") == 0
     assert "sampled_softmax ran on aten so far" in capsys.readouterr().out
     assert run.summary()["steps"] == 6
 
@@ -123,7 +123,7 @@ def test_kernels_that_cannot_be_compiled_stop_the_run_if_they_were_asked_for(run
         raise NotCompiled("there is no C++ compiler")
 
     monkeypatch.setattr(kernels.compiled, "load", refuse)
-    assert run("classifier.kernels=compiled", "steps=3") == 2
+    assert run("method.kernels=compiled", "steps=3") == 2
     assert "compiled kernels were asked for: there is no C++ compiler" in capsys.readouterr().err
     assert run("steps=3", flags=("--fresh",)) == 0
     assert run.summary()["backends"] == {
@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, capsys):
 
 def test_full_pic_is_the_same_code_and_says_that_the_active_rows_were_clamped(run, capsys):
     whole_window = ("schedule.window=null", "schedule.stride=null", "schedule.batch=64", "steps=8")
-    assert run("classifier.active=4096", *whole_window) == 0
+    assert run("method.active=4096", *whole_window) == 0
     assert "all 1,437 rows are active" in capsys.readouterr().out
     assert run.summary()["active"] == 1437
     assert run.summary()["readmitted"] == 0
@@ -246,10 +246,10 @@ def test_full_pic_is_the_same_code_and_says_that_the_active_rows_were_clamped(ru
 
 def test_rows_that_start_at_their_feature_can_be_continued(run, interrupt_at):
     interrupt_at.add(9)
-    assert run("classifier.init=feature", "steps=20") == 0
-    assert run("classifier.init=feature", "steps=20") == 0
+    assert run("method.init=feature", "steps=20") == 0
+    assert run("method.init=feature", "steps=20") == 0
     pieces = run.summary()
-    assert run("classifier.init=feature", "steps=20", flags=("--fresh",)) == 0
+    assert run("method.init=feature", "steps=20", flags=("--fresh",)) == 0
     assert run.summary()["digest"] == pieces["digest"]
 
 
@@ -333,9 +333,9 @@ def test_a_poisoned_step_leaves_no_row_behind_that_started_at_its_features(run, 
         return real(batch, *arguments, **options)
 
     monkeypatch.setattr(run_module, "train_step", poisoned)
-    assert run("steps=40", "classifier.init=feature") == 0
+    assert run("steps=40", "method.init=feature") == 0
     assert run.summary()["skipped_steps"] == 1
-    assert run("job=export", "classifier.init=feature") == 0
+    assert run("job=export", "method.init=feature") == 0
     rows = np.load(run.output / "exports" / "rows.npy")
     visited = np.isfinite(rows).all(axis=1)
     assert visited.sum() == run.summary()["visited"]
@@ -618,7 +618,7 @@ def test_a_run_that_grew_resumes_to_the_same_bits(run, growing, interrupt_at):
 
 def test_a_run_with_all_rows_active_refuses_to_grow(run, growing, capsys):
     _, config, add = growing
-    words = ("classifier.active=null", "schedule.window=16")
+    words = ("method.active=null", "schedule.window=16")
     assert run("steps=4", *words, config=config) == 0
     add(["z"])
     assert run("steps=6", *words, config=config) == 2

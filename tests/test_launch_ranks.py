@@ -169,7 +169,7 @@ def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tm
     ("count", "words"),
     [
         (2, ["deepspeed.zero_optimization.stage=3", "data.cache=true", "data.workers=1"]),
-        (4, ["classifier.sharding=zero3", "deepspeed.zero_optimization.stage=1"]),
+        (4, ["method.sharding=zero3", "deepspeed.zero_optimization.stage=1"]),
     ],
     ids=str,
 )

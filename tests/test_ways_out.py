@@ -18,7 +18,7 @@ def told(run, capsys, *words, code=2, **options):
     return captured.err[captured.err.index("error: ") :]
 
 
-ALL_ROWS = "classifier.active=null schedule.window=null schedule.stride=null"
+ALL_ROWS = "method.active=null schedule.window=null schedule.stride=null"
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ ALL_ROWS = "classifier.active=null schedule.window=null schedule.stride=null"
     [
         ("optimiser.lr=1", "the nearest known one is optimizer", None),
         ("schedule.batch=66", r"multiple of lanes x micro_batches \(4 x 1\)", "schedule.batch=64"),
-        ("classifier.active=32", "set it to at least the batch", "classifier.active=64"),
-        ("classifier.active=130", r"set classifier.active to (\d+)", "classifier.active={}"),
-        ("classifier.active=768", r"set classifier.active to at most (\d+)", "classifier.active={}"),
-        ("classifier.active=768", "or to null for all rows", ALL_ROWS),
+        ("method.active=32", "set it to at least the batch", "method.active=64"),
+        ("method.active=130", r"set method.active to (\d+)", "method.active={}"),
+        ("method.active=768", r"set method.active to at most (\d+)", "method.active={}"),
+        ("method.active=768", "or to null for all rows", ALL_ROWS),
         ("schedule.stride=300", r"set schedule.stride to (\d+)", "schedule.stride={}"),
         ("schedule.window=700", r"set schedule.window to (\d+)", "schedule.window={}"),
         ("schedule.window=1280", r"set schedule.window to (\d+)", "schedule.window={}"),
@@ -40,7 +40,7 @@ ALL_ROWS = "classifier.active=null schedule.window=null schedule.stride=null"
             "schedule.window={}",
         ),
         (
-            "classifier.init=feature schedule.micro_batches=2",
+            "method.init=feature schedule.micro_batches=2",
             "set schedule.micro_batches to 1",
             "schedule.micro_batches=1",
         ),
@@ -49,18 +49,18 @@ ALL_ROWS = "classifier.active=null schedule.window=null schedule.stride=null"
         ("store.kind=memory store.dtype=bfloat16", "set store.kind to zarr", "store.kind=zarr"),
         ("store.kind=memory store.dtype=bfloat16", "store.dtype to float32", "store.dtype=float32"),
         ("optimizer.rows_weight_decay=0.9", "set optimizer.rows_weight_decay to 0", "optimizer.rows_weight_decay=0"),
-        ("optimizer.rows_weight_decay=0.9", "classifier.norm_floor above 0", "classifier.norm_floor=0.01"),
+        ("optimizer.rows_weight_decay=0.9", "method.norm_floor above 0", "method.norm_floor=0.01"),
         ("data.limit=100", "set it to null", "data.limit=null"),
         ('data.held_out=["x"]', r"set it to \[\]", "data.held_out=[]"),
         ("data.labels=folders", "set it to null", "data.labels=null"),
         ('data.augment={"kind":"photos"}', r'set data.augment=(\{"kind":"grey"\})', "data.augment={}"),
         ("deepspeed.gradient_clipping=1", "set optimizer.clip instead", None),
         (
-            "schedule.batch=2000 schedule.window=2048 schedule.stride=2048 classifier.active=null",
+            "schedule.batch=2000 schedule.window=2048 schedule.stride=2048 method.active=null",
             "set schedule.batch",
             None,
         ),
-        ("classifier.kernels=fast", "compiled", "classifier.kernels=auto"),
+        ("method.kernels=fast", "compiled", "method.kernels=auto"),
         ("backbone.name=resnet18", "set it to null", "backbone.layers=null"),
         ("schedule.batch=96", r"schedule.stride to (\d+)", "schedule.window={} schedule.stride={} schedule.batch=96"),
     ],
@@ -181,7 +181,7 @@ def test_images_that_are_gone_can_be_restored_or_the_run_started_over(run, capsy
 def test_images_that_a_full_run_cannot_take_can_be_taken_away_or_started_over_with(run, capsys, photos):  # noqa: F811
     config = folder_config(photos)
     config["schedule"] |= {"window": None, "stride": None}
-    config["classifier"] = {**config["classifier"], "active": None}
+    config["method"] = {**config["method"], "active": None}
     assert run("steps=2", config=config) == 0
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(photos / "cats" / "new.jpg")
     assert "start over with --fresh, or take the new images out again" in told(run, capsys, config=config)
@@ -189,8 +189,8 @@ def test_images_that_a_full_run_cannot_take_can_be_taken_away_or_started_over_wi
     assert run("steps=2", config=config, flags=("--fresh",)) == 0
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(photos / "cats" / "newest.jpg")
     message = told(run, capsys, config=config)
-    assert "restore the images, or start over with --fresh and classifier.active below the number of images" in message
-    config["classifier"]["active"] = 8
+    assert "restore the images, or start over with --fresh and method.active below the number of images" in message
+    config["method"]["active"] = 8
     assert run("steps=2", config=config, flags=("--fresh",)) == 0
     Image.fromarray(np.zeros((21, 20, 3), np.uint8)).save(photos / "cats" / "newer.jpg")
     assert run("steps=3", config=config) == 0

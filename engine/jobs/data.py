@@ -64,23 +64,31 @@ def open_data(
         lanes=wanted.lanes,
         reshuffle=wanted.reshuffle,
     )
-    active = config.classifier.active
+    active = config.rows.active if config.method.has_rows else None
     if active is not None and window < active < size:
         raise ValueError(
-            f"classifier.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
-            f"set classifier.active to at most {window}, or to null for all rows"
+            f"method.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
+            f"set method.active to at most {window}, or to null for all rows"
         )
     added = len(source) - size
     if last and grows and added:
-        lanes = Lanes(schedule.lanes)
-        before, schedule = capacities(config, schedule, lanes), schedule.grown(added, last.step)
-        if is_full(config, schedule) or capacities(config, schedule, lanes) != before:
-            raise ValueError(
-                f"{added} images were added, but this run keeps all rows active, and their number cannot change; "
-                "restore the images, or start over with --fresh and classifier.active below the number of images"
-            )
+        schedule = _grown(config, schedule, added, last.step)
         print(f"{added:,} images were added; they are visited from the next pass on")
     return source, augmentation, schedule
+
+
+def _grown(config: schema.Config, schedule: Schedule, added: int, step: int) -> Schedule:
+    """The schedule with so many more images. Raises ValueError where the run keeps all rows active."""
+    grown = schedule.grown(added, step)
+    if not config.method.has_rows:
+        return grown
+    lanes = Lanes(schedule.lanes)
+    if is_full(config, grown) or capacities(config, grown, lanes) != capacities(config, schedule, lanes):
+        raise ValueError(
+            f"{added} images were added, but this run keeps all rows active, and their number cannot change; "
+            "restore the images, or start over with --fresh and method.active below the number of images"
+        )
+    return grown
 
 
 def _source(config: schema.Config, known: Path | None = None, known_count: int | None = None) -> Source:

@@ -10,6 +10,8 @@ Only the disk, and a store in memory, depend on N. Left out: activations of the 
 the Python process itself (libraries take a few hundred MB); peak_host_bytes in summary.json is the whole process.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE, VOTE_BYTES
@@ -36,73 +38,102 @@ def host_places(
     return min(-(-(window + (2 + read_ahead) * stride + waiting) // block), every)
 
 
+@dataclass(frozen=True)
+class ActiveSizes:
+    """Of the active rows of a rank.
+
+    active             K/R
+    gathered           rows of all ranks that are gathered for the softmax, with their gradient; 0: rows stay where they are
+    gradient_written   the rows' gradient is not spent where it is made (engine/methods/row_gradients.py)
+    """
+
+    active: int
+    gathered: int
+    gradient_written: bool
+
+
+@dataclass(frozen=True)
+class TierSizes:
+    """Of what lies below the active rows of a rank.
+
+    size, block, places   rows in all; of a block; blocks of the host tier
+    in_memory             rows outside of it stay in host memory
+    waiting_blocks        that may wait to be written
+    stored_row_bytes      of a row on the disk
+    changed_rows          visited between two checkpoints, at most
+    """
+
+    size: int
+    block: int
+    places: int
+    in_memory: bool
+    waiting_blocks: int
+    stored_row_bytes: int
+    changed_rows: int
+
+
 def plan(
     *,
-    active: int,
-    gathered: int,
     dim: int,
-    size: int,
-    block: int,
-    places: int,
-    in_memory: bool,
-    waiting_blocks: int,
-    stored_row_bytes: int,
-    changed_rows: int,
+    active: ActiveSizes | None,
+    tiers: TierSizes | None,
     trunk_weights: int,
     views_bytes: int,
     batches_ready: int,
     keep: int,
-    gradient_written: bool,
 ) -> dict[str, dict[str, int]]:
     """Bytes by tier and item, of each rank: all counts are a rank's own.
 
-    gathered        rows of all ranks that are gathered for the softmax, with their gradient; 0: rows stay where they are
-    active          K/R                     places             blocks of the host tier
-    in_memory       rows outside of it stay in host memory     waiting_blocks    that may wait to be written
-    stored_row_bytes   of a row on the disk                    changed_rows      visited between two checkpoints, at most
-    trunk_weights   numbers in the trunk    views_bytes        one batch of augmented images
-    batches_ready   that workers hold       keep               checkpoints on disk
-    gradient_written   of the rows: not spent where it is made (engine/methods/row_gradients.py)
+    active, tiers   None: the method has no rows           trunk_weights   numbers in the trunk
+    views_bytes     one batch of augmented images          batches_ready   that workers hold
+    keep            checkpoints on disk
     """
-    row_bytes = 2 * dim * _FLOAT_BYTES + _INDEX_BYTES
-    active_bytes = active * (2 * dim * _FLOAT_BYTES + 2 * _INDEX_BYTES)
     trunk_bytes = 2 * trunk_weights * _FLOAT_BYTES
-    host = {
-        "window, blocks ahead and behind": places * block * (row_bytes + _INDEX_BYTES),
-        # The trunk's and the active rows' files are put together in memory: the copy twice.
-        "copy that a checkpoint is written from": places * block * row_bytes + 2 * (active_bytes + trunk_bytes),
-        "batches ready": batches_ready * views_bytes,
-    }
-    if in_memory:
-        host["store of visited rows (memory)"] = size * row_bytes
-    else:
-        host["blocks waiting to be written"] = waiting_blocks * block * row_bytes
+    trunk_item = {"trunk (weights, gradients, momentum)": 3 * trunk_weights * _FLOAT_BYTES}
+    # The trunk's and the active rows' files are put together in memory: the copy twice.
+    copies, ready = 2 * trunk_bytes, {"batches ready": batches_ready * views_bytes}
+    if not active or not tiers:
+        return {
+            "device": trunk_item,
+            "host": {"copy that a checkpoint is written from": copies, **ready},
+            "disk": {"trunk of each checkpoint": (keep + 1) * trunk_bytes},
+        }
+    row_bytes = 2 * dim * _FLOAT_BYTES + _INDEX_BYTES
+    active_bytes = active.active * (2 * dim * _FLOAT_BYTES + 2 * _INDEX_BYTES)
+    held_rows = tiers.places * tiers.block
+    outside = {"blocks waiting to be written": tiers.waiting_blocks * tiers.block * row_bytes}
+    if tiers.in_memory:
+        outside = {"store of visited rows (memory)": tiers.size * row_bytes}
+    versions = keep * min(tiers.changed_rows, tiers.size) * row_bytes
     return {
-        "device": {
-            "active rows": active * dim * _FLOAT_BYTES,
-            "momentum of active rows": active * dim * _FLOAT_BYTES,
-            # ZeRO-3 has two more copies of its part. Whole on every rank are the rows, their gradient, what autograd makes of the
-            # two, and the bucket in which gradients are reduced; measured by tests/bench_ranks.py.
-            **(
-                {"rows and gradient while gathered": (5 * gathered + 2 * active) * dim * _FLOAT_BYTES}
-                if gathered
-                else {}
-            ),
-            # A micro-batch's part and the sum of those before it.
-            **(
-                {"gradient of active rows": 2 * active * dim * _FLOAT_BYTES}
-                if gradient_written and not gathered
-                else {}
-            ),
-            "trunk (weights, gradients, momentum)": 3 * trunk_weights * _FLOAT_BYTES,
+        "device": _active_items(active, dim) | trunk_item,
+        "host": {
+            "window, blocks ahead and behind": held_rows * (row_bytes + _INDEX_BYTES),
+            "copy that a checkpoint is written from": held_rows * row_bytes + 2 * active_bytes + copies,
+            **ready,
+            **outside,
         },
-        "host": host,
         "disk": {
-            "visited rows": size * stored_row_bytes,
-            "their older versions, and those since the last checkpoint": keep * min(changed_rows, size) * row_bytes,
+            "visited rows": tiers.size * tiers.stored_row_bytes,
+            "their older versions, and those since the last checkpoint": versions,
             "active rows and trunk of each checkpoint": (keep + 1) * (active_bytes + trunk_bytes),
         },
     }
+
+
+def _active_items(sizes: ActiveSizes, dim: int) -> dict[str, int]:
+    """Bytes on the device."""
+    row_bytes = dim * _FLOAT_BYTES
+    items = {"active rows": sizes.active * row_bytes, "momentum of active rows": sizes.active * row_bytes}
+    if sizes.gathered:
+        # ZeRO-3 has two more copies of its part. Whole on every rank are the rows, their gradient, what autograd makes of the
+        # two, and the bucket in which gradients are reduced; measured by tests/bench_ranks.py.
+        items["rows and gradient while gathered"] = (5 * sizes.gathered + 2 * sizes.active) * row_bytes
+    elif sizes.gradient_written:
+        items["gradient of active rows"] = (
+            2 * sizes.active * row_bytes
+        )  # a micro-batch's part and the sum of those before it
+    return items
 
 
 def loader_items(*, processes: int, at_once: int, largest: int, kept: int, mean: float, how: str) -> dict[str, int]:
@@ -166,5 +197,5 @@ def refuse_underflow(shrink: float) -> None:
     if shrink < 1e-6:
         raise ValueError(
             f"between two visits weight decay would shorten a row by a factor of {shrink:.1e}, and its next gradient would explode;\n"
-            "set optimizer.rows_weight_decay to 0 (the softmax does not see a row's length) or classifier.norm_floor above 0"
+            "set optimizer.rows_weight_decay to 0 (the softmax does not see a row's length) or method.norm_floor above 0"
         )

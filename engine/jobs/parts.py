@@ -42,9 +42,7 @@ def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step
 
 def network_of(config: schema.Config) -> Network:
     backbone = config.backbone
-    return make_network(
-        backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.classifier.dim, config.seed
-    )
+    return make_network(backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.method.dim, config.seed)
 
 
 def make_trunk(config: schema.Config, network: torch.nn.Module, schedule: Schedule, ranks: Ranks) -> "Trunk":

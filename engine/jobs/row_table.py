@@ -35,7 +35,7 @@ def make_table(
     config: schema.Config, schedule: Schedule, ranks: Ranks, disk: WriteBehind, kernels: dict[str, str], lanes: Lanes
 ) -> RowTable:
     """The rows of a rank's lanes, without content, and what goes with them. kernels: as for make_rows."""
-    held = partitioned_rows(config, schedule, ranks) if config.classifier.sharding == "zero3" else None
+    held = partitioned_rows(config, schedule, ranks) if config.rows.sharding == "zero3" else None
     return RowTable(
         make_rows(config, schedule, ranks.device, disk, kernels, lanes, held),
         held,
@@ -52,7 +52,7 @@ def partitioned_rows(config: schema.Config, schedule: Schedule, ranks: Ranks) ->
     optimizer = config.optimizer
     return PartitionedRows(
         slots_each(config, schedule, ranks.size),
-        config.classifier.dim,
+        config.method.dim,
         weight_decay=optimizer.decay_of_rows,
         clip=optimizer.rows_clip,
         **engine_settings(config, schedule, ranks),
@@ -67,13 +67,13 @@ def make_disk(
     store = ZarrStore(
         files,
         block=schedule.block,
-        dim=config.classifier.dim,
+        dim=config.method.dim,
         positions=schedule.positions_end,
         dtype=np.float32,
         bfloat16=config.store.dtype == "bfloat16",
         lanes=lanes,
     )
-    block_bytes = schedule.block * (8 * config.classifier.dim + 8)
+    block_bytes = schedule.block * (8 * config.method.dim + 8)
     return WriteBehind(store, waiting_blocks(config, schedule, lanes.ranks) * block_bytes, threaded)
 
 
@@ -92,14 +92,14 @@ def make_rows(
     kernels   the implementation of each op; engine.rows.implementations.names
     held      who keeps the active rows, where it is not they themselves
     """
-    optimizer, classifier = config.optimizer, config.classifier
+    optimizer, settings = config.optimizer, config.rows
     on_disk = reads_only or config.store.kind == "zarr"
     log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov)
     host = HostTier(
         disk if on_disk else MemoryStore(),
         block=schedule.block,
         size=schedule.positions_end,
-        dim=classifier.dim,
+        dim=settings.dim,
         dtype=np.float32,
         places=host_places(config, schedule, lanes.ranks),
         readers=2 if on_disk and not reads_only else 0,
@@ -112,9 +112,9 @@ def make_rows(
         log,
         lanes=lanes,
         capacities=capacities(config, schedule, lanes),
-        start=Start(config.seed, classifier.init_norm, classifier.init == "feature"),
-        full=is_full(config, schedule) and classifier.init == "random",
-        norm_floor=classifier.norm_floor,
+        start=Start(config.seed, settings.init_norm, settings.init == "feature"),
+        full=is_full(config, schedule) and settings.init == "random",
+        norm_floor=settings.norm_floor,
         device=device,
         kernels=kernels,
         held_by=(held.w_SD, held.u_SD) if held else None,
@@ -130,7 +130,7 @@ def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRo
     disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body.next_generation)
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
-    kernels = names(implementations(cpu, torch.float32, config.classifier.dim, "aten"))
+    kernels = names(implementations(cpu, torch.float32, config.method.dim, "aten"))
     rows = make_rows(config, schedule, cpu, disk, kernels, lanes, reads_only=True)
     load_rows(kept, rows, last_window(schedule, kept.step), kept.log()["eta"])
     return rows

@@ -22,7 +22,7 @@ _LOOKED_AT = 8  # images of a folder, to estimate how large the others are once 
 
 def active_rows_of(config: schema.Config, schedule: Schedule) -> int:
     """K, clamped to N."""
-    return min(config.classifier.active or schedule.size, schedule.size)
+    return min(config.rows.active or schedule.size, schedule.size)
 
 
 def is_full(config: schema.Config, schedule: Schedule) -> bool:
@@ -58,7 +58,7 @@ def waiting_blocks(config: schema.Config, schedule: Schedule, ranks: int) -> int
 def stored_row_bytes(config: schema.Config) -> int:
     """Of a row on the disk that has left the window."""
     float_bytes = 2 if config.store.dtype == "bfloat16" else 4
-    return (1 if config.store.fold else 2) * config.classifier.dim * float_bytes + 8
+    return (1 if config.store.fold else 2) * config.method.dim * float_bytes + 8
 
 
 def capacities(config: schema.Config, schedule: Schedule, lanes: Lanes) -> list[int]:
@@ -75,7 +75,9 @@ def slots_each(config: schema.Config, schedule: Schedule, ranks: int) -> int:
 def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
     """Refuse a config in which rows would come back from a gap with nothing left of them."""
     optimizer = config.optimizer
-    if config.classifier.norm_floor == 0 and not is_full(config, schedule):
+    if not config.method.has_rows:
+        return
+    if config.rows.norm_floor == 0 and not is_full(config, schedule):
         # Stripes change places within half a pass.
         gap_passes = 1.5 if schedule.reshuffle else 1.0
         memory_plan.refuse_underflow(
@@ -130,7 +132,7 @@ def evaluation_bytes(config: schema.Config, source: Source, network: Network, pr
         gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
         query_sets=len(probe.queries) if probe else 0,
         queries=max((min(asked.query_limit, images.count) for images in probe.queries), default=0) if probe else 0,
-        width=first.in_features if asked.features == "backbone" else config.classifier.dim,
+        width=first.in_features if asked.features == "backbone" else config.method.dim,
         k=asked.k,
         channels=source.channels,
         side=config.data.image_size,
@@ -151,23 +153,42 @@ def planned_bytes(
 
     sides    of the views     probe    what the evaluation asks     pinned    batches are put into page-locked memory, for a GPU
     """
+    method = config.method
+    rows = _row_sizes(config, schedule, len(source), ranks) if method.has_rows else (None, None)
+    trunk_weights = sum(parameter.numel() for parameter in network.parameters())
+    places = schedule.batch // ranks
     tiers = memory_plan.plan(
+        dim=method.dim,
+        active=rows[0],
+        tiers=rows[1],
+        trunk_weights=trunk_weights,
+        views_bytes=sum(4 * source.channels * side * side for side in sides) * places,
+        batches_ready=batches_held(config.data.workers, pinned),
+        keep=config.checkpoint.keep,
+    )
+    tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network, probe)
+    for tier, items in method.planned_bytes(schedule.batch, places, trunk_weights).items():
+        tiers[tier] |= items
+    tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
+    return tiers
+
+
+def _row_sizes(
+    config: schema.Config, schedule: Schedule, size: int, ranks: int
+) -> tuple[memory_plan.ActiveSizes, memory_plan.TierSizes]:
+    """Of the row table of each rank. size: N."""
+    active = memory_plan.ActiveSizes(
         active=slots_each(config, schedule, ranks),
-        gathered=active_rows_of(config, schedule) if config.classifier.sharding == "zero3" else 0,
-        dim=config.classifier.dim,
-        size=-(-len(source) // ranks),
+        gathered=active_rows_of(config, schedule) if config.rows.sharding == "zero3" else 0,
+        gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
+    )
+    tiers = memory_plan.TierSizes(
+        size=-(-size // ranks),
         block=schedule.block,
         places=host_places(config, schedule, ranks),
         in_memory=config.store.kind == "memory",
         waiting_blocks=waiting_blocks(config, schedule, ranks),
         stored_row_bytes=stored_row_bytes(config),
         changed_rows=(config.checkpoint.every_steps * schedule.batch + schedule.window) // ranks,
-        trunk_weights=sum(parameter.numel() for parameter in network.parameters()),
-        views_bytes=sum(4 * source.channels * side * side for side in sides) * schedule.batch // ranks,
-        batches_ready=batches_held(config.data.workers, pinned),
-        keep=config.checkpoint.keep,
-        gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
     )
-    tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network, probe)
-    tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
-    return tiers
+    return active, tiers

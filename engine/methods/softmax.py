@@ -1,6 +1,6 @@
 """What PIC asks of the classifier: the loss and its gradients over the active rows of all ranks, then one step of the rows.
 
-There are two ways to share the rows out, and a run takes one of them (`classifier.sharding`):
+There are two ways to share the rows out, and a run takes one of them (`method.sharding`):
 
     lanes    engine/methods/lane_softmax.py: features travel, rows stay. Bytes on the wire do not depend on K
     zero3    engine/methods/zero3_softmax.py: the rows are a parameter that DeepSpeed partitions, gathers and trains. O(K D) bytes a step

@@ -57,7 +57,8 @@ _IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
 _WITH_PART = re.compile(r"exports/[^/]+|backbone\.safetensors|store\.png")
 _PART_SHAPE = re.compile(rf"\.({'|'.join(re.escape(name) for name in _EVERY)})\.[0-9a-f]{{8}}\.part")
 # Keys that every config.json of ours has, and hardly another file: a run that was made before there was a mark is known by them.
-_CONFIG_KEYS = {"job", "seed", "output", "epochs", "data", "schedule", "backbone", "classifier", "optimizer", "store"}
+_CONFIG_KEYS = {"job", "seed", "output", "epochs", "data", "schedule", "backbone", "optimizer", "store"}
+_ONE_OF_THEM = {"method", "classifier"}  # as it was called before
 
 
 def rows_of_step(step: int, format: str) -> tuple[str, ...]:
@@ -208,7 +209,7 @@ class Output:
             config = json.loads(read_text(self.path / "config.json"))
         except (OSError, ValueError, RecursionError):
             config = None
-        if not isinstance(config, dict) or not config.keys() >= _CONFIG_KEYS:
+        if not isinstance(config, dict) or not config.keys() >= _CONFIG_KEYS or not config.keys() & _ONE_OF_THEM:
             return {CHECKPOINTS}
         inside = [f"{above}/{name}" for above in ("exports", "tensorboard") for name in _names_in(self.path / above)]
         return {name for name in (*_EVERY, *inside) if _is_name(name) and _kind(self.path / name)}

@@ -30,6 +30,6 @@ def said(choices: dict[str, Choice], before: dict[str, str] | None) -> list[str]
         if before and before[op] != choice.name:
             lines.append(
                 f"{op} ran on {before[op]} so far: from here on rows agree with that to rounding, not to the bit; "
-                "classifier.kernels chooses"
+                "method.kernels chooses"
             )
     return lines

@@ -12,9 +12,10 @@
             blocks-*.safetensors      where each stored block is, or those that changed since the last full map
         rows/*/                       the blocks (engine/disk/zarr_store.py)
 
-A method that keeps nothing by lane has no active, no blocks and no rows. With R ranks there is an active-r and a blocks-r of each; rank 0 writes the rest, and the manifest when all others have said that what
-they wrote is durable. Any number of ranks that divides L goes on from it. A disk may be everybody's or each node's own: a rank reads
-what belongs to its lanes and nothing else, and rank 0 tells the others what the manifest says.
+A method that keeps nothing by lane has no active, no blocks and no rows. With R ranks there is an active-r and a blocks-r of each;
+rank 0 writes the rest, and the manifest when all others have said that what they wrote is durable. Any number of ranks that divides L
+goes on from it. A disk may be everybody's or each node's own: a rank reads what belongs to its lanes and nothing else, and rank 0
+tells the others what the manifest says.
 
 What is written where, and when:
 

@@ -1,6 +1,6 @@
 """A module under DeepSpeed with torch.optim.SGD; the only module that imports deepspeed.
 
-The trunk (engine/trunk/trunk.py) is one such module, under the ZeRO stage that the user asks for, and with `classifier.sharding`
+The trunk (engine/trunk/trunk.py) is one such module, under the ZeRO stage that the user asks for, and with `method.sharding`
 "zero3" the
 active rows are another, at stage 3. DeepSpeed's config is the user's block plus what this engine owns: batch, accumulation, clipping
 and the optimizer.

@@ -38,7 +38,7 @@ class Run:
             "output": str(self.output),
             "data": {"source": "folder", "root": str(self.root), "image_size": 16, "augment": AUGMENT, **data},
             "schedule": {"batch": 4, "window": 8, "stride": 4, "block": 2, "lanes": 2, "reshuffle": False},
-            "classifier": {**TINY["classifier"], "active": 4},
+            "method": {**TINY["method"], "active": 4},
         }
         (self.directory / "config.json").write_text(json.dumps(tree))
         return schema.load(str(self.directory / "config.json"), [])

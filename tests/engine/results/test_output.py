@@ -272,10 +272,11 @@ def test_files_that_only_look_like_ones_on_their_way_stay(tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["", "This directory was", None])
-def test_a_mark_that_a_full_disk_cut_short_does_not_lock_a_run_out(tmp_path, mark, monkeypatch):
+@pytest.mark.parametrize("section", ["method", "classifier"])  # of this version, and of those before
+def test_a_mark_that_a_full_disk_cut_short_does_not_lock_a_run_out(tmp_path, section, mark, monkeypatch):
     (tmp_path / "checkpoints" / "manifests").mkdir(parents=True)
     (tmp_path / "checkpoints" / "manifests" / "000000001.json").write_text("torn")
-    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(_CONFIG_KEYS)))
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys([*_CONFIG_KEYS, section])))
     (tmp_path / "plan.json").write_text("{}")
     if mark is not None:
         (tmp_path / MARK).write_text(mark)

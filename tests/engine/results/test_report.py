@@ -73,7 +73,7 @@ SUMMARY = {
     "chance_loss": math.log(K),
 }
 PLAN = {"device": {"weights": 8 * MIB, "momentum": 2 * MIB}, "host": {"window": 40 * MIB}, "disk": {"blocks": 60 * MIB}}
-CONFIG = {"job": "pretrain", "classifier": {"method": "pic", "note": "<b>&"}}
+CONFIG = {"job": "pretrain", "method": {"kind": "pic", "note": "<b>&"}}
 
 
 def write_run(output: Path, metrics: list[dict], evaluations: list[dict], **objects: dict) -> None:
