@@ -333,9 +333,8 @@ def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
         raise ValueError(
             f"{config.output} holds a run whose config cannot be read: {error}; choose another output, or start over with --fresh"
         ) from None
-    if isinstance(
-        kept.get("method"), dict
-    ):  # before there were kinds, all runs were of this one, whatever is asked for now
+    # Before there were kinds all runs were of this one, whatever is asked for now.
+    if isinstance(kept.get("method"), dict):
         kept = {**kept, "method": {"kind": DEFAULT_KIND, **kept["method"]}}
     now, then = flat(json.loads(config.model_dump_json())), flat(completed(kept, config))
     # The kind first: where it differs, so do all keys that one of the two has.
@@ -344,7 +343,7 @@ def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
         if not free and now.get(key) != then.get(key):
             before, asked = (cut_text(json.dumps(values.get(key))) for values in (then, now))
             raise ValueError(
-                f"{config.output} holds a run with {key} = {before}, now it is {asked}; "
+                f"{config.output} holds a run with {cut_text(key)} = {before}, now it is {asked}; "
                 "set it back, choose another output, or start over with --fresh"
             )
 

@@ -200,3 +200,11 @@ def combined(told: list[dict[str, Figure]]) -> dict[str, float]:
         result[name] = sum(values) if combine == "sum" else max(values)
         assert combine in ("sum", "largest") or len(set(values)) == 1, (name, values)
     return result
+
+
+def kept_places(filled_RP: np.ndarray) -> np.ndarray:
+    """The places that go through the trunk: the filled ones, since blank images would bend batch statistics.
+
+    Fewer than two on all ranks cannot be normalised over a batch; then all go, and the empty ones weigh nothing in the loss.
+    """
+    return filled_RP if filled_RP.sum() >= 2 else np.ones_like(filled_RP)

@@ -21,6 +21,8 @@ from typing import Any
 
 from datasets.shown import cut_text
 
+# What a row table counts; a page shows it in words of its own.
+FIGURES_OF_ROWS = ("active", "visited", "readmitted", "blocks_read", "store_bytes")
 _LARGEST = 1e100  # no figure of a run is larger, and charts cannot draw what is
 
 
@@ -48,6 +50,17 @@ class Records:
             return stated
         logged = (number for line in reversed(self.metrics) if (number := finite(line.get(field))) is not None)
         return next(logged, None)
+
+    def figure_names(self) -> list[str]:
+        """The figures that the run's method gave, by the names that they have in summary and metrics; none of a run of before."""
+        said = [line.get("figures") for line in (*self.metrics[-1:], self.summary)]
+        names = [name for one in said if isinstance(one, list) for name in one if isinstance(name, str)]
+        return list(dict.fromkeys(names))
+
+    def has_rows(self) -> bool:
+        """Whether the method has a row table; runs that do not say what they count had one."""
+        names = self.figure_names()
+        return not names or "active" in names
 
     def active_rows(self) -> float | None:
         """K: the summary's figure, else the most rows that were active at any logged step."""

@@ -15,7 +15,7 @@ from engine.results.charts import Level, curve_svg, memory_svg
 from engine.results.page import escaped, figure, page, paragraph, section, table, tiles
 from engine.results.pictures import EmbeddingSample, NeighbourRow, map_html, neighbours_html
 from engine.results.progress import TIERS, duration_text
-from engine.results.records import Records, amount, amounts, finite, finite_items, read_records
+from engine.results.records import FIGURES_OF_ROWS, Records, amount, amounts, finite, finite_items, read_records
 
 __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
@@ -31,6 +31,8 @@ _STAGES = {
     "update": "update rows and backbone",
     "slide": "slide the window",
 }
+_STAGES_OF_ROWS = ("admit", "slide")
+_WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update the backbone and what the method keeps"}
 
 
 def report_of(output: Path, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:
@@ -74,42 +76,25 @@ def _head(name: str, records: Records) -> str:
     evaluation = records.evaluations[-1] if records.evaluations else {}
     knn = finite(records.summary.get(_HEADLINE))
     knn = finite_items(evaluation.get("figures")).get(_HEADLINE) if knn is None else knn
-    raw, chance = finite_items(evaluation.get("raw_pixels")).get(_HEADLINE), finite(evaluation.get("chance"))
+    raw, chance_knn = finite_items(evaluation.get("raw_pixels")).get(_HEADLINE), finite(evaluation.get("chance"))
+    baselines = "" if knn is None else f"raw pixels {per_cent(raw)}, chance {per_cent(chance_knn)}"
     instances, passes, steps = (records.figure(field) for field in ("instances", "passes", "steps"))
     step_seconds = records.figure("step_seconds")
     if steps is None:
         steps = records.figure("step")
 
-    def of_all(count: float | None) -> str:
-        return (
-            ""
-            if count is None or instances is None or instances < 1
-            else f"{100 * count / instances:.3g} % of the instances"
-        )
-
     whole = "{:,.0f}".format
-    visited, active_rows = records.figure("visited"), records.active_rows()
+    chance = f"chance: {'ln K = ' * records.has_rows()}{_show(chance_loss, '{:.2f}'.format)}"
+    rates = _show(records.figure("images_per_second"), whole)
+    seconds = _show(records.figure("elapsed_seconds"), duration_text)
+    skipped = _show(records.figure("skipped_steps"), whole)
     headline = [
-        ("loss", _show(loss, "{:.2f}".format), f"chance: ln K = {_show(chance_loss, '{:.2f}'.format)}"),
-        (
-            "kNN, top-1",
-            "not measured" if knn is None else per_cent(knn),
-            "" if knn is None else f"raw pixels {per_cent(raw)}, chance {per_cent(chance)}",
-        ),
+        ("loss", _show(loss, "{:.2f}".format), chance),
+        ("kNN, top-1", "not measured" if knn is None else per_cent(knn), baselines),
         ("instances", _show(instances, whole), "" if passes is None else f"passes: {passes:.3g}"),
-        ("visited", _show(visited, whole), of_all(visited)),
-        ("active rows K", _show(active_rows, whole), of_all(active_rows)),
-        ("readmitted rows", _show(records.figure("readmitted"), whole), "left the device, returned, caught up"),
-        (
-            "images per second",
-            _show(records.figure("images_per_second"), whole),
-            "" if step_seconds is None else f"{1000 * step_seconds:,.0f} ms a step",
-        ),
-        (
-            "wall time",
-            _show(records.figure("elapsed_seconds"), duration_text),
-            f"steps: {_show(steps, whole)}, skipped: {_show(records.figure('skipped_steps'), whole)}",
-        ),
+        *_method_tiles(records, instances),
+        ("images per second", rates, "" if step_seconds is None else f"{1000 * step_seconds:,.0f} ms a step"),
+        ("wall time", seconds, f"steps: {_show(steps, whole)}, skipped: {skipped}"),
     ]
     status = _words(records.summary.get("status")) or "no summary: still running, or killed"
     about = [words for field in ("job", "method") if (words := _words(records.summary.get(field)))]
@@ -120,7 +105,7 @@ def _head(name: str, records: Records) -> str:
         [
             f'<header><h1>{escaped(name)}</h1><span class="muted">{escaped(" · ".join(about))}</span>',
             f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status)}</span></header>',
-            paragraph(_verdict(loss, chance_loss, knn, raw)),
+            paragraph(_verdict(loss, chance_loss, knn, raw, records.has_rows())),
             paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
             paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
             tiles(headline),
@@ -128,17 +113,41 @@ def _head(name: str, records: Records) -> str:
     )
 
 
+def _method_tiles(records: Records, instances: float | None) -> list[tuple[str, str, str]]:
+    """What the method counts: the rows of a row table, and the figures of any other method by their names."""
+
+    def of_all(count: float | None) -> str:
+        share = None if count is None or not instances or instances < 1 else 100 * count / instances
+        return "" if share is None else f"{share:.3g} % of the instances"
+
+    whole = "{:,.0f}".format
+    tiles_of_rows = []
+    if records.has_rows():
+        visited, active_rows = records.figure("visited"), records.active_rows()
+        tiles_of_rows = [
+            ("visited", _show(visited, whole), of_all(visited)),
+            ("active rows K", _show(active_rows, whole), of_all(active_rows)),
+            ("readmitted rows", _show(records.figure("readmitted"), whole), "left the device, returned, caught up"),
+        ]
+    names = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
+    return tiles_of_rows + [
+        (name.replace("_", " "), _show(records.figure(name), "{:,.6g}".format), "") for name in names
+    ]
+
+
 def _words(value: object) -> str:
     """A text of a JSON field; empty where it is absent or something else."""
     return value if isinstance(value, str) else ""
 
 
-def _verdict(loss: float | None, chance_loss: float | None, knn: float | None, raw: float | None) -> str:
+def _verdict(
+    loss: float | None, chance_loss: float | None, knn: float | None, raw: float | None, has_rows: bool
+) -> str:
     """Is it learning? From the two comparisons that answer it."""
     sentences = []
     if loss is not None and chance_loss is not None:
         against = "below" if loss < chance_loss else "not below"
-        sentences.append(f"The loss is {against} chance: {loss:.2f} against ln K = {chance_loss:.2f}.")
+        sentences.append(f"The loss is {against} chance: {loss:.2f} against {'ln K = ' * has_rows}{chance_loss:.2f}.")
     if knn is not None and raw is not None:
         points = 100 * (knn - raw)
         against = f"{points:.1f} points above" if points > 0 else f"{-points:.1f} points under"
@@ -154,8 +163,9 @@ def _loss(records: Records) -> list[str]:
     losses = [finite(line.get("loss")) for line in metrics]
     levels = []
     if chance_loss is not None:
-        levels.append(Level(chance_loss, f"chance ln K = {chance_loss:.2f}", "warm"))
-        levels.append(Level(0.7 * chance_loss, f"0.7 ln K = {0.7 * chance_loss:.2f}"))
+        chance, part = ("chance ln K =", "0.7 ln K =") if records.has_rows() else ("chance", "0.7 of chance:")
+        levels.append(Level(chance_loss, f"{chance} {chance_loss:.2f}", "warm"))
+        levels.append(Level(0.7 * chance_loss, f"{part} {0.7 * chance_loss:.2f}"))
     caption = "Loss in nats at every logged step, and its running mean."
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
@@ -220,7 +230,8 @@ def _rank(evaluations: list[dict]) -> list[str]:
 
 
 def _time(records: Records) -> list[str]:
-    seconds: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
+    rowless = () if records.has_rows() else _STAGES_OF_ROWS
+    seconds: dict[str, float] = dict.fromkeys((stage for stage in _STAGES if stage not in rowless), 0.0)
     wall_seconds = wait_steps = wait_seconds = 0.0
     for line in records.metrics:
         wall_seconds += amount(line.get("interval_seconds")) or 0.0
@@ -232,7 +243,8 @@ def _time(records: Records) -> list[str]:
     if not measured_seconds:
         return [paragraph("No times were logged.")]
     rest = ("everything else (evaluations, checkpoints, logs)", max(0.0, wall_seconds - measured_seconds))
-    spent = [*((_STAGES.get(stage, stage), value) for stage, value in seconds.items()), rest]
+    names = _STAGES if records.has_rows() else _STAGES | _WITHOUT_ROWS
+    spent = [*((names.get(stage, stage), value) for stage, value in seconds.items()), rest]
     keys = [f"var(--s{index % 7})" for index in range(len(seconds))] + ["var(--s7)"]
     steps, total_seconds = records.metrics[-1]["step"], max(wall_seconds, measured_seconds)
     bars, rows = [], []

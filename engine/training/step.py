@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch
-from engine.methods.method import Method, MicroBatch
+from engine.methods.method import Method, MicroBatch, kept_places
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.reading import FILLED, UNREADABLE
@@ -144,14 +144,6 @@ def places_of_all(places_P: np.ndarray, ranks: Ranks) -> np.ndarray:
     """The same of every rank, uint8 [R, P]. Only the rank that decodes an image knows."""
     places = torch.from_numpy(places_P).to(ranks.device)
     return ranks.gather(places, "filled places").cpu().numpy().reshape(ranks.size, -1)
-
-
-def kept_places(filled_RP: np.ndarray) -> np.ndarray:
-    """The places that go through the trunk: the filled ones, since blank images would bend batch statistics.
-
-    Fewer than two on all ranks cannot be normalised over a batch; then all go, and the empty ones weigh nothing in the loss.
-    """
-    return filled_RP if filled_RP.sum() >= 2 else np.ones_like(filled_RP)
 
 
 def agreed(ranks: Ranks, loss: float, finite: bool) -> tuple[float, bool]:

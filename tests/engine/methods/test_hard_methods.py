@@ -1,0 +1,197 @@
+"""Two methods that have nothing in common with PIC go through run, step, checkpoints and report as PIC does.
+
+`momentum_queue.py` has state that is the same on every rank, sends one of two views through the trunk, and looks at the other before it.
+`whole_batch.py` has a loss that no micro-batch can be cut out of. Neither has rows. Nothing else in the repository knows of them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.methods import REGISTRY
+from engine.training import run as run_module
+from tests.conftest import REPOSITORY, TINY
+from tests.engine.methods.launch_hard import HARD
+from tests.engine.methods.momentum_queue import MomentumQueue
+
+BIN = Path(sys.executable).parent
+KINDS = sorted(HARD)
+FIGURE = {"momentum_queue": "keys_enqueued", "whole_batch": "view_agreement"}
+OPTIMIZER = {"lr": 0.1, "warmup_epochs": 0.5}
+
+
+def config_of(kind, **changes):
+    data = {**TINY["data"], "augment": {"kind": "grey", "views": 2}}
+    settings = {"kind": kind, "dim": 16} | ({"temperature": 0.1, "momentum": 0.99} if kind == "momentum_queue" else {})
+    return {**TINY, "epochs": 3, "data": data, "method": settings, "optimizer": OPTIMIZER, **changes}
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    for kind, entry in HARD.items():
+        monkeypatch.setitem(REGISTRY, kind, entry)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def test_it_learns_and_its_figures_are_in_metrics_summary_and_report(run, kind):
+    assert run(config=config_of(kind)) == 0
+    summary, lines, name = run.summary(), run.lines(), FIGURE[kind]
+    assert summary["status"] == "finished" and summary["method"] == kind
+    assert summary["loss"] < 0.9 * summary["chance_loss"]
+    assert lines[-1][name] == summary[name] != 0 and name in summary["figures"]
+    assert "active" not in summary and "active" not in lines[-1]
+    html = (run.output / "report.html").read_text()
+    assert name.replace("_", " ") in html and "active rows" not in html and "ln K" not in html
+    assert "admit" not in lines[-1]["seconds"] and "slide" not in lines[-1]["seconds"]
+    plan = json.loads((run.output / "plan.json").read_text())
+    assert not any("row" in item for items in plan.values() for item in items)
+
+
+def test_a_run_in_three_pieces_ends_where_the_whole_run_ends_to_the_bit(run, kind, tmp_path):
+    whole = tmp_path / "whole"
+    config = config_of(kind)
+    assert run(f"output={whole}", config=config) == 0
+    for words in (["steps=17"], ["steps=44"], []):
+        assert run(*words, config=config) == 0
+    summaries = [run.summary(), json.loads((whole / "summary.json").read_text())]
+    for key in ("digest", "loss", "steps", FIGURE[kind]):
+        assert summaries[0][key] == summaries[1][key], key
+    assert run("job=store", "store.verb=verify", config=config) == 0
+    assert run(config=config) == 0  # and has nothing more to do
+
+
+def test_a_digest_knows_what_the_method_keeps(run, monkeypatch):
+    config = config_of("momentum_queue")
+    assert run("steps=5", config=config) == 0
+    digest = run.summary()["digest"]
+    real = MomentumQueue.shared
+
+    def shared(method):
+        components = real(method)
+        components["queue"]["keys"][3, 3] += 1e-7
+        return components
+
+    monkeypatch.setattr(MomentumQueue, "shared", shared)
+    assert run("steps=5", config=config, flags=("--fresh",)) == 0
+    assert run.summary()["digest"] != digest
+
+
+def test_a_skipped_step_leaves_the_method_as_it_was(run, kind, monkeypatch):
+    real, kept = run_module.train_step, []
+
+    def poisoned(batch, trunk, method, *arguments, **options):
+        if batch.step not in (3, 9):
+            return real(batch, trunk, method, *arguments, **options)
+        batch.views = [view * float("nan") for view in batch.views]
+        before = method.shared()
+        result = real(batch, trunk, method, *arguments, **options)
+        kept.append((before, method.shared()))
+        return result
+
+    monkeypatch.setattr(run_module, "train_step", poisoned)
+    assert run("steps=20", config=config_of(kind)) == 0
+    assert run.summary()["skipped_steps"] == 2 and np.isfinite(run.summary()["loss"])
+    assert len(kept) == 2
+    for before, after in kept:
+        for component, tensors in before.items():
+            for name, tensor in tensors.items():
+                assert torch.equal(tensor, after[component][name]), (component, name)
+
+
+def launched(directory, config, *words, ranks=2):
+    """Run on so many ranks under torchrun; what was said."""
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({**config, "output": str(directory / "run")}))
+    head = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else [sys.executable]
+    script = REPOSITORY / "tests" / "engine" / "methods" / "launch_hard.py"
+    done = subprocess.run(
+        [*head, str(script), "--config", str(directory / "config.json"), *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def losses(directory):
+    lines = (directory / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_two_ranks_take_the_steps_of_one_and_go_on_to_the_bit_from_their_checkpoint(tmp_path, kind):
+    config = config_of(kind, log_every=1, optimizer={"lr": 0.003})
+    launched(tmp_path / "one", config, "steps=24", ranks=1)
+    launched(tmp_path / "two", config, "steps=24")
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=2e-4)
+    launched(tmp_path / "pieces", config, "steps=10")
+    launched(tmp_path / "pieces", config, "steps=24")
+    one, two, pieces = (
+        json.loads((tmp_path / name / "run" / "summary.json").read_text()) for name in ("one", "two", "pieces")
+    )
+    assert (
+        two["ranks"] == 2
+        and pieces["digest"] == two["digest"]
+        and losses(tmp_path / "pieces") == losses(tmp_path / "two")
+    )
+    assert two[FIGURE[kind]] == pytest.approx(one[FIGURE[kind]], rel=1e-4)
+
+
+def test_micro_batches_of_a_queue_make_the_step_of_the_whole_batch(run, tmp_path):
+    config = config_of(
+        "momentum_queue", log_every=1, optimizer={"lr": 1e-6}, backbone={"name": "vgg", "layers": [8], "hidden": 16}
+    )
+    assert run("steps=3", config=config) == 0
+    whole = [line["loss"] for line in run.lines()]
+    assert run("steps=3", "schedule.micro_batches=2", f"output={tmp_path / 'other'}", config=config) == 0
+    parts = [json.loads(line)["loss"] for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(whole, parts, rtol=0.05)  # batch statistics are those of a micro-batch
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["schedule.micro_batches=2"], "takes its negatives from the whole batch; set schedule.micro_batches to 1"),
+        (["optimizer.rows_lr_scale=2"], "optimizer.rows_lr_scale is 2.0, but method whole_batch has no rows"),
+        (["store.fold=true"], "store.fold is true, but method whole_batch has no rows"),
+        (["method.active=128"], "unknown key method.active; the nearest known one is"),
+    ],
+)
+def test_what_the_method_cannot_take_is_refused(run, capsys, words, said):
+    assert run(*words, config=config_of("whole_batch")) == 2
+    assert said in capsys.readouterr().err
+    assert not run.output.exists()
+
+
+@pytest.mark.parametrize("words", [["job=export"], ["job=store"], ["job=store", "store.verb=export"]])
+def test_jobs_that_look_at_rows_say_that_there_are_none_and_leave_nothing(run, capsys, words):
+    config = config_of("whole_batch")
+    assert run("steps=4", config=config) == 0
+    there = sorted(path for path in run.output.rglob("*") if path.is_file())
+    capsys.readouterr()
+    assert run(*words, config=config) == 2
+    assert "has no rows" in capsys.readouterr().err
+    assert sorted(path for path in run.output.rglob("*") if path.is_file()) == there
+
+
+def test_another_method_does_not_go_on_with_the_run(run, capsys):
+    assert run("steps=4", config=config_of("whole_batch")) == 0
+    assert run("steps=8", config=config_of("momentum_queue")) == 2
+    assert 'holds a run with method.kind = "whole_batch", now it is "momentum_queue"' in capsys.readouterr().err
+
+
+def test_the_two_methods_are_files_of_less_than_90_lines():
+    for kind in KINDS:
+        path = Path(__file__).with_name(f"{kind}.py")
+        assert len(path.read_text().splitlines()) < 90
