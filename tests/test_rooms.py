@@ -179,3 +179,72 @@ def test_every_key_of_the_schema_is_read_somewhere():
     code = "\n".join(path.read_text() for path in [*in_room("engine"), *in_room("datasets"), REPOSITORY / "launch.py"])
     unread = [key for key in _known_keys() if key.split(".")[-1] not in code]
     assert not unread
+
+
+MOST_LINES, MOST_ARGUMENTS = 60, 10
+# What may be longer, or take more, and why.
+LONG_FUNCTIONS: dict[str, str] = {}
+LONG_CALLS = {
+    "softmax_rows_update_": "a call into the kernels, which take tensors and numbers and no objects",
+}
+
+
+def long_functions(text: str) -> list[str]:
+    """Functions of more than MOST_LINES lines, from `def` to their last line."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > MOST_LINES
+    ]
+
+
+def long_calls(text: str) -> list[str]:
+    """What is called with more than MOST_ARGUMENTS arguments."""
+    return [
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and len(node.args) + len(node.keywords) > MOST_ARGUMENTS
+    ]
+
+
+def test_no_function_is_long_and_no_call_takes_many_arguments():
+    for path in SOURCES:
+        if path.relative_to(REPOSITORY).parts[0] not in ("kernels", "tests"):
+            text = path.read_text()
+            assert not set(long_functions(text)) - LONG_FUNCTIONS.keys(), path
+            assert not set(long_calls(text)) - LONG_CALLS.keys(), path
+
+
+def test_every_exception_is_needed():
+    text = [path.read_text() for room in ("engine", "datasets", "configs", "launch.py") for path in in_room(room)]
+    assert LONG_FUNCTIONS.keys() <= {name for one in text for name in long_functions(one)}
+    assert LONG_CALLS.keys() <= {name for one in text for name in long_calls(one)}
+
+
+def test_a_planted_function_of_61_lines_and_a_planted_call_with_11_arguments_are_found():
+    body = "    x = 1\n" * (MOST_LINES - 1)
+    assert long_functions(f"class A:\n  def f():\n{body}") == []
+    assert long_functions(f"class A:\n  def f():\n{body}    y = 2\n") == ["f"]
+    assert long_calls(f"g({', '.join(['1'] * 10)})") == []
+    assert long_calls(f"h.g({', '.join(['1'] * 8)}, a=1, b=2, c=3)") == ["h.g"]
+
+
+def test_launch_is_short():
+    assert len((REPOSITORY / "launch.py").read_text().splitlines()) <= 120
+
+
+def test_the_room_of_the_run_knows_nothing_of_rows():
+    words = ("ActiveRows", "HostTier", "MemoryStore", "RowTable", "engine.rows.active_rows", "engine.rows.host_tier")
+    for path in sorted((REPOSITORY / "engine" / "training").glob("*.py")):
+        assert not [word for word in words if word in path.read_text()], path
+
+
+def test_configs_are_json_schema_and_readme():
+    there = {
+        path.name
+        for path in (REPOSITORY / "configs").iterdir()
+        if path.suffix != ".json" and path.name != "__pycache__"
+    }
+    assert there == {"README.md", "__init__.py", "schema.py", "fields.py", "methods.py", "texts.py", "earlier.py"}

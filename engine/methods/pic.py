@@ -11,7 +11,7 @@ are two ways to share the active rows out among ranks, and a run takes one of th
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,12 @@ from engine.ranks.ranks import Ranks
 from engine.rows.row_table import RowTable
 from engine.rows.snapshots import RowReader, block_hashes
 
-if TYPE_CHECKING:
-    from configs.methods import Pic as PicSettings
+
+class Settings(Protocol):
+    """What is read here of the settings (configs/methods.py)."""
+
+    @property
+    def temperature(self) -> float: ...
 
 
 class Pic(Method):
@@ -157,7 +161,7 @@ class Pic(Method):
         yield from store.unsaved()
 
 
-def make(settings: "PicSettings", given: Given) -> Pic:
+def make(settings: Settings, given: Given) -> Pic:
     """The method of a run; see configs/methods.py and Given."""
     table, ranks = given.table(), given.ranks
     softmax: Softmax
