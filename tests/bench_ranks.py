@@ -42,10 +42,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine.training.stages import Stages
 
 from datasets.batch import Batch
 from engine.jobs.memory_plan import plan
+from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.step import Dealing, train_step
 from tests.bench_scale import RandomFeatures

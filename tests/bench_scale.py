@@ -39,7 +39,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine.training.stages import Stages
 
 from datasets.batch import Batch
 from datasets.schedule import Schedule
@@ -50,6 +49,7 @@ from engine.jobs.memory_plan import host_places
 from engine.methods.lane_softmax import LaneSoftmax
 from engine.methods.pic import Pic
 from engine.methods.row_gradients import row_gradient
+from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows, Start

@@ -20,7 +20,7 @@ from engine.disk.files import DiskFiles
 from engine.disk.manifest_body import check_body, check_run_state
 from engine.jobs import parts, store_jobs
 from engine.ranks.lanes import Lanes
-from engine.rows.store import Damaged
+from engine.rows.damaged import Damaged
 from tests.engine.disk_runs import UnsyncedFiles
 
 GOLDEN = Path(__file__).parents[1] / "golden"
