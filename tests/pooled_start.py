@@ -91,7 +91,7 @@ def _send(stream: BinaryIO, what: object) -> None:
 def serve() -> None:
     """Fork a start for each task on stdin; the exit codes go to stdout."""
     # What a run imports on its way. None of it starts a thread, which a fork would leave behind with its locks.
-    import engine.evaluation.evaluator
+    import engine.evaluation.nearest
     import engine.jobs.pretrain
     import engine.jobs.store_jobs
     import engine.methods.pic

@@ -342,13 +342,13 @@ def test_a_poisoned_step_leaves_no_row_behind_that_started_at_its_features(run, 
 
 
 def test_a_run_killed_in_its_last_evaluation_is_finished_by_the_next_start(run, monkeypatch):
-    from engine.evaluation import evaluator
+    from engine.evaluation import nearest
 
     def killed(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "evaluate", killed)
+        patch.setattr(nearest, "evaluate", killed)
         assert run("steps=6") == 130
     assert not (run.output / "summary.json").exists()
     assert run("steps=6") == 0

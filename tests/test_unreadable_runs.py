@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from datasets import regular_file
 from datasets.folder import ImageFolder
-from engine.evaluation import evaluate, evaluator
+from engine.evaluation import evaluate, nearest
 from engine.training import run as run_module
 from tests.test_bad_input import folder_config, photos  # noqa: F401  a fixture
 
@@ -146,7 +146,7 @@ def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, c
 
 def test_a_signal_in_the_last_evaluation_ends_it_at_the_next_batch(run, capsys, monkeypatch):
     calls = []
-    real = evaluator.embedder
+    real = nearest.embedder
 
     def embedder(network, features):
         embed = real(network, features)
@@ -161,7 +161,7 @@ def test_a_signal_in_the_last_evaluation_ends_it_at_the_next_batch(run, capsys, 
 
     monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 16)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "embedder", embedder)
+        patch.setattr(nearest, "embedder", embedder)
         assert run("steps=6") == 0
     assert len(calls) == 3  # of 113
     assert run.summary()["status"] == "stopped by SIGTERM"
@@ -175,7 +175,7 @@ def test_a_signal_in_an_evaluation_on_the_way_ends_with_a_checkpoint_of_that_ste
     words = ("steps=12", "checkpoint.every_steps=5", "evaluate.every_steps=4")
     assert run(*words) == 0
     whole = run.summary()["digest"]
-    real, asked = evaluator.raw_pixels, []
+    real, asked = nearest.raw_pixels, []
 
     def raw_pixels(images):
         if not asked:
@@ -183,7 +183,7 @@ def test_a_signal_in_an_evaluation_on_the_way_ends_with_a_checkpoint_of_that_ste
         return real(images)
 
     monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 64)
-    monkeypatch.setattr(evaluator, "raw_pixels", raw_pixels)
+    monkeypatch.setattr(nearest, "raw_pixels", raw_pixels)
     assert run(*words, flags=("--fresh",)) == 0
     assert run.summary()["status"] == "stopped by SIGTERM" and run.summary()["steps"] == 4
     assert steps_kept(run) == [4]

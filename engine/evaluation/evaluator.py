@@ -1,107 +1,36 @@
-"""What a run asks of an evaluation, and the one that is made: kNN beside raw pixels, RankMe (engine/evaluation/evaluate.py)."""
+"""What a run asks of an evaluation. A run has a list of them, and each looks at the network in its turn."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 
-from datasets.batch import ImageSet, Probe
-from engine.evaluation.evaluate import Embed, Evaluation, evaluate, raw_pixels, record
-from engine.evaluation.evaluate import Protocol as Asked
-from engine.evaluation.examples import embedding_sample, neighbour_rows
-from engine.ranks.ranks import Road
 from engine.results.pictures import EmbeddingSample, NeighbourRow
-from engine.trunk.network import Network, embed
 
 
-class Evaluator(Protocol):
+class Evaluator(ABC):
     """Looks at the network as it is; nothing of the run changes."""
 
+    @abstractmethod
     def look(self, network: torch.nn.Module, stopped: Callable[[], object]) -> dict[str, Any] | None:
-        """A line of evaluations.jsonl, without the step, at rank 0; None at the others. All ranks call it together.
+        """Its part of a line of evaluations.jsonl, at rank 0; None at the others. All ranks call it together.
 
         stopped   asked now and then, by all ranks together. Raises Stopped where it says yes
         """
 
+    @abstractmethod
     def said(self, what: str, line: dict[str, Any]) -> str:
-        """A line for people; what: of which network it is."""
+        """What `look` gave, for people; what: of which network it is."""
 
     def headline(self) -> dict[str, float | None]:
         """Figures of the last look for summary.json."""
+        return {}
 
     def neighbours(self) -> list[NeighbourRow]:
-        """For the report, of the last look."""
+        """Pictures for the report, of the last look; the first evaluator that has some shows them."""
+        return []
 
     def embeddings(self) -> EmbeddingSample | None:
-        """For the report's map, of the last look."""
-
-
-class KnnEvaluator:
-    """
-    probe     labelled images; None: only RankMe, of `sample`
-    sample    of the training images
-    protocol  how it is asked
-    """
-
-    def __init__(self, probe: Probe | None, sample: ImageSet, protocol: Asked, ranks: Road) -> None:
-        self.probe, self.sample, self.protocol, self.ranks = probe, sample, protocol, ranks
-        self._raw: dict[str, float | None] | None = None  # what pixels alone give, once it was measured
-        self._latest: Evaluation | None = None
-
-    def look(self, network: torch.nn.Module, stopped: Callable[[], object] = lambda: None) -> dict[str, Any] | None:
-        return self.look_by(embedder(network, self.protocol.features), stopped)
-
-    def look_by(self, features: Embed, stopped: Callable[[], object]) -> dict[str, Any] | None:
-        """As `look`, for a function images -> features."""
-        gallery, queries = (self.probe.gallery, self.probe.queries) if self.probe else (self.sample, [])
-        if self._raw is None:
-            pixels = None
-            if self.probe:
-                pixels = evaluate(raw_pixels, gallery, queries, self.protocol, self.ranks, stopped)
-            self._raw = pixels.figures if pixels else {}
-        result = evaluate(features, gallery, queries, self.protocol, self.ranks, stopped)
-        if not result:
-            return None
-        self._latest = result
-        return record(result, self.probe, self._raw, self.protocol)
-
-    def said(self, what: str, line: dict[str, Any]) -> str:
-        return describe(what, line)
-
-    def headline(self) -> dict[str, float | None]:
-        latest = self._latest
-        return {
-            "knn_top1": latest.figures.get("knn_top1") if latest else None,
-            "rankme": latest.rankme if latest else None,
-        }
-
-    def neighbours(self) -> list[NeighbourRow]:
-        return neighbour_rows(self.probe, self._latest) if self.probe and self._latest else []
-
-    def embeddings(self) -> EmbeddingSample | None:
-        return embedding_sample(self.probe, self.sample, self._latest) if self._latest else None
-
-
-def embedder(network: torch.nn.Module, features: str) -> Embed:
-    """images -> unit-length features of the network."""
-    return lambda images: embed(cast(Network, network), images, features)
-
-
-def describe(what: str, line: dict[str, Any]) -> str:
-    """An evaluation for people: every figure beside raw pixels and chance, and the protocol it was made by."""
-    if not line["figures"]:
-        return f"{what}:{_rankme_text(line)[1:]}"
-    lines = [f"{what}: kNN, right answers (raw pixels; chance {line['chance']:.2%})"]
-    for name, share in line["figures"].items():
-        pixels = line["raw_pixels"].get(name)
-        lines.append(f"  {name:40} {_text(share, '6.1%')}  ({_text(pixels, '.1%')})")
-    return "\n".join([*lines, f"  {line['protocol']}", _rankme_text(line)])
-
-
-def _rankme_text(line: dict[str, Any]) -> str:
-    return f"  RankMe {_text(line['rankme'], '.1f')} of {line['rankme_dim']}"
-
-
-def _text(figure: float | None, format: str) -> str:
-    """A figure, or that there is none: nothing could be read of what it is about."""
-    return "none" if figure is None else f"{figure:{format}}"
+        """The report's map, in the same way."""
+        return None

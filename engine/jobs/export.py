@@ -19,11 +19,12 @@ from engine.trunk.network import backbone_of, embed
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the files into `exports`; returns the exit code."""
-    output = Output(Path(config.output), EXPORT, images_directory(config))
+    names = [name for name in EXPORT if config.method.has_rows or name != "exports/rows.npy"]
+    output = Output(Path(config.output), names, images_directory(config))
     kept, complaints = chosen_checkpoint(Path(config.output), None)
     source, _, schedule = open_data(config, kept, grows=False)
     output.make()
-    for name in EXPORT:
+    for name in names:
         output.enter(name)
     directory = output.path / "exports"
     network = parts.network_of(config)
@@ -32,7 +33,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         network.load_state_dict(model)
         shapes = exports.export_run(
             directory,
-            reader=RowReader(rows_of(config, kept, schedule)),
+            reader=RowReader(rows_of(config, kept, schedule)) if config.method.has_rows else None,
             size=schedule.size,
             instances=schedule.instances,
             backbone=backbone_of(model),

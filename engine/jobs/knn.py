@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from configs import schema
 from datasets.catalog import sample_images
-from engine.evaluation.evaluator import KnnEvaluator, describe
+from engine.evaluation.nearest import KnnEvaluator, describe
 from engine.jobs import parts
 from engine.jobs.data import images_directory, open_data, open_probe
 from engine.ranks.ranks import Road

@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TextIO, cast
 
 import torch
-from configs.methods import REGISTRY
 
 from configs import schema
+from configs.methods import REGISTRY
 from datasets.catalog import sample_images, view_sides
 from datasets.clean import first_readable
 from datasets.loader import StepDataset, batches
@@ -218,7 +218,7 @@ class Start:
         self.at_end.callback(self.method.close)
 
     def make_run(self) -> "Run":
-        from engine.evaluation.evaluator import KnnEvaluator
+        from engine.evaluation.nearest import KnnEvaluator
         from engine.training.images import Images
         from engine.training.run import Run
         from engine.training.step import Dealing
@@ -234,7 +234,7 @@ class Start:
             self.checkpoints,
             self.directory.own,
             self.stop,
-            KnnEvaluator(self.probe, self.sample, parts.protocol_of(config), self.ranks),
+            [KnnEvaluator(self.probe, self.sample, parts.protocol_of(config), self.ranks)],
             self._about(),
         )
 

@@ -36,7 +36,7 @@ Images = Iterator[tuple[np.ndarray, torch.Tensor]]
 def export_run(
     directory: Path,
     *,
-    reader: RowReader,
+    reader: RowReader | None,
     size: int,
     instances: Callable[[np.ndarray], np.ndarray],
     backbone: dict[str, torch.Tensor],
@@ -47,20 +47,25 @@ def export_run(
 ) -> dict[str, tuple[int, int]]:
     """Write all four files into `directory`, which is made; returns the shapes of the arrays.
 
+    reader     None: the method has no rows, and rows.npy is left out
     size       N                        instances   the schedule's map from positions to instances
     embed      images to features       images      (instances int64 [B], float32 [B, C, H, W]) until all N are read
     about      what manifest.json says beside the shapes
 
     Raises ValueError where `directory` or a file in it is a link, OSError where the disk has no room: before any row is read.
     """
-    with Together(own_directory(directory), NAMES) as new:
+    with Together(own_directory(directory), NAMES if reader else NAMES[1:]) as new:
         ids, batch = next(images)
         first = embed(batch).numpy()
-        shapes_of = {"rows": (size, reader.rows.host.weight.shape[1]), "embeddings": (size, first.shape[1])}
-        rows, embeddings = (new.array(f"{name}.npy", shape) for name, shape in shapes_of.items())
+        shapes_of = {"rows": (size, reader.rows.host.weight.shape[1])} if reader else {}
+        shapes_of["embeddings"] = (size, first.shape[1])
+        arrays = {name: new.array(f"{name}.npy", shape) for name, shape in shapes_of.items()}
         new.write("backbone.safetensors", _backbone_bytes(backbone, model_name))
-        _fill_rows(rows, reader, instances)
-        _fill_embeddings(embeddings, chain([(ids, first)], ((ids, embed(batch).numpy()) for ids, batch in images)))
+        if reader:
+            _fill_rows(arrays["rows"], reader, instances)
+        _fill_embeddings(
+            arrays["embeddings"], chain([(ids, first)], ((ids, embed(batch).numpy()) for ids, batch in images))
+        )
         new.write("manifest.json", manifest_bytes({**about, "shapes": shapes_of}))
     return shapes_of
 

@@ -61,7 +61,7 @@ class Run:
     checkpoints: Checkpoints
     output: Output
     stop: StopSignal
-    evaluator: Evaluator
+    evaluators: list[Evaluator]
     about: About
     step: int = 0
     stages: Stages = field(default_factory=Stages)
@@ -147,13 +147,16 @@ class Run:
     def evaluate(self) -> None:
         """Look at the network; ends early where a stop is asked for."""
         with suppress(Stopped):
-            stopped = partial(self.stop.agreed_in_words, self.ranks)
-            line = self.evaluator.look(self.trunk.for_evaluation(), stopped)
-            if line:
-                head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
+            network, stopped = self.trunk.for_evaluation(), partial(self.stop.agreed_in_words, self.ranks)
+            lines = [evaluator.look(network, stopped) for evaluator in self.evaluators]
+            if self.ranks.is_first:
+                whole = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
+                for evaluator, line in zip(self.evaluators, lines, strict=True):
+                    assert line is not None, "rank 0 gets what all saw"
+                    whole |= line
+                    self._note(evaluator.said(f"after step {self.step}", line))
                 with self.output.lines("evaluations.jsonl") as file:
-                    file.write(json_text({**head, **line}) + "\n")
-                self._note(self.evaluator.said(f"after step {self.step}", line))
+                    file.write(json_text(whole) + "\n")
             self.ranks.wait()
 
     def save(self) -> None:
@@ -189,8 +192,9 @@ class Run:
             "digest": digest(backbone, blocks, self.method.shared()),
         }
         self.output.write_json("summary.json", summary)
-        pictures = self.evaluator.neighbours(), self.evaluator.embeddings()
-        report = self.output.write_text("report.html", report_of(self.output.path, *pictures))
+        neighbours = next((found for one in self.evaluators if (found := one.neighbours())), [])
+        embeddings = next((sample for one in self.evaluators if (sample := one.embeddings())), None)
+        report = self.output.write_text("report.html", report_of(self.output.path, neighbours, embeddings))
         if unread := self.images.reading.count:
             print(f"{unread:,} images could not be read; they are listed in {self.output.path / UNREADABLE}")
         print(f"{status.splitlines()[0]} after {self.step:,} of {self.course.total:,} steps; report: {report}")
@@ -214,7 +218,7 @@ class Run:
             "unreadable_images": self.images.reading.count,
             "loss": mean_of_finite(totals.losses[-max(1, round(_LAST_SHARE * steps)) :]),
             "chance_loss": chance_loss,
-            **self.evaluator.headline(),
+            **{name: value for one in self.evaluators for name, value in one.headline().items()},
             "images_per_second": totals.images / max(totals.step_seconds, 1e-9),
             "step_seconds": totals.step_seconds / max(steps, 1),
             "trunk_seconds": totals.trunk_seconds / max(steps, 1),

@@ -176,7 +176,7 @@ def test_what_the_method_cannot_take_is_refused(run, capsys, words, said):
     assert not run.output.exists()
 
 
-@pytest.mark.parametrize("words", [["job=export"], ["job=store"], ["job=store", "store.verb=export"]])
+@pytest.mark.parametrize("words", [["job=store"], ["job=store", "store.verb=export"]])
 def test_jobs_that_look_at_rows_say_that_there_are_none_and_leave_nothing(run, capsys, words):
     config = config_of("whole_batch")
     assert run("steps=4", config=config) == 0
@@ -185,6 +185,16 @@ def test_jobs_that_look_at_rows_say_that_there_are_none_and_leave_nothing(run, c
     assert run(*words, config=config) == 2
     assert "has no rows" in capsys.readouterr().err
     assert sorted(path for path in run.output.rglob("*") if path.is_file()) == there
+
+
+def test_an_export_has_all_but_rows(run, kind):
+    config = config_of(kind)
+    assert run("steps=4", config=config) == 0
+    assert run("job=export", config=config) == 0
+    there = {path.name for path in (run.output / "exports").iterdir()}
+    assert there == {"backbone.safetensors", "embeddings.npy", "manifest.json"}
+    assert np.load(run.output / "exports" / "embeddings.npy").shape == (1437, 64)
+    assert run("job=knn", config=config) == 0
 
 
 def test_another_method_does_not_go_on_with_the_run(run, capsys):
