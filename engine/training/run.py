@@ -151,12 +151,13 @@ class Run:
             lines = [evaluator.look(network, stopped) for evaluator in self.evaluators]
             if self.ranks.is_first:
                 whole = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
-                for evaluator, line in zip(self.evaluators, lines, strict=True):
+                for line in lines:
                     assert line is not None, "rank 0 gets what all saw"
                     whole |= line
-                    self._note(evaluator.said(f"after step {self.step}", line))
                 with self.output.lines("evaluations.jsonl") as file:
                     file.write(json_text(whole) + "\n")
+                for evaluator in self.evaluators:
+                    self._note(evaluator.said(f"after step {self.step}", whole))
             self.ranks.wait()
 
     def save(self) -> None:

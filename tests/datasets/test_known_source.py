@@ -11,10 +11,16 @@ from PIL import Image
 
 from configs import schema
 from datasets.source import Source
-from engine.jobs import parts
+from engine.disk.body import RunState
+from engine.jobs import data as data_of_run
 from tests.conftest import TINY
 
 AUGMENT = {"kind": "photos", "crops": [{"size": 16}]}
+
+
+def body_of(state: dict[str, Any]) -> SimpleNamespace:
+    """What a manifest's body says of a run."""
+    return SimpleNamespace(state=RunState.of(state))
 
 
 class Run:
@@ -45,23 +51,25 @@ class Run:
 
     def start(self, unreadable: tuple[int, ...] = (), **data: Any) -> Source:
         config = self.config(**data)
-        source, _, schedule = parts.open_data(config, self.last)
+        source, _, schedule = data_of_run.open_data(config, self.last)
         source.save_index(self.index)
         self.last = SimpleNamespace(
             step=4,
-            body={
-                "config": json.loads(config.model_dump_json()),
-                "segments": schedule.history,
-                "source": source.fingerprint(),
-                "unreadable": [[instance, source.file_bytes(instance)] for instance in unreadable],
-                "kernels": {},
-                "totals": {},
-            },
+            body=body_of(
+                {
+                    "config": json.loads(config.model_dump_json()),
+                    "segments": schedule.history,
+                    "source": source.fingerprint(),
+                    "unreadable": [[instance, source.file_bytes(instance)] for instance in unreadable],
+                    "kernels": {},
+                    "totals": {},
+                }
+            ),
         )
         return source
 
     def go_on(self, **data: Any) -> Source:
-        return parts.open_data(self.config(**data), self.last)[0]
+        return data_of_run.open_data(self.config(**data), self.last)[0]
 
 
 @pytest.fixture
@@ -184,18 +192,20 @@ def test_an_image_that_could_not_be_read_may_be_repaired(run: Run) -> None:
 def test_a_missing_index_of_another_source_is_nothing_to_tell(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY, "output": str(tmp_path / "run")}))
     loaded = schema.load(str(tmp_path / "config.json"), [])
-    source, _, schedule = parts.open_data(loaded, None)
+    source, _, schedule = data_of_run.open_data(loaded, None)
     last: Any = SimpleNamespace(
         step=4,
-        body={
-            "config": json.loads(loaded.model_dump_json()),
-            "segments": schedule.history,
-            "source": source.fingerprint(),
-            "kernels": {},
-            "totals": {},
-        },
+        body=body_of(
+            {
+                "config": json.loads(loaded.model_dump_json()),
+                "segments": schedule.history,
+                "source": source.fingerprint(),
+                "kernels": {},
+                "totals": {},
+            }
+        ),
     )
-    parts.open_data(loaded, last)
+    data_of_run.open_data(loaded, last)
     assert capsys.readouterr().out == ""
 
 

@@ -18,7 +18,7 @@ from engine.disk import manifest, shapes
 from engine.disk.body import FORMAT, Body, Part, RunState, Table, Written
 from engine.disk.files import DiskFiles
 from engine.disk.manifest_body import check_body, check_run_state
-from engine.jobs import parts, store_jobs
+from engine.jobs import row_table, store_jobs
 from engine.ranks.lanes import Lanes
 from engine.rows.damaged import Damaged
 from tests.engine.disk_runs import UnsyncedFiles
@@ -211,7 +211,7 @@ def test_jobs_that_look_at_rows_refuse_a_run_without_them(root, tmp_path):
     with pytest.raises(ValueError, match="the method of this run has no rows; "):
         store_jobs.inspect(kept, tmp_path / "store.png")
     with pytest.raises(ValueError, match="the method of this run has no rows; "):
-        parts.rows_of(None, kept, None)
+        row_table.rows_of(None, kept, None)
     assert not (tmp_path / "store.png").exists()
 
 
