@@ -6,6 +6,7 @@ What makes the method of it is in the engine, in the module that the registry na
 """
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
@@ -14,7 +15,7 @@ from configs.fields import AboveZero, NonNegative, Positive, Section, Width
 from datasets.shown import cut_text
 
 if TYPE_CHECKING:
-    from configs.schema import Optimizer, Schedule, Store
+    from configs.schema import Config
 
 # Keys of other sections that are about rows alone.
 _OF_ROWS = {
@@ -27,17 +28,21 @@ class MethodSettings(Section):
     """Settings of any method. What is here fits one that keeps no rows."""
 
     has_rows: ClassVar[bool] = False
+    may_differ: ClassVar[tuple[str, ...]] = ()  # keys of the section that may differ when a run is continued
 
     kind: str
     dim: Width = 128  # D
 
-    def trunk_views(self, views: int) -> tuple[int, ...]:
-        """Which of the V views of an image go through the trunk, by their numbers, ascending."""
-        return tuple(range(views))
+    def trunk_views(self, sides: Sequence[int]) -> tuple[int, ...]:
+        """Which of the V views of an image go through the trunk, by their numbers, ascending. sides: of the views, in pixels."""
+        return tuple(range(len(sides)))
 
-    def check(self, schedule: "Schedule", optimizer: "Optimizer", store: "Store", deepspeed: dict[str, Any]) -> None:
-        """ValueError for what the method cannot take of the other sections: here every key about rows that is not at its default."""
-        for section, settings in (("optimizer", optimizer), ("store", store)):
+    def check(self, config: "Config") -> None:
+        """ValueError for what the method cannot take of the other sections: here every key about rows that is not at its default.
+
+        The sides of the views are config.data.sides; what depends on the number of images is not known yet.
+        """
+        for section, settings in (("optimizer", config.optimizer), ("store", config.store)):
             for name in _OF_ROWS[section]:
                 value = getattr(settings, name)
                 if value != type(settings).model_fields[name].default:
@@ -47,7 +52,7 @@ class MethodSettings(Section):
                     )
 
     def planned_bytes(self, batch: int, places: int, trunk_weights: int) -> dict[str, dict[str, int]]:
-        """Bytes by tier ("device", "host", "disk") and item, beyond those of trunk, loader and row table.
+        """Bytes by tier and item, beyond those of trunk, loader and row table: "device" and "host" of one process, "disk" of all together.
 
         batch             G, instances of a step over all processes     places     of a batch on one process, G/R
         trunk_weights     numbers in the network, backbone and head
@@ -59,6 +64,7 @@ class RowsSettings(MethodSettings):
     """Settings of a method that keeps a row for each image: those of the row table."""
 
     has_rows: ClassVar[bool] = True
+    may_differ: ClassVar[tuple[str, ...]] = ("kernels", "sharding")
 
     active: Positive | None = None  # K; null, or more than N: all N rows
     init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
@@ -69,9 +75,9 @@ class RowsSettings(MethodSettings):
     # what computes the softmax, the step of rows and their catch-up; auto: compiled for this machine, or ATen where that cannot be
     kernels: Literal["auto", "compiled", "aten"] = "auto"
 
-    def check(self, schedule: "Schedule", optimizer: "Optimizer", store: "Store", deepspeed: dict[str, Any]) -> None:
+    def check(self, config: "Config") -> None:
         """ValueError where the active rows do not fit the schedule."""
-        active = self.active
+        active, schedule = self.active, config.schedule
         if active is not None and active < schedule.batch:
             raise ValueError(
                 f"method.active ({active}) is below schedule.batch ({schedule.batch}); set it to at least the batch"

@@ -76,6 +76,11 @@ class PhotoAugmentation(Section):
     blur_sigma: Range = (0.1, 2.0)
     blur_probability: Fraction = 0.5
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the views, in pixels."""
+        return tuple(crop.size for crop in self.crops for _ in range(crop.count))
+
     @field_validator("crops")
     @classmethod
     def _some_crop_trains_the_rows(cls, crops: tuple[Crop, ...]) -> tuple[Crop, ...]:
@@ -100,6 +105,11 @@ class Data(Section):
     cache: bool = False  # decode all images once, at the start, and keep them in memory: each rank those of its lanes
     workers: Processes = 0  # processes that decode and augment; 0: the step does it itself, best for small images
     patience_seconds: AboveZero = 600.0  # how long a step waits for its batch before the run stops
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the V views of an image, in their order, in pixels."""
+        return (self.image_size,) * self.augment.views if self.augment.kind == "grey" else self.augment.sides
 
 
 class Schedule(Section):
@@ -250,7 +260,7 @@ class Config(Section):
                 f"schedule.batch ({schedule.batch}) must be a multiple of lanes x micro_batches "
                 f"({schedule.lanes} x {schedule.micro_batches})"
             )
-        self.method.check(schedule, self.optimizer, self.store, self.deepspeed)
+        self.method.check(self)
         return self
 
     @property
@@ -300,7 +310,6 @@ MAY_DIFFER = (
     # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
     *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
     *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),
-    *("method.kernels", "method.sharding"),
     *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
     # These print, and compute nothing.
     *("deepspeed.steps_per_print", "deepspeed.wall_clock_breakdown", "deepspeed.memory_breakdown"),
@@ -337,9 +346,10 @@ def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
     if isinstance(kept.get("method"), dict):
         kept = {**kept, "method": {"kind": DEFAULT_KIND, **kept["method"]}}
     now, then = flat(json.loads(config.model_dump_json())), flat(completed(kept, config))
+    may_differ = (*MAY_DIFFER, *(f"method.{key}" for key in config.method.may_differ))
     # The kind first: where it differs, so do all keys that one of the two has.
     for key in sorted(now.keys() | then.keys(), key=lambda key: (key != "method.kind", key)):
-        free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in MAY_DIFFER)
+        free = any(key == may or (may.endswith(".") and key.startswith(may)) for may in may_differ)
         if not free and now.get(key) != then.get(key):
             before, asked = (cut_text(json.dumps(values.get(key))) for values in (then, now))
             raise ValueError(

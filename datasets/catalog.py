@@ -80,13 +80,6 @@ def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAug
     return PhotoAugment(crops=tuple(Crop(**crop) for crop in settings["crops"]), **fields)
 
 
-def view_sides(settings: dict, image_size: int) -> list[int]:
-    """The side of each of the V views that an augmentation of these settings makes, pixels."""
-    if settings["kind"] == "grey":
-        return [image_size] * settings["views"]
-    return [crop["size"] for crop in settings["crops"] for _ in range(crop["count"])]
-
-
 def make_probe(
     source: Source,
     augmentation: GreyAugment | PhotoAugment,

@@ -93,6 +93,7 @@ def serve() -> None:
     # What a run imports on its way. None of it starts a thread, which a fork would leave behind with its locks.
     import engine.evaluation.nearest
     import engine.jobs.pretrain
+    import engine.jobs.start
     import engine.jobs.store_jobs
     import engine.methods.pic
     import engine.training.checkpoint

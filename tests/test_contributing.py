@@ -48,16 +48,16 @@ def test_the_job_counts(config, capsys):
 
 
 def test_the_evaluator_gets_its_place_in_a_run(run, monkeypatch):
-    from engine.jobs import pretrain
+    from engine.jobs import start as starts
 
-    spread, real = example("engine/evaluation/spread.py").Spread, pretrain.Start.make_run
+    spread, real = example("engine/evaluation/spread.py").Spread, starts.Start.make_run
 
     def make_run(start):
         made = real(start)
         made.evaluators.append(spread(start.sample, start.ranks))
         return made
 
-    monkeypatch.setattr(pretrain.Start, "make_run", make_run)
+    monkeypatch.setattr(starts.Start, "make_run", make_run)
     assert run("steps=4") == 0
     line = run.lines("evaluations.jsonl")[-1]
     assert -0.1 < line["spread"] <= 1 and line["spread"] == run.summary()["spread"]

@@ -1,6 +1,7 @@
 """The section `method` is checked by the class that its kind has in the registry, whichever kinds there are when a config is read."""
 
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -23,7 +24,7 @@ class Plain(MethodSettings):
     widths: tuple[int, ...] = (1, 2)
     part: Part = Part()
 
-    def trunk_views(self, views: int) -> tuple[int, ...]:
+    def trunk_views(self, sides: Sequence[int]) -> tuple[int, ...]:
         return (0,)
 
 
@@ -58,13 +59,13 @@ def test_a_kind_that_was_registered_later_is_read_by_its_class_and_written_with_
     assert Config.model_validate_json(json.dumps(written)) == config
     assert config.model_dump()["method"]["widths"] == (3,)
     assert Config.model_validate({**written, "data": config.data}, strict=False).method == config.method
-    assert list(config.method.trunk_views(4)) == [0]
+    assert list(config.method.trunk_views([8] * 4)) == [0]
 
 
 def test_without_a_kind_or_a_section_it_is_pic(read):
     assert read(TINY).method == Pic(**TINY["method"])
     assert read({key: value for key, value in TINY.items() if key != "method"}).method == Pic()
-    assert Pic().trunk_views(3) == (0, 1, 2)
+    assert Pic().trunk_views([8] * 3) == (0, 1, 2)
     assert Pic().planned_bytes(64, 64, 1000) == {}
     assert json.loads(read(TINY).model_dump_json())["method"] == {
         **{"kind": "pic", "active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},

@@ -95,14 +95,15 @@ class Kept:
         return self._loaded(torch_load, name)
 
     def log(self) -> dict[str, np.ndarray]:
-        """eta and loss of every step, float64 [steps], NaN where a step was skipped; of a run without rows the loss alone."""
-        names = ("eta", "loss") if self.body.rows else ("loss",)
-        parts = []
-        for path in self.body.log.paths:
-            parts.append(self.arrays(path))
-            kind = np.dtype(np.float64), (parts[-1]["loss"].size if "loss" in parts[-1] else 0,)
-            require_arrays(parts[-1], dict.fromkeys(names, kind), path.rpartition("/")[2])
-        log = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        """What is known of every step, float64 [steps]: the loss, NaN where the step was skipped; with rows eta, too; else what the
+        method logs.
+        """
+        parts = [self.arrays(path) for path in self.body.log.paths]
+        names = {"eta", "loss"} if self.body.rows else {"loss", *parts[0]}
+        for path, part in zip(self.body.log.paths, parts, strict=True):
+            kind = np.dtype(np.float64), (part["loss"].size if "loss" in part else 0,)
+            require_arrays(part, dict.fromkeys(names, kind), path.rpartition("/")[2])
+        log = {name: np.concatenate([part[name] for part in parts]) for name in sorted(names)}
         if len(log["loss"]) != self.step:
             raise Damaged(f"its log has {len(log['loss'])} steps instead of {self.step}")
         return log

@@ -13,9 +13,10 @@ class Evaluator(ABC):
     """Looks at the network as it is; nothing of the run changes."""
 
     @abstractmethod
-    def look(self, network: torch.nn.Module, stopped: Callable[[], object]) -> dict[str, Any] | None:
+    def look(self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object]) -> dict[str, Any] | None:
         """Its part of a line of evaluations.jsonl, at rank 0; None at the others. All ranks call it together.
 
+        network   gives the network as it is now; where ranks have parts of its weights, this gathers them
         stopped   asked now and then, by all ranks together. Raises Stopped where it says yes
         """
 

@@ -26,14 +26,16 @@ class KnnEvaluator(Evaluator):
         self._raw: dict[str, float | None] | None = None  # what pixels alone give, once it was measured
         self._latest: Evaluation | None = None
 
-    def look(self, network: torch.nn.Module, stopped: Callable[[], object] = lambda: None) -> dict[str, Any] | None:
-        features = embedder(network, self.protocol.features)
+    def look(
+        self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object] = lambda: None
+    ) -> dict[str, Any] | None:
         gallery, queries = (self.probe.gallery, self.probe.queries) if self.probe else (self.sample, [])
         if self._raw is None:
             pixels = None
             if self.probe:
                 pixels = evaluate(raw_pixels, gallery, queries, self.protocol, self.ranks, stopped)
             self._raw = pixels.figures if pixels else {}
+        features = embedder(network(), self.protocol.features)
         result = evaluate(features, gallery, queries, self.protocol, self.ranks, stopped)
         if not result:
             return None

@@ -33,7 +33,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         ) from None
     probe = open_probe(config, source, augmentation)
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
-    line = KnnEvaluator(probe, sample, parts.protocol_of(config), Road()).look(network)
+    line = KnnEvaluator(probe, sample, parts.protocol_of(config), Road()).look(lambda: network)
     assert line
     print(describe(str(path), line))
     output.make()

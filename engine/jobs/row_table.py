@@ -63,7 +63,6 @@ def make_disk(
     config: schema.Config, schedule: Schedule, files: Files, lanes: Lanes, threaded: bool = True
 ) -> WriteBehind:
     """The store on disk, and the thread that writes to it."""
-
     store = ZarrStore(
         files,
         block=schedule.block,
@@ -123,7 +122,7 @@ def make_rows(
 
 def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRows:
     """The rows of a checkpoint, for reading. Raises ValueError where the run has none."""
-    kept.row_sizes()  # there are some
+    kept.row_sizes()  # raises where there are none
 
     lanes = Lanes(config.schedule.lanes)
     disk = make_disk(config, schedule, kept.files, lanes, threaded=False)

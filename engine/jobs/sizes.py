@@ -1,6 +1,6 @@
 """The numbers that follow from a config, its schedule and the number of ranks: K, steps, slots, places, blocks, bytes.
 
-Whatever is sized by them (engine/jobs/parts.py), and the plan that --dry-run prints, asks here, so that both say the same.
+Whatever is sized by them (engine/jobs/row_table.py), and the plan that --dry-run prints, asks here, so that both say the same.
 """
 
 import numpy as np
@@ -167,9 +167,9 @@ def planned_bytes(
         keep=config.checkpoint.keep,
     )
     tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network, probe)
+    tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
     for tier, items in method.planned_bytes(schedule.batch, places, trunk_weights).items():
         tiers[tier] |= items
-    tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
     return tiers
 
 

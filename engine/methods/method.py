@@ -5,7 +5,7 @@ A step, in order; z are the features of the trunk:
     prepare(step)           before the batch is used: slide a window, begin to read
     begin(batch, ...)       once an optimizer step, with every view, before the trunk: keys of a momentum network
     add(micro)              a micro-batch: the loss of this rank's samples and its gradient at z
-    apply(lr) | discard()   after the trunk's decision. discard undoes begin and add: a skipped step costs nothing
+    apply(lr) | discard()   after the trunk's decision. discard undoes begin and add: a skipped step leaves no trace
 
 State is of two kinds. `shared` is the same on every rank: rank 0 writes it, all load it. `by_lane` is by lane, with blocks on the
 disk: each rank writes that of its lanes. A method that has neither leaves the defaults as they are. The number of the step, the
@@ -96,8 +96,8 @@ class Given:
     trunk          the network that is trained
     network        makes that network anew, as it was before any training, on the host
     micro_batches  A
-    rows_grad_V    of each view, False: its loss is to send no gradient into rows
-    table          makes the row table that the config describes, for methods that have rows
+    rows_grad_V    of each of the trunk's views, False: its loss is to send no gradient into rows
+    table          makes the row table that the config describes, for methods that have rows, and closes it at the end
     """
 
     seed: int
@@ -134,10 +134,14 @@ class Method(ABC):
         """Take the state of step 0; called where no checkpoint is loaded."""
 
     def prepare(self, step: int) -> None:
-        """Before the batch of a step is used, or the first batch after a start."""
+        """Before each step, also one of which nothing can be read. The first call after a start may be of any step."""
 
     def begin(self, batch: Batch, filled_RP: np.ndarray) -> None:
-        """Once an optimizer step, before the trunk. batch: this rank's, every view; filled_RP: bool, the places of all ranks."""
+        """Once an optimizer step, before the trunk, which gets micro-batches of it.
+
+        batch        this rank's, whole, every view, on the host; the instance of a micro-batch's sample is batch.ids_G[micro.places_B]
+        filled_RP    bool, which places of all ranks have an image
+        """
 
     @abstractmethod
     def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
@@ -152,24 +156,27 @@ class Method(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """The step is not applied: forget what began and was added. Called, too, for a step of which nothing could be read."""
+        """The step is not applied: forget what began and was added. For a step of which nothing could be read, neither was called."""
 
     def shared(self) -> Components:
-        """State that is the same on every rank, on the host, copied. Rank 0 alone calls it. Names of components: a-z, 0-9, _."""
+        """State that is the same on every rank, on the host, copied. Names of components: a-z, 0-9, _.
+
+        Rank 0 alone calls it, at each checkpoint and at the end, so it may not ask other ranks.
+        """
         return {}
 
     def load_shared(self, components: Components) -> None:
         """Take up what `shared` gave."""
 
     def by_lane(self) -> LaneState | None:
-        """State by lane, with its blocks; None: there is none."""
+        """State by lane, with its blocks: that of a row table, whose files have checks of their own. None: there is none."""
         return None
 
     def load_by_lane(self, kept: Kept, log: dict[str, np.ndarray]) -> None:
         """Take up what a checkpoint has of this rank's lanes. log: what `log` gave for the steps so far, and the loss."""
 
     def log(self, first: int) -> dict[str, np.ndarray]:
-        """What a resume needs of every step since `first`: float64, a number a step."""
+        """What a resume needs of every step since `first`, beside the loss: float64, a number a step. By lane: eta alone."""
         return {}
 
     def hashes(self) -> dict[int, bytes]:
@@ -195,10 +202,11 @@ class Method(ABC):
 def combined(told: list[dict[str, Figure]]) -> dict[str, float]:
     """The figures of all ranks as one number each."""
     result = {}
-    for name, (_, combine) in told[0].items():
+    for name, (first, combine) in told[0].items():
         values = [figures[name].value for figures in told]
-        result[name] = sum(values) if combine == "sum" else max(values)
-        assert combine in ("sum", "largest") or len(set(values)) == 1, (name, values)
+        assert combine in ("sum", "largest", "same"), (name, combine)
+        assert combine != "same" or all(value == first or value != value for value in values), (name, values)
+        result[name] = sum(values) if combine == "sum" else first if combine == "same" else max(values)
     return result
 
 

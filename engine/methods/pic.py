@@ -136,9 +136,6 @@ class Pic(Method):
         waited, self.rows.host.waited_seconds = self.rows.host.waited_seconds, 0.0
         return waited
 
-    def close(self) -> None:
-        self.table.close()
-
     def _admit(self, z_XD: torch.Tensor, places_B: np.ndarray) -> np.ndarray:
         """The slot of each of this rank's places, int64 [P]; z_XD: of the first micro-batch."""
         batch = self._batch

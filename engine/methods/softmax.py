@@ -1,4 +1,4 @@
-"""What PIC asks of the classifier: the loss and its gradients over the active rows of all ranks, then one step of the rows.
+"""What PIC asks of its softmax: the loss and its gradients over the active rows of all ranks, then one step of the rows.
 
 There are two ways to share the rows out, and a run takes one of them (`method.sharding`):
 
@@ -38,7 +38,7 @@ class Softmax(Protocol):
     why: str
     rows_step: str  # what makes the rows' step, for summary.json
 
-    def add(self, micro: Samples) -> tuple[float, torch.Tensor, bool]:
+    def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
         """Take one micro-batch: (weighted loss of this rank's samples, d(loss of all ranks)/dz [V B, D], whether all was finite).
 
         All ranks call it together, and are to agree on the last before they go on: one rank's rows may overflow alone.

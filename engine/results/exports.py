@@ -93,10 +93,6 @@ def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: s
     write_file(path, _backbone_bytes(backbone, model_name))
 
 
-def write_manifest(path: Path, content: dict[str, Any]) -> None:
-    write_file(path, manifest_bytes(content))
-
-
 def manifest_bytes(content: dict[str, Any]) -> bytes:
     """What says of an export what it is."""
     return (json.dumps({"order": "row i belongs to instance i", **content}, indent=2) + "\n").encode()

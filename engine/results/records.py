@@ -59,8 +59,8 @@ class Records:
 
     def has_rows(self) -> bool:
         """Whether the method has a row table; runs that do not say what they count had one."""
-        names = self.figure_names()
-        return not names or "active" in names
+        says = any(isinstance(line.get("figures"), list) for line in (*self.metrics[-1:], self.summary))
+        return not says or "active" in self.figure_names()
 
     def active_rows(self) -> float | None:
         """K: the summary's figure, else the most rows that were active at any logged step."""

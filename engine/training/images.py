@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.batch import Batch, NoBatch
+from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.reading import NO_BATCH, UNREADABLE, Reading
 from engine.training.step import Dealing, places_of, places_of_all
@@ -25,12 +26,13 @@ class Images:
     stop_at_unreadable: bool
     dealing: Dealing
 
-    def take(self, step: int, ranks: Ranks) -> tuple[Batch, np.ndarray] | None:
+    def take(self, step: int, ranks: Ranks, stages: Stages) -> tuple[Batch, np.ndarray] | None:
         """(the batch of a step, what each place of each rank is); None where a rank was asked to stop and waits no longer."""
-        try:
-            batch: Batch | None = next(self.batches)
-        except NoBatch:  # which the others hear from its places
-            batch = None
+        with stages("data"):
+            try:
+                batch: Batch | None = next(self.batches)
+            except NoBatch:  # which the others hear from its places
+                batch = None
         places_P = np.full(self.reading.places, NO_BATCH, np.uint8) if batch is None else places_of(batch)
         places_RP = places_of_all(places_P, ranks)
         if batch is None or (places_RP == NO_BATCH).any():

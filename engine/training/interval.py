@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from engine.methods.method import Figure, Method, combined
+from engine.methods.method import Method, combined
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.checkpoint import Checkpoints
+from engine.training.summary import merged
 from engine.training.totals import Totals, mean_of_finite
 from engine.trunk.trunk import Trunk
 
@@ -46,7 +47,7 @@ class Interval:
         process_peak = max(own["process_peak"] for own in told)
         totals.peak_host_bytes = max(totals.peak_host_bytes, process_peak)
         totals.peak_device_bytes = max(totals.peak_device_bytes, tiers["device"])
-        figures = combined([{name: Figure(*figure) for name, figure in own["figures"].items()} for own in told])
+        figures = combined([own["figures"] for own in told])
         line = {
             "step": done,
             "loss": mean_of_finite(totals.losses[-log_every:]),
@@ -58,7 +59,6 @@ class Interval:
             "prefetch_waits": max((own["waits"] for own in told), key=lambda waits: waits["seconds"]),
             "backends": self.method.backends,
             "ranks": len(told),
-            **figures,
             "figures": list(figures),
             "skipped_steps": totals.skipped_steps,
             "elapsed_seconds": totals.step_seconds,
@@ -67,7 +67,7 @@ class Interval:
         self._waits = {"steps": 0, "seconds": 0.0}
         self._start, self._images = now, totals.images
         self._sent_bytes = Counter(self.ranks.sent_bytes)
-        return line
+        return merged(line, figures)
 
     def _own(self) -> dict[str, Any]:
         """What a line needs of each rank. Memory and waits are told of the rank with most, the disk is added up."""
@@ -75,7 +75,7 @@ class Interval:
             "bytes": {**self._bytes(), "disk": self.checkpoints.bytes},
             "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "waits": self._waits,
-            "figures": {name: tuple(figure) for name, figure in self.method.figures().items()},
+            "figures": self.method.figures(),
         }
 
     def _bytes(self) -> dict[str, int]:

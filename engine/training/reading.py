@@ -23,12 +23,8 @@ from engine.disk.body import RunState
 from engine.ranks.ranks import Ranks
 from engine.results.output import read_text
 
-EMPTY, FILLED, UNREADABLE, NO_BATCH = (
-    0,
-    1,
-    2,
-    3,
-)  # what a place of a step is; the last: the rank was asked to stop and waits no longer
+# What a place of a step is; the last: the rank was asked to stop and waits no longer.
+EMPTY, FILLED, UNREADABLE, NO_BATCH = range(4)
 _STEPS_OF_NOTHING = 3
 _NAMED = 3  # images that an error names
 _REMEMBERED = 100_000  # images; those beyond are counted at every visit and not named

@@ -12,7 +12,7 @@ totals; all other state is in the trunk and the method.
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,7 +36,7 @@ from engine.training.interval import Interval
 from engine.training.reading import TooMuchUnread
 from engine.training.step import train_step
 from engine.training.stop_signal import StopSignal
-from engine.training.summary import About, digest
+from engine.training.summary import About, digest, merged
 from engine.training.totals import NonFiniteLoss, Totals, mean_of_finite
 from engine.trunk.network import backbone_of
 from engine.trunk.trunk import Trunk
@@ -91,18 +91,18 @@ class Run:
                 for name in _FROM_THE_START:
                     self.output.remove(name)
             self.method.start()
+            ranks.at_step = 0
             return
         load_trunk(kept, self.trunk, ranks)
         was = kept.body.state
         if was.loss_scale:
-            scale, good_steps = was.loss_scale
-            self.trunk.loss_scale = scale, good_steps
+            self.trunk.loss_scale = was.loss_scale[0], was.loss_scale[1]
         log = ranks.from_first(kept.log() if ranks.is_first else None)
         load_shared(kept, self.method, ranks)
         self.method.load_by_lane(kept, log)
         self.totals = Totals.restored(was.totals or {}, log["loss"])
         self.images.reading.take_up(was, self.totals.images)
-        self.step = kept.step
+        self.step = ranks.at_step = kept.step
 
     def train(self) -> None:
         """Steps up to the end, or until a stop is asked for, or until the loss stays non-finite.
@@ -115,8 +115,7 @@ class Run:
         self._images_at_checkpoint = self.totals.images
         while self.step < course.end:
             start = time.perf_counter()
-            with self.stages("data"):
-                taken = self.images.take(self.step, self.ranks)
+            taken = self.images.take(self.step, self.ranks, self.stages)
             if taken is None:
                 break
             self._look_at_unreadable(*taken)
@@ -147,17 +146,14 @@ class Run:
     def evaluate(self) -> None:
         """Look at the network; ends early where a stop is asked for."""
         with suppress(Stopped):
-            network, stopped = self.trunk.for_evaluation(), partial(self.stop.agreed_in_words, self.ranks)
-            lines = [evaluator.look(network, stopped) for evaluator in self.evaluators]
+            network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
+            lines = [evaluator.look(network, stopped) or {} for evaluator in self.evaluators]
             if self.ranks.is_first:
-                whole = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
-                for line in lines:
-                    assert line is not None, "rank 0 gets what all saw"
-                    whole |= line
+                head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
                 with self.output.lines("evaluations.jsonl") as file:
-                    file.write(json_text(whole) + "\n")
-                for evaluator in self.evaluators:
-                    self._note(evaluator.said(f"after step {self.step}", whole))
+                    file.write(json_text(merged(head, *lines)) + "\n")
+                for evaluator, line in zip(self.evaluators, lines, strict=True):
+                    self._note(evaluator.said(f"after step {self.step}", line))
             self.ranks.wait()
 
     def save(self) -> None:
@@ -182,16 +178,15 @@ class Run:
             return 1 if failed else 0
         export_backbone(self.output.enter("backbone.safetensors"), backbone, self.about.backbone)
         blocks = {block: one for own in hashes for block, one in own.items()}
-        summary = {
-            **self._counted(status, chance_loss),
-            **figures,
+        facts = {
             "figures": list(figures),
-            **self.method.about,
             "backends": self.method.backends,
             "session_seconds": time.time() - started,
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
             "digest": digest(backbone, blocks, self.method.shared()),
         }
+        headlines = [evaluator.headline() for evaluator in self.evaluators]
+        summary = merged(self._counted(status, chance_loss), *headlines, figures, self.method.about, facts)
         self.output.write_json("summary.json", summary)
         neighbours = next((found for one in self.evaluators if (found := one.neighbours())), [])
         embeddings = next((sample for one in self.evaluators if (sample := one.embeddings())), None)
@@ -219,7 +214,6 @@ class Run:
             "unreadable_images": self.images.reading.count,
             "loss": mean_of_finite(totals.losses[-max(1, round(_LAST_SHARE * steps)) :]),
             "chance_loss": chance_loss,
-            **{name: value for one in self.evaluators for name, value in one.headline().items()},
             "images_per_second": totals.images / max(totals.step_seconds, 1e-9),
             "step_seconds": totals.step_seconds / max(steps, 1),
             "trunk_seconds": totals.trunk_seconds / max(steps, 1),

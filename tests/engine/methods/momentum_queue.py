@@ -1,4 +1,4 @@
-"""A method of tests: keys of a momentum copy of the trunk, and a queue of them as negatives (MoCo; METHODS of contrastive learning).
+"""A method of tests: keys of a momentum copy of the trunk, and a queue of them as negatives (as in MoCo, He et al. 2020).
 
 loss = -log softmax([z.k, z.queue] / tau), label 0;    z of view 0 through the trunk, k of view 1 through the copy
 after an applied step: copy <- m copy + (1 - m) trunk, and the step's keys replace the oldest of the queue
@@ -22,8 +22,13 @@ class Settings(MethodSettings):
     momentum: Fraction = 0.9
     queue: Positive = 256
 
-    def trunk_views(self, views):
+    def trunk_views(self, sides):
         return (0,)
+
+    def check(self, config):
+        super().check(config)
+        if len(config.data.sides) != 2 or self.queue % config.schedule.batch:
+            raise ValueError("method momentum_queue wants two views of each image, and a queue of whole batches")
 
 
 class MomentumQueue(Method):
@@ -67,10 +72,12 @@ class MomentumQueue(Method):
         self.queue_KD[place] = torch.where(self.filled_G[:, None], keys_GD, self.queue_KD[place])
         self.pointer = place.stop % len(self.queue_KD)
         self.enqueued += int(self.filled_G.sum())
+        self.before = None
 
     def discard(self):
         for buffer, was in zip(self.copy.buffers(), self.before or self.copy.buffers(), strict=True):
             buffer.copy_(was)
+        self.before = None
 
     def shared(self):
         numbers = torch.tensor([self.pointer, self.enqueued])

@@ -16,6 +16,7 @@ import torch
 
 from configs.methods import REGISTRY
 from engine.training import run as run_module
+from engine.training.reading import UNREADABLE
 from tests.conftest import REPOSITORY, TINY
 from tests.engine.methods.launch_hard import HARD
 from tests.engine.methods.momentum_queue import MomentumQueue
@@ -92,7 +93,10 @@ def test_a_skipped_step_leaves_the_method_as_it_was(run, kind, monkeypatch):
     def poisoned(batch, trunk, method, *arguments, **options):
         if batch.step not in (3, 9):
             return real(batch, trunk, method, *arguments, **options)
-        batch.views = [view * float("nan") for view in batch.views]
+        if batch.step == 3:
+            batch.views = [view * float("nan") for view in batch.views]
+        else:  # nothing of it could be read, so nothing began
+            options["places_RP"] = np.full_like(options["places_RP"], UNREADABLE)
         before = method.shared()
         result = real(batch, trunk, method, *arguments, **options)
         kept.append((before, method.shared()))
@@ -164,6 +168,7 @@ def test_micro_batches_of_a_queue_make_the_step_of_the_whole_batch(run, tmp_path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (['data.augment={"kind":"grey"}'], "wants two views of each image; set data.augment.views to 2"),
         (["schedule.micro_batches=2"], "takes its negatives from the whole batch; set schedule.micro_batches to 1"),
         (["optimizer.rows_lr_scale=2"], "optimizer.rows_lr_scale is 2.0, but method whole_batch has no rows"),
         (["store.fold=true"], "store.fold is true, but method whole_batch has no rows"),

@@ -20,9 +20,11 @@ class Settings(MethodSettings):
     kind: Literal["whole_batch"] = "whole_batch"
     temperature: AboveZero = 0.2
 
-    def check(self, schedule, optimizer, store, deepspeed):
-        super().check(schedule, optimizer, store, deepspeed)
-        if schedule.micro_batches > 1:
+    def check(self, config):
+        super().check(config)
+        if len(config.data.sides) != 2:
+            raise ValueError("method whole_batch wants two views of each image; set data.augment.views to 2")
+        if config.schedule.micro_batches > 1:
             raise ValueError(
                 "method whole_batch takes its negatives from the whole batch; set schedule.micro_batches to 1"
             )

@@ -1,0 +1,265 @@
+"""A run that is put together, in order: the output directory, the images, the plan, the loader, the trunk, the store, the method, the run.
+
+The loader forks its workers before DeepSpeed and the store start threads; so these are imported where they are used.
+"""
+
+import json
+import os
+import sys
+from contextlib import ExitStack, redirect_stdout
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, TextIO, cast
+
+import torch
+
+from configs import schema
+from configs.methods import REGISTRY
+from datasets.catalog import sample_images
+from datasets.clean import first_readable
+from datasets.loader import StepDataset, batches
+from engine.disk.manifest import Kept
+from engine.jobs import memory_plan, parts, sizes
+from engine.jobs.data import cached, open_data, open_probe
+from engine.jobs.run_directory import RunDirectory
+from engine.ranks.agreement import require_same
+from engine.ranks.lanes import Lanes
+from engine.ranks.ranks import Ranks
+from engine.results.output import UNREADABLE
+from engine.rows.implementations import implementations, names, said
+from engine.training.course import Course
+from engine.training.reading import Reading, listed
+from engine.training.stop_signal import Heard, StopSignal
+from engine.trunk.network import check_sides
+
+if TYPE_CHECKING:
+    from engine.rows.row_table import RowTable
+    from engine.training.run import Run
+    from engine.training.summary import About
+
+
+class Start:
+    """A run that is put together. `train_or_plan` calls the other methods, each of which makes one part out of those before it.
+
+    at_end   closes what is opened here
+    """
+
+    def __init__(self, config: schema.Config, ranks: Ranks, at_end: ExitStack) -> None:
+        self.config, self.ranks, self.at_end = config, ranks, at_end
+        self.lanes = Lanes(config.schedule.lanes, ranks.rank, ranks.size)
+        self.stop = StopSignal()
+
+    def train_or_plan(self, is_dry: bool, fresh: bool) -> int:
+        """Look at everything, then train; is_dry: print the plan instead. Returns the exit code."""
+        config, ranks = self.config, self.ranks
+        require_same(ranks, "config", config.model_dump_json())
+        self.directory = RunDirectory(config, ranks, self.at_end, will_write=not is_dry)
+        kept, complaints = ([], []) if fresh else self.directory.checkpoints(self.lanes)
+        self.last = kept[-1] if kept else None
+        self.look_at_images()
+        self.say_plan()
+        if is_dry:
+            print(config.model_dump_json(indent=2))
+            note = "\n(device and host: of each process)" if ranks.size > 1 else ""
+            print(memory_plan.text(self.planned) + note)
+            return 0
+        if self.last and self.directory.is_done(self.last, self.course.end):
+            return 0
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.node_size))
+        self.start_loading()
+        self.choose_kernels()
+        self.look_at_evaluation()
+        ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
+        self.make_trunk()
+        self.directory.make_ready(self.planned, self.source, self.schedule, fresh)
+        self.open_checkpoints(kept, sweep=not complaints)
+        self.make_method()
+        self.at_end.enter_context(self.stop)
+        self.at_end.enter_context(redirect_stdout(cast("TextIO", Heard(sys.stdout, self.stop))))
+        return self.make_run().run()
+
+    def look_at_images(self) -> None:
+        """Source, views and order; the network that is to see them; what the evaluation asks."""
+        config = self.config
+        self.source, self.augmentation, self.schedule = open_data(config, self.last)
+        require_same(self.ranks, "images", (len(self.source), self.source.fingerprint()))
+        self.total = sizes.total_steps(config, self.schedule)
+        sizes.check_shrink(config, self.schedule, self.total)
+        self.network = parts.network_of(config)
+        self.sides = list(config.data.sides)
+        self.views = config.method.trunk_views(self.sides)
+        check_sides(self.network, {*self.sides, config.data.image_size})
+        self.probe = open_probe(config, self.source, self.augmentation)
+
+    def say_plan(self) -> None:
+        """Bytes and steps, and what was decided on the user's behalf."""
+        config, schedule, ranks = self.config, self.schedule, self.ranks
+        self.planned = sizes.planned_bytes(
+            config,
+            schedule,
+            self.source,
+            self.network,
+            self.sides,
+            ranks.size,
+            self.probe,
+            pinned=ranks.device.type == "cuda",
+        )
+        self.course = Course(
+            end=min(config.steps or self.total, self.total),
+            total=self.total,
+            steps_per_pass=schedule.steps_per_pass,
+            learning_rate=partial(parts.learning_rate_at, config, schedule, self.total),
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint.every_steps,
+            evaluate_every=config.evaluate.every_steps,
+            seed=config.seed,
+        )
+        said_rows = ""
+        if config.method.has_rows:
+            said_rows = f"{sizes.active_rows_of(config, schedule):,} active rows, "
+        print(
+            f"{len(self.source):,} images of {self.source.name}; {said_rows}window {schedule.window:,}, stride {schedule.stride:,}; "
+            f"{self.total:,} steps of {schedule.batch}" + (f"; {ranks.size} processes" if ranks.size > 1 else "")
+        )
+        if config.method.has_rows and (config.rows.active or 0) > schedule.size:
+            print(
+                f"method.active {config.rows.active:,} is above the number of images: all {schedule.size:,} rows are active"
+            )
+        for note in self.source.notes:
+            print(note)
+
+    def start_loading(self) -> None:
+        """Workers are forked here, before DeepSpeed and the store start threads."""
+        config, schedule, ranks = self.config, self.schedule, self.ranks
+        source = cached(self.source, schedule, self.lanes) if config.data.cache else self.source
+        dataset = StepDataset(source, schedule, self.augmentation, config.seed, ranks.rank, ranks.size)
+        self.stream = batches(
+            dataset,
+            self.last.step if self.last else 0,
+            self.course.end,
+            config.data.workers,
+            pin=ranks.device.type == "cuda",
+            patience_seconds=config.data.patience_seconds,
+            asked_to_stop=lambda: self.stop.is_asked,
+        )
+        self.at_end.callback(self.stream.close)
+
+    def choose_kernels(self) -> None:
+        """Compiled or ATen, for the ops of the row table; said."""
+        self.kernels: dict[str, str] = {}
+        if self.config.method.has_rows:
+            wanted = self.config.rows
+            chosen = implementations(self.ranks.device, torch.float32, wanted.dim, wanted.kernels)
+            print("\n".join(said(chosen, self.last.body.state.kernels if self.last else None)))
+            self.kernels = names(chosen)
+
+    def look_at_evaluation(self) -> None:
+        """Say of which sets of the evaluation nothing can be read: they will have no figure."""
+        config, probe = self.config, self.probe
+        require_same(self.ranks, "set of evaluation images", probe and probe.fingerprint())
+        limit = config.evaluate.limit
+        self.sample = sample_images(self.source, config.data.image_size, min(2000, limit))
+        if not self.ranks.is_first:
+            return
+        for images in [probe.gallery, *probe.queries] if probe else [self.sample]:
+            if first_readable(images, limit) is None:
+                print(
+                    f"none of the images of {images.name} that the evaluation asks for can be read; it will have no figure"
+                )
+
+    def make_trunk(self) -> None:
+        self.trunk = parts.make_trunk(self.config, self.network, self.schedule, self.ranks)
+        self.at_end.callback(self.trunk.close)
+
+    def open_checkpoints(self, kept: list[Kept], sweep: bool) -> None:
+        """The store on the disk, and the checkpoints over it, restored to the last of `kept`."""
+        from engine.jobs.row_table import make_disk
+        from engine.training.checkpoint import Checkpoints
+
+        self.disk = make_disk(self.config, self.schedule, self.directory.files, self.lanes)
+        self.at_end.callback(self.disk.close)
+        keep, road = self.config.checkpoint.keep, self.ranks.another_road()
+        self.checkpoints = Checkpoints(self.directory.files, self.disk, keep, road)
+        self.checkpoints.restore(kept, sweep=sweep, is_keeper=self.directory.is_keeper)
+        self.ranks.wait()  # what a rank writes from here on must not be taken for what nobody names
+
+    def make_method(self) -> None:
+        """The method that the registry has under `method.kind`."""
+        from engine.methods.method import Given
+
+        config = self.config
+        given = Given(
+            seed=config.seed,
+            ranks=self.ranks,
+            lanes=self.lanes,
+            schedule=self.schedule,
+            trunk=self.trunk,
+            network=partial(parts.network_of, config),
+            micro_batches=config.schedule.micro_batches,
+            rows_grad_V=[self.augmentation.rows_grad_V[view] for view in self.views],
+            table=self._table,
+        )
+        _, module = REGISTRY[config.method.kind]
+        self.method = import_module(module).make(config.method, given)
+        self.at_end.callback(self.method.close)
+
+    def _table(self) -> "RowTable":
+        from engine.jobs.row_table import make_table
+
+        table = make_table(self.config, self.schedule, self.ranks, self.disk, self.kernels, self.lanes)
+        self.at_end.callback(table.close)
+        return table
+
+    def make_run(self) -> "Run":
+        from engine.evaluation.nearest import KnnEvaluator
+        from engine.training.images import Images
+        from engine.training.run import Run
+        from engine.training.step import Dealing
+
+        config = self.config
+        dealing = Dealing(len(self.lanes), config.schedule.micro_batches, self.views)
+        return Run(
+            self.ranks,
+            self.trunk,
+            self.method,
+            Images(self.stream, self._reading(), config.data.on_unreadable == "stop", dealing),
+            self.course,
+            self.checkpoints,
+            self.directory.own,
+            self.stop,
+            [KnnEvaluator(self.probe, self.sample, parts.protocol_of(config), self.ranks)],
+            self._about(),
+        )
+
+    def _reading(self) -> Reading:
+        path = self.directory.path / UNREADABLE
+        reading = Reading(
+            self.schedule.batch // self.ranks.size,
+            self.config.data.max_unreadable,
+            self.schedule.steps_per_window,
+            self.course.end,
+            self.source.file_bytes,
+            partial(self.directory.own.lines, UNREADABLE) if self.ranks.is_first else None,
+        )
+        earlier = self.ranks.from_first(list(listed(path)) if self.last else [])
+        reading.know(instance for instance in earlier if instance < len(self.source))
+        return reading
+
+    def _about(self) -> "About":
+        from engine.training.summary import About
+
+        config = self.config
+        return About(
+            job=config.job,
+            method=config.method.kind,
+            instances=len(self.source),
+            backbone=config.backbone.name,
+            state={
+                "config": json.loads(config.model_dump_json()),
+                "source": self.source.fingerprint(),
+                "segments": self.schedule.history,
+                "kernels": self.kernels,
+            },
+            planned=self.planned,
+            tensorboard=config.evaluate.tensorboard,
+        )
