@@ -79,7 +79,7 @@ def test_a_digest_knows_what_the_method_keeps(run, monkeypatch):
 
     def shared(method):
         components = real(method)
-        components["queue"]["keys"][3, 3] += 1e-7
+        components["keys"]["queue"][3, 3] += 1e-7
         return components
 
     monkeypatch.setattr(MomentumQueue, "shared", shared)
