@@ -18,7 +18,7 @@ registry there. What it says before it exists (which views go through the trunk,
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,8 +30,10 @@ from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.row_table import RowTable
-from engine.trunk.network import Network
-from engine.trunk.trunk import Trunk
+
+if TYPE_CHECKING:  # torchvision and deepspeed come with them, and not every run needs those
+    from engine.trunk.network import Network
+    from engine.trunk.trunk import Trunk
 
 Components = dict[str, dict[str, torch.Tensor]]  # component -> its tensors by name
 
@@ -104,8 +106,8 @@ class Given:
     ranks: Ranks
     lanes: Lanes
     schedule: Schedule
-    trunk: Trunk
-    network: Callable[[], Network]
+    trunk: "Trunk"
+    network: "Callable[[], Network]"
     micro_batches: int
     rows_grad_V: list[bool]
     table: Callable[[], RowTable]

@@ -43,9 +43,9 @@ header { display: flex; align-items: baseline; gap: 14px; flex-wrap: wrap; margi
 .status.good { color: var(--right); } .status.other { color: var(--warm); }
 section { background: var(--surface); border: 1px solid var(--line); border-radius: 10px;
   padding: 20px 24px; margin-top: 20px; }
-.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; background: var(--line);
+.tiles { display: flex; flex-wrap: wrap; gap: 1px; background: var(--line);
   border: 1px solid var(--line); border-radius: 10px; overflow: hidden; margin-top: 20px; }
-.tile { background: var(--surface); padding: 14px 18px 12px; }
+.tile { flex: 1 1 22%; background: var(--surface); padding: 14px 18px 12px; }
 .tile .name { font-size: 13px; color: var(--muted); }
 .tile .value { font-size: 26px; line-height: 1.25; font-weight: 600; letter-spacing: -0.01em; }
 .tile .beside { font-size: 13px; color: var(--muted); }
@@ -113,7 +113,7 @@ def figure(picture_html: str, caption: str = "") -> str:
 
 
 def tiles(contents: Sequence[tuple[str, str, str]]) -> str:
-    """The headline: figures of (name, value, what to compare it with), four in a row."""
+    """The headline: figures of (name, value, what to compare it with), four in a row; those of a last row that is not full are wider."""
     cells = [
         f'<div class="tile"><div class="name">{escaped(name)}</div><div class="value">{escaped(value)}</div>'
         f'<div class="beside">{escaped(beside)}</div></div>'

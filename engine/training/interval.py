@@ -3,7 +3,7 @@
 import resource
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,14 +13,16 @@ from engine.ranks.ranks import Ranks
 from engine.training.checkpoint import Checkpoints
 from engine.training.summary import merged
 from engine.training.totals import Totals, mean_of_finite
-from engine.trunk.trunk import Trunk
+
+if TYPE_CHECKING:
+    from engine.trunk.trunk import Trunk
 
 
 class Interval:
     """Since the last line. All ranks take part in a line; what is added up or compared over ranks, the line says of all."""
 
     def __init__(
-        self, ranks: Ranks, trunk: Trunk, method: Method, checkpoints: Checkpoints, stages: Stages, images: int
+        self, ranks: Ranks, trunk: "Trunk", method: Method, checkpoints: Checkpoints, stages: Stages, images: int
     ) -> None:
         self.ranks, self.trunk, self.method, self.checkpoints = ranks, trunk, method, checkpoints
         self.stages = stages

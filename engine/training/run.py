@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ from engine.training.stop_signal import StopSignal
 from engine.training.summary import About, digest, merged
 from engine.training.totals import NonFiniteLoss, Totals, mean_of_finite
 from engine.trunk.network import backbone_of
-from engine.trunk.trunk import Trunk
+
+if TYPE_CHECKING:
+    from engine.trunk.trunk import Trunk
 
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
 _FROM_THE_START = ("metrics.jsonl", "evaluations.jsonl", UNREADABLE)
@@ -54,7 +56,7 @@ class Run:
     """
 
     ranks: Ranks
-    trunk: Trunk
+    trunk: "Trunk"
     method: Method
     images: Images
     course: Course
