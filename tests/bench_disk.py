@@ -50,7 +50,7 @@ TRUNK = ({"none": torch.zeros(1)}, {"none": torch.zeros(1)})  # a checkpoint has
 def build(sizes: Sizes, directory: Path) -> int:
     """Write the checkpoint; returns its step."""
     engine = Engine(sizes, directory)
-    checkpoints = Checkpoints(engine.disk.files, engine.disk, keep=1)
+    checkpoints = Checkpoints(engine.files, engine.disk, keep=1)
     checkpoints.restore([], sweep=True)
     schedule, rows = engine.schedule, engine.rows
     length = schedule.steps_per_window
@@ -96,7 +96,7 @@ def go_on(sizes: Sizes, directory: Path, windows: int, step_seconds: float) -> d
     schedule, host = engine.schedule, engine.rows.host
     kept, complaints = manifest.recover(DiskFiles(directory))
     assert kept and not complaints, complaints
-    Checkpoints(engine.disk.files, engine.disk, keep=1).restore(kept, sweep=True)
+    Checkpoints(engine.files, engine.disk, keep=1).restore(kept, sweep=True)
     load_rows(
         kept[-1], engine.rows, schedule.window_blocks(schedule.window_of(kept[-1].step - 1)), kept[-1].log()["eta"]
     )

@@ -6,7 +6,7 @@
     zero3   DeepSpeed gathers the rows on every rank and reduces their gradient: engine/methods/zero3_softmax.py
 
     bytes   that a rank sends in a step, by what was called and the ring convention of engine/ranks/ranks.py: lanes by
-Ranks.sent_bytes, zero3
+            Ranks.sent_bytes, zero3
             by the log that DeepSpeed keeps of its collectives, and Ranks.sent_bytes for masks and scalars. Beside it the prediction,
             2 (R - 1)/R times the bytes of all features or all rows, and what the kernel has really sent over the process's TCP
             connections: that is gloo's doing, and NCCL's would be another
@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 
 from datasets.batch import Batch
-from engine.jobs.memory_plan import plan
+from engine.jobs.memory_plan import ActiveSizes, TierSizes, plan
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.step import Dealing, train_step
@@ -88,6 +88,7 @@ class Side:
         self.rows, softmax = make_rows(case, ranks, way)
         self.method = method_of(case, self.rows, ranks, softmax)
         self.trunk, self.stages = RandomFeatures(case.dim), Stages()
+        self.method.stages = self.stages
 
     def fill(self) -> None:
         """Go to the end of the first window by skipped steps."""
@@ -139,7 +140,7 @@ def _count_and_time(ranks: Ranks, case: Case, steps: int) -> dict[str, Any]:
                 ranks.wait()
                 taken = [timed_step(sides[way]) for _ in range(TURN)]
                 turns[way] += [taken] if turn else []
-    sides["zero3"].softmax.held.zero.close()
+    sides["zero3"].method.softmax.held.zero.close()
     gc.collect()
     return {"bytes": sent, "turns": turns}
 
@@ -324,17 +325,10 @@ def peak_table(case: Case, by_way: dict[str, dict[str, int]], ranks: int) -> str
 
 def planned_bytes(way: str, case: Case, ranks: int) -> int:
     """What engine/jobs/memory_plan.py plans on the device, without a trunk."""
-    counts = (
-        "size block places waiting_blocks stored_row_bytes changed_rows trunk_weights views_bytes batches_ready keep"
-    )
-    tiers = plan(
-        active=case.active // ranks,
-        gathered=case.active if way == "zero3" else 0,
-        dim=case.dim,
-        in_memory=False,
-        gradient_written=False,
-        **dict.fromkeys(counts.split(), 0),
-    )
+    active = ActiveSizes(case.active // ranks, case.active if way == "zero3" else 0, gradient_written=False)
+    counts = "trunk_weights views_bytes batches_ready keep"
+    below = TierSizes(*[0] * 3, in_memory=False, waiting_blocks=0, stored_row_bytes=0, changed_rows=0)
+    tiers = plan(dim=case.dim, active=active, tiers=below, **dict.fromkeys(counts.split(), 0))
     return sum(tiers["device"].values())
 
 

@@ -3,8 +3,8 @@
     python -m tests.bench_step [--rows 65536] [--batch 256] [--steps 60] [--threads 2] [--directory .]
 
 A step here is all of engine/training/step.py on a store on disk: schedule, admission with catch-up, softmax, the rows' SGD.
-Features are random and
-given, so there is no network, and what is left is what rows cost. One process, two engines, five steps each in turn.
+Features are random and given, so there is no network, and what is left is what rows cost. One process, two engines, five steps each
+in turn.
 """
 
 import argparse
