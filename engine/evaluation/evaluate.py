@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from datasets.batch import ImageSet, Probe
+from engine.evaluation.evaluator import Stopped
 from engine.evaluation.knn import neighbours, vote
 from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE
-from engine.evaluation.stopped import Stopped
 from engine.ranks.ranks import Road
 
 Embed = Callable[[torch.Tensor], torch.Tensor]

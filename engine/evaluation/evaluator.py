@@ -9,6 +9,10 @@ import torch
 from engine.results.pictures import EmbeddingSample, NeighbourRow
 
 
+class Stopped(Exception):
+    """The run was asked to end while it evaluated."""
+
+
 class Evaluator(ABC):
     """Looks at the network as it is; nothing of the run changes."""
 

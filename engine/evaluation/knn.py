@@ -2,7 +2,7 @@
 
 Each of a query's k nearest gallery features (cosine) votes for its label with weight exp(similarity / temperature); the
 label with the largest sum wins, ties going to the label of the nearer neighbour. The search is exact. Votes are compared in slices
-of what memory_plan.py says, whatever k is.
+of what limits.py says, whatever k is.
 """
 
 import faiss

@@ -201,7 +201,6 @@ class Start:
         )
         _, module = REGISTRY[config.method.kind]
         self.method = import_module(module).make(config.method, given)
-        self.at_end.callback(self.method.close)
 
     def _table(self) -> "RowTable":
         from engine.jobs.row_table import make_table

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from engine.methods.row_gradients import RowGradient, SoftmaxInputs
-from engine.methods.softmax import Samples
+from engine.methods.softmax import Samples, loss_and_features_gradient
 from engine.methods.travel import Travel
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows
-from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
+from kernels.sampled_softmax import combine, softmax_forward_negatives
 
 
 class LaneSoftmax:
@@ -54,22 +54,11 @@ class LaneSoftmax:
             backend=rows.kernels["sampled_softmax"],
         )
         lse_X = self._over_all_rows(forward.max_B, forward.sumexp_B)
-        loss = float(torch.where(targets_X >= 0, (lse_X - forward.positive_B) * weight_X, 0.0).sum())
-        dz_XD = travel.give_back(
-            features_gradient(
-                forward,
-                z_XD,
-                rows.w_KD,
-                targets_X,
-                lse_X,
-                weight_X,
-                temperature=self.temperature,
-                row_mask_K=mask_K,
-            )
-        )
         inputs = SoftmaxInputs(
             z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
         )
+        loss, part_XD = loss_and_features_gradient(forward, rows.w_KD, inputs)
+        dz_XD = travel.give_back(part_XD)
         # A feature that is not finite may belong to a row that could not start at it, and then has no loss of its own.
         finite = bool(torch.isfinite(z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
         return loss, dz_XD, finite and self.gradient.add(inputs)

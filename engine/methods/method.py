@@ -26,6 +26,7 @@ import torch
 from datasets.batch import Batch
 from engine.disk.body import RowSizes
 from engine.disk.manifest import Kept
+from engine.disk.restored_rows import Windows
 from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
@@ -75,16 +76,13 @@ class LaneState:
     arrays: dict[str, np.ndarray]
 
 
-class Schedule(Protocol):
+class Schedule(Windows, Protocol):
     """What a method may ask of the order in which images are visited (datasets/schedule.py)."""
 
     @property
     def size(self) -> int: ...
     @property
     def batch(self) -> int: ...
-    @property
-    def steps_per_window(self) -> int: ...
-    def window_blocks(self, window: int) -> np.ndarray: ...
     def instances(self, positions_B: np.ndarray) -> np.ndarray: ...
 
 
@@ -196,9 +194,6 @@ class Method(ABC):
     def take_waited_seconds(self) -> float:
         """For how long steps waited for the disk since the last call."""
         return 0.0
-
-    def close(self) -> None:
-        """Release threads and memory."""
 
 
 def combined(told: list[dict[str, Figure]]) -> dict[str, float]:

@@ -12,6 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from engine.methods.row_gradients import SoftmaxInputs
+from kernels.sampled_softmax import Forward, features_gradient
+
 
 @dataclass
 class Samples:
@@ -49,3 +52,22 @@ class Softmax(Protocol):
 
     def discard(self) -> None:
         """Forget what was added."""
+
+
+def loss_and_features_gradient(
+    forward: Forward, rows_KD: torch.Tensor, inputs: SoftmaxInputs
+) -> tuple[float, torch.Tensor]:
+    """(weighted loss of the samples whose row is among `rows_KD`, what these rows make of d(loss of all ranks)/dz [X, D])."""
+    own_X = (inputs.lse_X - forward.positive_B) * inputs.weight_X
+    loss = float(torch.where(inputs.targets_X >= 0, own_X, 0.0).sum())
+    dz_XD = features_gradient(
+        forward,
+        inputs.z_XD,
+        rows_KD,
+        inputs.targets_X,
+        inputs.lse_X,
+        inputs.weight_X,
+        temperature=inputs.temperature,
+        row_mask_K=inputs.row_mask_K,
+    )
+    return loss, dz_XD

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from engine.methods.row_gradients import SoftmaxInputs, is_finite, whole_gradient
-from engine.methods.softmax import Samples
+from engine.methods.softmax import Samples, loss_and_features_gradient
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows
 from engine.trunk.zero import PartitionedRows
-from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
+from kernels.sampled_softmax import combine, softmax_forward_negatives
 
 
 class Zero3Softmax:
@@ -50,20 +50,10 @@ class Zero3Softmax:
                 samples.z_XD, rows_KD, targets_X, temperature=self.temperature, row_mask_K=mask_K, backend=backend
             )
             lse_X = combine([(forward.max_B, forward.sumexp_B)])
-            loss = float(torch.where(targets_X >= 0, (lse_X - forward.positive_B) * weight_X, 0.0).sum())
-            dz_XD = features_gradient(
-                forward,
-                samples.z_XD,
-                rows_KD,
-                targets_X,
-                lse_X,
-                weight_X,
-                temperature=self.temperature,
-                row_mask_K=mask_K,
-            )
             inputs = SoftmaxInputs(
                 samples.z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
             )
+            loss, dz_XD = loss_and_features_gradient(forward, rows_KD, inputs)
             drows_KD = whole_gradient(rows_KD, inputs, backend)
             finite = bool(torch.isfinite(samples.z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
             finite = finite and is_finite(drows_KD)

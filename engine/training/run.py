@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch
-from engine.evaluation.evaluator import Evaluator
-from engine.evaluation.stopped import Stopped
+from engine.evaluation.evaluator import Evaluator, Stopped
 from engine.methods.method import Method, combined
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks

@@ -5,9 +5,6 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +14,11 @@ import torch
 from configs.methods import REGISTRY
 from engine.training import run as run_module
 from engine.training.reading import UNREADABLE
-from tests.conftest import REPOSITORY, TINY
+from tests.conftest import TINY
 from tests.engine.methods.launch_hard import HARD
 from tests.engine.methods.momentum_queue import MomentumQueue
+from tests.test_launch_ranks import Runs
 
-BIN = Path(sys.executable).parent
 KINDS = sorted(HARD)
 FIGURE = {"momentum_queue": "keys_enqueued", "whole_batch": "view_agreement"}
 OPTIMIZER = {"lr": 0.1, "warmup_epochs": 0.5}
@@ -112,46 +109,27 @@ def test_a_skipped_step_leaves_the_method_as_it_was(run, kind, monkeypatch):
                 assert torch.equal(tensor, after[component][name]), (component, name)
 
 
-def launched(directory, config, *words):
-    """Run on two ranks under torchrun; what was said."""
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps({**config, "output": str(directory / "run")}))
-    head = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    script = REPOSITORY / "tests" / "engine" / "methods" / "launch_hard.py"
-    done = subprocess.run(
-        [*head, str(script), "--config", str(directory / "config.json"), *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+class HardRuns(Runs):
+    script = Path(__file__).with_name("launch_hard.py")
 
-
-def losses(directory):
-    lines = (directory / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    def on_two_ranks(self, *words):
+        code, out = self(2, *words)
+        assert code == 0, out[-4000:]
 
 
 def test_two_ranks_take_the_steps_of_one_and_go_on_to_the_bit_from_their_checkpoint(tmp_path, run, kind):
     config = config_of(kind, log_every=1, optimizer={"lr": 0.003})
-    assert run("steps=24", f"output={tmp_path / 'one' / 'run'}", config=config) == 0
-    launched(tmp_path / "two", config, "steps=24")
-    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=2e-4)
-    launched(tmp_path / "pieces", config, "steps=10")
-    launched(tmp_path / "pieces", config, "steps=24")
-    one, two, pieces = (
-        json.loads((tmp_path / name / "run" / "summary.json").read_text()) for name in ("one", "two", "pieces")
-    )
-    assert (
-        two["ranks"] == 2
-        and pieces["digest"] == two["digest"]
-        and losses(tmp_path / "pieces") == losses(tmp_path / "two")
-    )
-    assert two[FIGURE[kind]] == pytest.approx(one[FIGURE[kind]], rel=1e-4)
+    assert run("steps=24", config=config) == 0
+    one, losses_of_one = run.summary(), [line["loss"] for line in run.lines()]
+    del config["output"]  # each has its own
+    two, pieces = HardRuns(tmp_path / "two", **config), HardRuns(tmp_path / "pieces", **config)
+    two.on_two_ranks("steps=24")
+    np.testing.assert_allclose(losses_of_one, list(two.losses().values()), rtol=2e-4)
+    pieces.on_two_ranks("steps=10")
+    pieces.on_two_ranks("steps=24")
+    assert two.summary()["ranks"] == 2 and pieces.summary()["digest"] == two.summary()["digest"]
+    assert pieces.losses() == two.losses()
+    assert two.summary()[FIGURE[kind]] == pytest.approx(one[FIGURE[kind]], rel=1e-4)
 
 
 def test_micro_batches_of_a_queue_make_the_step_of_the_whole_batch(run, tmp_path):
