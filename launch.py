@@ -32,6 +32,7 @@ if strangers := [
 
 from configs import schema
 from datasets.shown import shown_lines
+from engine.jobs.chosen_sizes import lanes_of
 from engine.jobs.explained import explanation, print_error
 from engine.ranks.environment import check_environment, environment_number, number_or_zero
 from engine.results.streams import let_standard_streams_escape
@@ -91,9 +92,9 @@ def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
         raise ValueError(f"--dry-run and --fresh are for job=pretrain, not for job={config.job}; leave them out")
     if config.job != "pretrain" and ranks > 1:
         raise ValueError(f"job={config.job} runs in one process, and {ranks} were launched; start it with plain python")
-    if config.schedule.lanes % ranks:
+    if lanes_of(config) % ranks:
         raise ValueError(
-            f"{ranks} processes were launched, which do not divide schedule.lanes ({config.schedule.lanes}); "
+            f"{ranks} processes were launched, which do not divide schedule.lanes ({lanes_of(config)}); "
             "launch a number that does, or start a new run with other lanes"
         )
     if config.evaluate.tensorboard and importlib.util.find_spec("tensorboard") is None:

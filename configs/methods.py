@@ -66,7 +66,7 @@ class RowsSettings(MethodSettings):
     has_rows: ClassVar[bool] = True
     may_differ: ClassVar[tuple[str, ...]] = ("kernels", "sharding")
 
-    active: Positive | None = None  # K; null, or more than N: all N rows
+    active: Positive | None = None  # K; more than N: all N rows; null: all of up to 131,072, half a window of more
     init: Literal["random", "feature"] = "random"  # a row starts at random, or at the feature of its first view
     init_norm: AboveZero = 0.11  # length of a row when it starts
     norm_floor: NonNegative = 0.0  # (w, u) is rescaled to this length when an admitted row is shorter; 0: never
@@ -76,18 +76,8 @@ class RowsSettings(MethodSettings):
     kernels: Literal["auto", "compiled", "aten"] = "auto"
 
     def check(self, config: "Config") -> None:
-        """ValueError where the active rows do not fit the schedule."""
-        active, schedule = self.active, config.schedule
-        if active is not None and active < schedule.batch:
-            raise ValueError(
-                f"method.active ({active}) is below schedule.batch ({schedule.batch}); set it to at least the batch"
-            )
-        if active is not None and active % schedule.lanes:
-            raise ValueError(
-                f"schedule.lanes ({schedule.lanes}) does not divide method.active ({active}); "
-                f"set method.active to {active // schedule.lanes * schedule.lanes}"
-            )
-        if self.init == "feature" and schedule.micro_batches > 1:
+        """ValueError for rows that start at features where the batch is split."""
+        if self.init == "feature" and config.schedule.micro_batches > 1:
             raise ValueError(
                 "method.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1"
             )

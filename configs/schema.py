@@ -113,12 +113,20 @@ class Data(Section):
 
 
 class Schedule(Section):
+    """Null sizes are chosen once the images are counted (datasets/size_choice.py), and are numbers from then on."""
+
     batch: Positive = 256  # G, instances of an optimizer step over all ranks and micro-batches
     micro_batches: Positive = 1  # A, forward and backward passes that the batch is split into
-    window: Positive | None = None  # W, positions; null: the whole order, rounded up to whole stripes
-    stride: Positive | None = None  # S, positions by which the window slides; null: the window
-    block: Positive = 64  # C, positions of a block
-    lanes: Positive = 8  # L, the largest number of ranks
+    window: Positive | None = None  # W, positions; null: a whole pass of up to 131,072 images, 131,072 of more
+    stride: Positive | None = (
+        None  # S, positions by which the window slides; null: the window, or an eighth of one that is chosen
+    )
+    block: Positive | None = (
+        None  # C, positions of a block; null: 64, or 1,024 for more than 131,072 images, or what fits
+    )
+    lanes: Positive | None = (
+        None  # L, the largest number of ranks; null: 8, or the largest of 4, 2 and 1 that fits the batch
+    )
     reshuffle: bool = True  # permute whole stripes anew in each pass
 
 
@@ -253,15 +261,17 @@ class Config(Section):
         return block
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Config":
-        schedule = self.schedule
-        if schedule.batch % (schedule.lanes * schedule.micro_batches):
-            raise ValueError(
-                f"schedule.batch ({schedule.batch}) must be a multiple of lanes x micro_batches "
-                f"({schedule.lanes} x {schedule.micro_batches})"
-            )
+    def _method_takes_it(self) -> "Config":
         self.method.check(self)
         return self
+
+    def with_sizes(self, sizes: dict[str, int | None]) -> "Config":
+        """The same config with other sizes of the order and the rows: "window", "stride", "block", "lanes", "active"."""
+        of_schedule = {name: value for name, value in sizes.items() if name != "active"}
+        changes: dict[str, Any] = {"schedule": self.schedule.model_copy(update=of_schedule)}
+        if "active" in sizes and self.method.has_rows:
+            changes["method"] = self.method.model_copy(update={"active": sizes["active"]})
+        return self.model_copy(update=changes)
 
     @property
     def rows(self) -> RowsSettings:

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from datasets.keyed import keyed, shuffle
+from datasets.size_choice import require
 from datasets.size_rules import Sizes
 
 EMPTY = -1  # a place of the batch that no instance fills
@@ -147,7 +148,7 @@ class Schedule:
         # What has to hold for every pass has to hold for the shortest, that over the first segment alone.
         first = self.segments[0].size
         assert all(segment.size >= 1 for segment in self.appended), self.history
-        Sizes(first, self.window, self.stride, self.batch, self.block, self.lanes, self.reshuffle).require()
+        require(Sizes(first, self.window, self.stride, self.batch, self.block, self.lanes, self.reshuffle))
         stripe = self.block * self.lanes
         one_window_a_pass = self.window == self.stride == -(-first // stripe) * stripe
         if one_window_a_pass and self.appended:

@@ -92,7 +92,6 @@ def test_without_a_kind_or_a_section_it_is_pic(read):
         ("method.width=[]", "unknown key method.width; the nearest known one is method.widths"),
         ("method.active=64", "unknown key method.active; the nearest known one is"),  # of another kind
         ("method.kind=ranked method.temperature=1", "unknown key method.temperature; the nearest known one is"),
-        ("method.kind=ranked method.active=32", "method.active (32) is below schedule.batch (64)"),
         ("method.kind=pic method.widths=[]", "unknown key method.widths; the nearest known one is"),
     ],
 )

@@ -178,7 +178,6 @@ def test_a_section_that_is_none_is_refused_by_the_name_that_it_was_given(refusal
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("classifier.active=32", "method.active (32) is below schedule.batch"),
         ("classifier.active=no", "method.active is"),
         ("classifier.temperature=0", "method.temperature is 0"),
         ("classifier.actve=192", "unknown key method.actve; the nearest known one is method.active"),

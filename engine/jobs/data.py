@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from datasets.schedule import Schedule
 from datasets.shown import shown
 from datasets.source import Source
 from engine.disk.manifest_body import check_run_state
+from engine.jobs.chosen_sizes import sized, sized_as
 from engine.jobs.sizes import capacities, is_full
 from engine.ranks.lanes import Lanes
 from engine.results.output import CHECKPOINTS, INDEX, UNREADABLE
@@ -31,27 +32,34 @@ def images_directory(config: schema.Config) -> Path | None:
     return Path(os.path.expanduser(config.data.root)) if config.data.root else None
 
 
-def open_data(
-    config: schema.Config, last: "Kept | None", grows: bool = True
-) -> tuple[Source, GreyAugment | PhotoAugment, Schedule]:
+class Opened(NamedTuple):
+    """config: as it was given, with a number for each size that it left to be chosen."""
+
+    source: Source
+    augmentation: GreyAugment | PhotoAugment
+    schedule: Schedule
+    config: schema.Config
+
+
+def open_data(config: schema.Config, last: "Kept | None", grows: bool = True) -> Opened:
     """Source, augmentation and schedule, checked against each other and against the run that they go on with.
 
     last    the checkpoint of that run. Images that were appended since then join the order from the next pass on
     grows   False: they are left out
     """
-    data, wanted = config.data, config.schedule
     if last:
         check_run_state(last.body)
+        config = sized_as(config, last.body.state.config or {})
         schema.refuse_other_run(config, last.body.state.config or {})
     history = last.body.state.segments if last else None
     size = sum(segment[0] for segment in history) if history else None
     source = _known_source(config, last, size) if last and size else _source(config)
-    augmentation = make_augmentation(data.augment.model_dump(), data.image_size, source.channels)
-    if len(source) < wanted.batch:
-        raise ValueError(
-            f"{len(source)} images do not fill one batch; set schedule.batch (with lanes and window) to at most that"
-        )
+    augmentation = make_augmentation(config.data.augment.model_dump(), config.data.image_size, source.channels)
+    if not history:
+        config = sized(config, len(source))
     history, size = history or [[len(source), 0]], size or len(source)
+    wanted = config.schedule
+    assert wanted.block and wanted.lanes
     stripe = wanted.block * wanted.lanes
     window = wanted.window or -(-history[0][0] // stripe) * stripe  # a window does not grow with the images
     schedule = Schedule.from_history(
@@ -64,17 +72,11 @@ def open_data(
         lanes=wanted.lanes,
         reshuffle=wanted.reshuffle,
     )
-    active = config.rows.active if config.method.has_rows else None
-    if active is not None and window < active < size:
-        raise ValueError(
-            f"method.active ({active}) is above schedule.window ({window}): rows would be kept that no window visits; "
-            f"set method.active to at most {window}, or to null for all rows"
-        )
     added = len(source) - size
     if last and grows and added:
         schedule = _grown(config, schedule, added, last.step)
         print(f"{added:,} images were added; they are visited from the next pass on")
-    return source, augmentation, schedule
+    return Opened(source, augmentation, schedule, config)
 
 
 def _grown(config: schema.Config, schedule: Schedule, added: int, step: int) -> Schedule:

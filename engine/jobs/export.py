@@ -22,7 +22,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     names = [name for name in EXPORT if config.method.has_rows or name != "exports/rows.npy"]
     output = Output(Path(config.output), names, images_directory(config))
     kept, complaints = chosen_checkpoint(Path(config.output), None)
-    source, _, schedule = open_data(config, kept, grows=False)
+    source, _, schedule, config = open_data(config, kept, grows=False)
     output.make()
     for name in names:
         output.enter(name)

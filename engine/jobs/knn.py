@@ -23,7 +23,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     if config.evaluate.features != "backbone":
         raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
     output = Output(Path(config.output), KNN, images_directory(config))
-    source, augmentation, _ = open_data(config, None)
+    source, augmentation, _, config = open_data(config, None)
     network = parts.network_of(config)
     try:
         network.backbone.load_state_dict(load_file(path))

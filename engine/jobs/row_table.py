@@ -124,7 +124,7 @@ def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRo
     """The rows of a checkpoint, for reading. Raises ValueError where the run has none."""
     kept.row_sizes()  # raises where there are none
 
-    lanes = Lanes(config.schedule.lanes)
+    lanes = Lanes(schedule.lanes)
     disk = make_disk(config, schedule, kept.files, lanes, threaded=False)
     disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body.next_generation)
     cpu = torch.device("cpu")

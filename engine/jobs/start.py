@@ -20,6 +20,7 @@ from datasets.clean import first_readable
 from datasets.loader import StepDataset, batches
 from engine.disk.manifest import Kept
 from engine.jobs import memory_plan, parts, sizes
+from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import cached, open_data, open_probe
 from engine.jobs.run_directory import RunDirectory
 from engine.ranks.agreement import require_same
@@ -46,7 +47,7 @@ class Start:
 
     def __init__(self, config: schema.Config, ranks: Ranks, at_end: ExitStack) -> None:
         self.config, self.ranks, self.at_end = config, ranks, at_end
-        self.lanes = Lanes(config.schedule.lanes, ranks.rank, ranks.size)
+        self.lanes = Lanes(lanes_of(config), ranks.rank, ranks.size)
         self.stop = StopSignal()
 
     def train_or_plan(self, is_dry: bool, fresh: bool) -> int:
@@ -59,7 +60,7 @@ class Start:
         self.look_at_images()
         self.say_plan()
         if is_dry:
-            print(config.model_dump_json(indent=2))
+            print(self.config.model_dump_json(indent=2))
             note = "\n(device and host: of each process)" if ranks.size > 1 else ""
             print(memory_plan.text(self.planned) + note)
             return 0
@@ -80,8 +81,8 @@ class Start:
 
     def look_at_images(self) -> None:
         """Source, views and order; the network that is to see them; what the evaluation asks."""
-        config = self.config
-        self.source, self.augmentation, self.schedule = open_data(config, self.last)
+        self.source, self.augmentation, self.schedule, config = open_data(self.config, self.last)
+        self.choice, self.config, self.directory.config = choice_in_words(self.config, config), config, config
         require_same(self.ranks, "images", (len(self.source), self.source.fingerprint()))
         self.total = sizes.total_steps(config, self.schedule)
         sizes.check_shrink(config, self.schedule, self.total)
@@ -125,8 +126,9 @@ class Start:
             print(
                 f"method.active {config.rows.active:,} is above the number of images: all {schedule.size:,} rows are active"
             )
-        for note in self.source.notes:
-            print(note)
+        for note in [self.choice, *self.source.notes]:
+            if note:
+                print(note)
 
     def start_loading(self) -> None:
         """Workers are forked here, before DeepSpeed and the store start threads."""

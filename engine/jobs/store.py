@@ -40,7 +40,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             return store_jobs.inspect(kept, own.enter(*PICTURE))
         names = rows_of_step(kept.step, wanted.format)
         own = Output(output, names, images_directory(config))
-        _, _, schedule = open_data(config, kept, grows=False)
+        _, _, schedule, config = open_data(config, kept, grows=False)
         rows = rows_of(config, kept, schedule)
         own.make()
         for name in names:

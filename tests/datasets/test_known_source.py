@@ -51,7 +51,7 @@ class Run:
 
     def start(self, unreadable: tuple[int, ...] = (), **data: Any) -> Source:
         config = self.config(**data)
-        source, _, schedule = data_of_run.open_data(config, self.last)
+        source, _, schedule, config = data_of_run.open_data(config, self.last)
         source.save_index(self.index)
         self.last = SimpleNamespace(
             step=4,
@@ -192,7 +192,7 @@ def test_an_image_that_could_not_be_read_may_be_repaired(run: Run) -> None:
 def test_a_missing_index_of_another_source_is_nothing_to_tell(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY, "output": str(tmp_path / "run")}))
     loaded = schema.load(str(tmp_path / "config.json"), [])
-    source, _, schedule = data_of_run.open_data(loaded, None)
+    source, _, schedule, loaded = data_of_run.open_data(loaded, None)
     last: Any = SimpleNamespace(
         step=4,
         body=body_of(
