@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 
@@ -155,14 +156,31 @@ def test_a_wrong_config_is_refused_before_torch_is_imported():
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.json")), ids=lambda path: path.name)
-def test_every_config_that_ships_is_read_and_planned(path, capsys):
+def test_every_config_that_ships_is_read_and_planned(path, capsys, tmp_path):
     import launch
 
     source = json.loads(path.read_text())["data"]["source"]
     if source == "fashion_mnist" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
-    assert launch.main(["--config", str(path), "--dry-run"]) == 0
+    words = []
+    if source == "folder":
+        words = [f"data.root={tmp_path / 'images'}", f"output={tmp_path / 'run'}"]
+        for number in range(320):
+            image = tmp_path / "images" / "ab"[number % 2] / f"{number}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (number % 256, 0, 0)).save(image)
+    assert launch.main(["--config", str(path), "--dry-run", *words]) == 0
     assert "active rows" in capsys.readouterr().out
+
+
+def test_the_config_for_imagenet_has_the_published_sizes():
+    from configs import schema
+    from engine.jobs.chosen_sizes import sized
+
+    config = sized(schema.load(str(REPOSITORY / "configs" / "imagenet_resnet50.json"), []), 1_281_167)
+    schedule = config.schedule
+    assert (schedule.window, schedule.stride, config.rows.active) == (131_072, 16_384, 65_536)
+    assert schedule.batch // schedule.micro_batches == 64
 
 
 def test_every_key_of_the_schema_is_explained_in_the_docs():
