@@ -20,8 +20,6 @@ using pic::sampled_softmax::Problem;
 using pic::sampled_softmax::Products;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr double kLog2E = 1.4426950408889634074;
-
 Products products_of(std::string_view name) {
   if (name == "float32") return Products::kFloat32;
   if (name == "tf32") return Products::kTf32;
@@ -41,11 +39,11 @@ Tensor as(const Tensor& tensor, at::ScalarType dtype) { return tensor.to(dtype).
 // The problem, and the tensors that its pointers need alive until the kernels are queued: torch keeps freed memory to
 // the stream's order, so they may go after that.
 struct Checked {
-  Tensor features_BD, rows_KD, targets_B, row_mask_K, offset_K;
+  Tensor features_BD, rows_KD, targets_B, row_mask_K;
   Problem problem;
 
   Checked(const Tensor& features, const Tensor& rows, const Tensor& targets, double temperature,
-          const OptionalTensor& row_mask, const OptionalTensor& offset, std::string_view products)
+          const OptionalTensor& row_mask, std::string_view products)
       : rows_KD(rows) {
     TORCH_CHECK_VALUE(rows.is_cuda() && rows.dim() == 2 && rows.scalar_type() == at::kFloat && rows.is_contiguous(),
                       "rows_KD has to be a contiguous float32 matrix on a CUDA device");
@@ -67,15 +65,10 @@ struct Checked {
       expect("row_mask_K", *row_mask, {count}, rows);
       row_mask_K = row_mask->contiguous();
     }
-    if (offset) {
-      expect("offset_K", *offset, {count}, rows);
-      offset_K = as(offset->to(at::kDouble).mul(kLog2E), at::kFloat);
-    }
     problem = {features_BD.const_data_ptr<float>(),
                rows_KD.const_data_ptr<float>(),
                targets_B.const_data_ptr<std::int64_t>(),
                row_mask ? row_mask_K.const_data_ptr<bool>() : nullptr,
-               offset ? offset_K.const_data_ptr<float>() : nullptr,
                samples,
                count,
                static_cast<int>(rows.size(1)),
@@ -114,11 +107,10 @@ void check(cudaError_t error, const char* what) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& features_BD, const Tensor& rows_KD,
                                                            const Tensor& targets_B, double temperature,
-                                                           const OptionalTensor& row_mask_K,
-                                                           const OptionalTensor& offset_K, bool with_negatives,
+                                                           const OptionalTensor& row_mask_K, bool with_negatives,
                                                            std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
-  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products);
+  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
   const Problem& problem = checked.problem;
   const auto doubles = rows_KD.options().dtype(at::kDouble);
   const Tensor max_B = at::empty({problem.samples}, doubles), sumexp_B = at::empty({problem.samples}, doubles);
@@ -139,10 +131,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& feature
 
 Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                      const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                     const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B,
+                     const OptionalTensor& rows_need_grad_B,
                      std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
-  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products);
+  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
   const CheckedObjective sum(lse_B, weight_B, rows_need_grad_B, checked);
   const Tensor drows_KD = at::empty(rows_KD.sizes(), rows_KD.options());
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
@@ -154,10 +146,10 @@ Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Ten
 
 void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD, const Tensor& targets_B,
                   const Tensor& lse_B, const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                  const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B, double eta, double momentum,
+                  const OptionalTensor& rows_need_grad_B, double eta, double momentum,
                   double weight_decay, bool nesterov, std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
-  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products);
+  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
   const CheckedObjective sum(lse_B, weight_B, rows_need_grad_B, checked);
   expect("momentum_KD", momentum_KD, rows_KD.sizes(), rows_KD);
   TORCH_CHECK_VALUE(momentum_KD.scalar_type() == at::kFloat && momentum_KD.is_contiguous(),
@@ -174,15 +166,15 @@ void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD,
 TORCH_LIBRARY(pic_sampled_softmax_cuda, m) {
   m.def(
       "forward(Tensor features_BD, Tensor rows_KD, Tensor targets_B, float temperature, Tensor? row_mask_K, "
-      "Tensor? offset_K, bool with_negatives, str products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "bool with_negatives, str products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       &forward);
   m.def(
       "rows_gradient(Tensor features_BD, Tensor rows_KD, Tensor targets_B, Tensor lse_B, Tensor weight_B, "
-      "float temperature, Tensor? row_mask_K, Tensor? offset_K, Tensor? rows_need_grad_B, str products) -> Tensor",
+      "float temperature, Tensor? row_mask_K, Tensor? rows_need_grad_B, str products) -> Tensor",
       &rows_gradient);
   m.def(
       "rows_update_(Tensor features_BD, Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor targets_B, Tensor lse_B, "
-      "Tensor weight_B, float temperature, Tensor? row_mask_K, Tensor? offset_K, Tensor? rows_need_grad_B, float eta, "
+      "Tensor weight_B, float temperature, Tensor? row_mask_K, Tensor? rows_need_grad_B, float eta, "
       "float momentum, float weight_decay, bool nesterov, str products) -> ()",
       &rows_update_);
 }
