@@ -172,9 +172,7 @@ class _Tiles:
     ) -> None:
         samples, features = features_BD.shape
         self.unit_features_BD = torch.empty_like(features_BD, memory_format=torch.contiguous_format)
-        self.features_length_B1 = normalise(
-            features_BD, None, self.unit_features_BD, torch.empty_like(self.unit_features_BD)
-        )
+        normalise(features_BD, None, self.unit_features_BD, torch.empty_like(self.unit_features_BD))
         self._rows_KD = rows_KD
         self._row_mask_K = row_mask_K
         self._alpha = _LOG2_E / temperature

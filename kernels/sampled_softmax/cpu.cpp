@@ -470,18 +470,9 @@ void rows_update_(const Tensor& features_BD, const Tensor& rows_KD, const Tensor
 }  // namespace
 }  // namespace pic
 
+// The schemas are the functions' signatures.
 TORCH_LIBRARY(pic_sampled_softmax_cpu, library) {
-  library.def(
-      "forward(Tensor features_BD, Tensor rows_KD, Tensor targets_B, float temperature, Tensor? row_mask_K, "
-      "bool with_negatives) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-      pic::forward);
-  library.def(
-      "rows_gradient(Tensor features_BD, Tensor rows_KD, Tensor targets_B, Tensor lse_B, Tensor weight_B, "
-      "float temperature, Tensor? row_mask_K, Tensor? rows_need_grad_B) -> Tensor",
-      pic::rows_gradient);
-  library.def(
-      "rows_update_(Tensor features_BD, Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor targets_B, Tensor lse_B, "
-      "Tensor weight_B, float temperature, Tensor? row_mask_K, Tensor? rows_need_grad_B, float eta, "
-      "float momentum, float weight_decay, bool nesterov) -> ()",
-      pic::rows_update_);
+  library.def("forward", pic::forward);
+  library.def("rows_gradient", pic::rows_gradient);
+  library.def("rows_update_", pic::rows_update_);
 }

@@ -1,5 +1,5 @@
-// torch.ops.pic_sampled_softmax_cuda: checks the arguments, makes outputs and workspaces, and queues cuda.cu's kernels
-// on the current stream of the rows' device. Nothing waits for the device, so targets are not looked at here.
+// torch.ops.pic_sampled_softmax_cuda: makes outputs and workspaces, and queues cuda.cu's kernels on the current stream of the
+// rows' device. Shapes, dtypes and devices are checked by the caller in Python; what these kernels alone ask of rows, here.
 #include "cuda.h"
 
 #include <ATen/core/Tensor.h>
@@ -24,14 +24,7 @@ Products products_of(std::string_view name) {
   if (name == "float32") return Products::kFloat32;
   if (name == "tf32") return Products::kTf32;
   if (name == "bfloat16") return Products::kBfloat16;
-  TORCH_CHECK_VALUE(name == "float16", "products is '", name, "', expected float32, tf32, bfloat16 or float16");
   return Products::kFloat16;
-}
-
-void expect(const char* name, const Tensor& tensor, at::IntArrayRef shape, const Tensor& rows_KD) {
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", expected ", shape);
-  TORCH_CHECK_VALUE(tensor.device() == rows_KD.device(), name, " is on ", tensor.device(), ", rows_KD on ",
-                    rows_KD.device());
 }
 
 Tensor as(const Tensor& tensor, at::ScalarType dtype) { return tensor.to(dtype).contiguous(); }
@@ -51,47 +44,29 @@ struct Checked {
                       " features: the CUDA kernels are made for 64, 128 and 256");
     TORCH_CHECK_VALUE(reinterpret_cast<std::uintptr_t>(rows.const_data_ptr()) % 16 == 0,
                       "rows_KD starts at an address that 16 does not divide: clone it");
-    TORCH_CHECK_VALUE(features.dim() == 2 && features.scalar_type() == at::kFloat,
-                      "features_BD has to be a float32 matrix");
-    TORCH_CHECK_VALUE(targets.scalar_type() == at::kLong, "targets_B has to be int64");
-    TORCH_CHECK_VALUE(temperature > 0, "temperature is ", temperature, ", expected a number above 0");
-    const auto samples = features.size(0), count = rows.size(0);
-    expect("features_BD", features, {samples, rows.size(1)}, rows);
-    expect("targets_B", targets, {samples}, rows);
     features_BD = features.contiguous();
     targets_B = targets.contiguous();
-    if (row_mask) {
-      TORCH_CHECK_VALUE(row_mask->scalar_type() == at::kBool, "row_mask_K has to be bool");
-      expect("row_mask_K", *row_mask, {count}, rows);
-      row_mask_K = row_mask->contiguous();
-    }
+    if (row_mask) row_mask_K = row_mask->contiguous();
     problem = {features_BD.const_data_ptr<float>(),
                rows_KD.const_data_ptr<float>(),
                targets_B.const_data_ptr<std::int64_t>(),
                row_mask ? row_mask_K.const_data_ptr<bool>() : nullptr,
-               samples,
-               count,
+               features.size(0),
+               rows.size(0),
                static_cast<int>(rows.size(1)),
                temperature,
                products_of(products)};
   }
 };
 
-struct CheckedObjective {
+struct HeldObjective {
   Tensor lse_B, weight_B, rows_need_grad_B;
   Objective objective;
 
-  CheckedObjective(const Tensor& lse, const Tensor& weight, const OptionalTensor& need, const Checked& checked) {
-    const std::int64_t samples = checked.problem.samples;
-    expect("lse_B", lse, {samples}, checked.rows_KD);
-    expect("weight_B", weight, {samples}, checked.rows_KD);
+  HeldObjective(const Tensor& lse, const Tensor& weight, const OptionalTensor& need) {
     lse_B = as(lse, at::kDouble);
     weight_B = as(weight, at::kDouble);
-    if (need) {
-      TORCH_CHECK_VALUE(need->scalar_type() == at::kBool, "rows_need_grad_B has to be bool");
-      expect("rows_need_grad_B", *need, {samples}, checked.rows_KD);
-      rows_need_grad_B = need->contiguous();
-    }
+    if (need) rows_need_grad_B = need->contiguous();
     objective = {lse_B.const_data_ptr<double>(), weight_B.const_data_ptr<double>(),
                  need ? rows_need_grad_B.const_data_ptr<bool>() : nullptr};
   }
@@ -135,7 +110,7 @@ Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Ten
                      std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
   const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
-  const CheckedObjective sum(lse_B, weight_B, rows_need_grad_B, checked);
+  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B);
   const Tensor drows_KD = at::empty(rows_KD.sizes(), rows_KD.options());
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
   check(pic::sampled_softmax::rows_gradient(checked.problem, sum.objective, drows_KD.mutable_data_ptr<float>(),
@@ -150,10 +125,7 @@ void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD,
                   double weight_decay, bool nesterov, std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
   const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
-  const CheckedObjective sum(lse_B, weight_B, rows_need_grad_B, checked);
-  expect("momentum_KD", momentum_KD, rows_KD.sizes(), rows_KD);
-  TORCH_CHECK_VALUE(momentum_KD.scalar_type() == at::kFloat && momentum_KD.is_contiguous(),
-                    "momentum_KD has to be contiguous and float32");
+  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B);
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
   const pic::SgdStep<float> step{static_cast<float>(eta), static_cast<float>(momentum),
                                  static_cast<float>(weight_decay), nesterov};
@@ -163,20 +135,11 @@ void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD,
         "rows_update_");
 }
 
+// The schemas are the functions' signatures.
 TORCH_LIBRARY(pic_sampled_softmax_cuda, m) {
-  m.def(
-      "forward(Tensor features_BD, Tensor rows_KD, Tensor targets_B, float temperature, Tensor? row_mask_K, "
-      "bool with_negatives, str products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-      &forward);
-  m.def(
-      "rows_gradient(Tensor features_BD, Tensor rows_KD, Tensor targets_B, Tensor lse_B, Tensor weight_B, "
-      "float temperature, Tensor? row_mask_K, Tensor? rows_need_grad_B, str products) -> Tensor",
-      &rows_gradient);
-  m.def(
-      "rows_update_(Tensor features_BD, Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor targets_B, Tensor lse_B, "
-      "Tensor weight_B, float temperature, Tensor? row_mask_K, Tensor? rows_need_grad_B, float eta, "
-      "float momentum, float weight_decay, bool nesterov, str products) -> ()",
-      &rows_update_);
+  m.def("forward", &forward);
+  m.def("rows_gradient", &rows_gradient);
+  m.def("rows_update_", &rows_update_);
 }
 
 }  // namespace

@@ -67,8 +67,7 @@ def _(
     temperature: float,
     row_mask_K: Tensor | None,
     with_negatives: bool,
-    backend: str,
-    products: str,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_B, sumexp_B, positive_B = (targets_B.new_empty(targets_B.shape, dtype=torch.float64) for _ in range(3))
     negatives_BD = max_B.new_empty(features_BD.shape[0] if with_negatives else 0, rows_KD.shape[1])
