@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 CODE := launch.py configs datasets engine kernels tests
 
+# What pyproject.toml and its $$extras name. From a copy, because pip leaves build/ and *.egg-info where it builds.
+pip_install = copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp pyproject.toml "$$copy" && \
+	$(BIN)/pip install --quiet --constraint constraints.txt "$$copy[$$extras]"
+
 .PHONY: install demo test check bench gpu kernels coverage clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt ".[$(EXTRA),dev,tensorboard]"
+	extras=$(EXTRA),dev,tensorboard; $(pip_install)
 	touch $@
 
 demo: install
@@ -33,7 +37,7 @@ check: install
 
 # Two other stores come along for comparison; nothing else needs them.
 bench: install
-	$(BIN)/pip install --quiet --constraint constraints.txt ".[bench]"
+	extras=bench; $(pip_install)
 	$(BIN)/python -m kernels.sampled_softmax.bench
 	$(BIN)/python -m kernels.row_update.bench
 	$(BIN)/python -m kernels.catch_up.bench
@@ -52,4 +56,4 @@ kernels: install
 	$(BIN)/python -m kernels.compiled
 
 clean:
-	rm -rf $(VENV) build kernels/built *.egg-info
+	rm -rf $(VENV) kernels/built

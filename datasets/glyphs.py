@@ -31,11 +31,14 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import fontTools
 import numpy as np
+import PIL
 from fontTools.ttLib import TTCollection, TTFont, TTLibError
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from datasets.batch import ImagesUnavailable
+from datasets.kept import kept
 from datasets.regular_file import NotRegular, content_of
 from datasets.shown import shown
 
@@ -140,20 +143,37 @@ def characters(face: Face, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     Returns (code points int32 [n], ascending; outlines int64 [n]). Two characters of one file, be it in two faces of a
     collection, have equal outlines exactly if they are drawn by the same glyph of the same outline table.
     """
-    with _damage_refused(face.path), _opened(face.path) as file:
-        font = TTFont(file, fontNumber=face.index, lazy=True)
-        cmap = font.getBestCmap() if "cmap" in font else None
-        tables = [font.reader.tables[tag].offset for tag in ("glyf", "CFF ", "CFF2") if tag in font.reader.tables]
-        if not cmap or not tables:
-            return np.empty(0, np.int32), np.empty(0, np.int64)
-        mapped = sorted(code for code in cmap if unicodedata.category(chr(code)) not in _WITHOUT_INK)
-        glyphs = np.array([font.getGlyphID(cmap[code]) for code in mapped], np.int64)
-        notdef = render(face, _UNMAPPED, image_size)
-        images = (render(face, code, image_size) for code in mapped)
-        drawn = np.array([image.any() and not np.array_equal(image, notdef) for image in images], bool)
-    codes = np.array(mapped, np.int32)
+    with _damage_refused(face.path):
+        content = _opened(face.path).getvalue()
+        # All that the answer depends on. It takes a picture of each character, so it is kept for the next start.
+        versions = (
+            "characters 1",
+            PIL.__version__,
+            features.version("freetype2"),
+            fontTools.version,
+            unicodedata.unidata_version,
+        )
+        key = hashlib.sha256(f"{versions} {face.index} {image_size}\n".encode() + content).hexdigest()
+        found = kept(key, lambda: np.stack(_find_characters(content, face.index, image_size)).astype("<i8").tobytes())
+    codes, outlines = np.frombuffer(found, "<i8").reshape(2, -1)
+    return codes.astype(np.int32), outlines.astype(np.int64)
+
+
+def _find_characters(content: bytes, index: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`characters` of a face of a font file's content, both int64."""
+    font = TTFont(io.BytesIO(content), fontNumber=index, lazy=True)
+    cmap = font.getBestCmap() if "cmap" in font else None
+    tables = [font.reader.tables[tag].offset for tag in ("glyf", "CFF ", "CFF2") if tag in font.reader.tables]
+    if not cmap or not tables:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    mapped = sorted(code for code in cmap if unicodedata.category(chr(code)) not in _WITHOUT_INK)
+    glyphs = np.array([font.getGlyphID(cmap[code]) for code in mapped], np.int64)
+    drawing = _drawing_font(content, index, image_size)
+    notdef = _draw(drawing, _UNMAPPED, image_size)
+    images = (_draw(drawing, code, image_size) for code in mapped)
+    drawn = np.array([image.any() and not np.array_equal(image, notdef) for image in images], bool)
     # Glyph numbers have 16 bits.
-    return codes[drawn], (tables[0] << 16) + glyphs[drawn]
+    return np.array(mapped, np.int64)[drawn], (tables[0] << 16) + glyphs[drawn]
 
 
 @lru_cache(maxsize=4)
@@ -164,14 +184,20 @@ def _font_file(path: Path) -> bytes:
 
 @lru_cache(maxsize=256)
 def _font(path: Path, index: int, size_pixels: int) -> ImageFont.FreeTypeFont:
+    return _drawing_font(_font_file(path), index, size_pixels)
+
+
+def _drawing_font(content: bytes, index: int, size_pixels: int) -> ImageFont.FreeTypeFont:
     # From memory: FreeType would wait at a FIFO, does not say why it fails, and shares an open file with forked children.
-    file = io.BytesIO(_font_file(path))
-    return ImageFont.truetype(file, size_pixels, index=index, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(io.BytesIO(content), size_pixels, index=index, layout_engine=ImageFont.Layout.BASIC)
 
 
 def render(face: Face, codepoint: int, image_size: int) -> np.ndarray:
     """One character, uint8 [image_size, image_size]; all zero where it has no ink."""
-    font = _font(face.path, face.index, image_size)
+    return _draw(_font(face.path, face.index, image_size), codepoint, image_size)
+
+
+def _draw(font: ImageFont.FreeTypeFont, codepoint: int, image_size: int) -> np.ndarray:
     character = chr(codepoint)
     # This box covers the advance too: where the ink lies in it is seen only when it has been drawn.
     left, top, right, bottom = font.getbbox(character)

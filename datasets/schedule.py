@@ -48,7 +48,7 @@ _INSTANCE_ORDER, _STRIPE_ORDER, _WINDOW_ORDER = 1, 2, 3
 
 @dataclass(frozen=True)
 class Feistel:
-    """A keyed bijection of range(size): position -> instance and back, for sizes up to 2**62, without a table.
+    """A keyed bijection of range(size): position -> instance, for sizes up to 2**62, without a table.
 
     A number x < side**2 is a pair (x // side, x % side) with side = ceil(sqrt(size)). One round maps (left, right) to
     (right, (left + hash(right)) mod side); results that fall past `size` are sent through again (cycle walking; the
@@ -67,33 +67,19 @@ class Feistel:
 
     def forward(self, x_B: np.ndarray) -> np.ndarray:
         """int64 [B] in range(size) -> int64 [B] in range(size)."""
-        return self._walk(x_B, self._rounds_forward)
-
-    def inverse(self, y_B: np.ndarray) -> np.ndarray:
-        """The argument whose `forward` is y_B."""
-        return self._walk(y_B, self._rounds_inverse)
-
-    def _walk(self, x_B: np.ndarray, rounds) -> np.ndarray:  # type: ignore[no-untyped-def]
-        y_B = rounds(np.asarray(x_B, dtype=np.int64))
+        y_B = self._rounds(np.asarray(x_B, dtype=np.int64))
         while (outside_B := y_B >= self.size).any():
-            y_B[outside_B] = rounds(y_B[outside_B])
+            y_B[outside_B] = self._rounds(y_B[outside_B])
         return y_B
 
     def _round_function(self, number: int, half_B: np.ndarray) -> np.ndarray:
         return (keyed(self.key, number, half_B) % np.uint64(self._side)).astype(np.int64)
 
-    def _rounds_forward(self, x_B: np.ndarray) -> np.ndarray:
+    def _rounds(self, x_B: np.ndarray) -> np.ndarray:
         side = self._side
         left_B, right_B = x_B // side, x_B % side
         for number in range(_ROUNDS):
             left_B, right_B = right_B, (left_B + self._round_function(number, right_B)) % side
-        return left_B * side + right_B
-
-    def _rounds_inverse(self, y_B: np.ndarray) -> np.ndarray:
-        side = self._side
-        left_B, right_B = y_B // side, y_B % side
-        for number in reversed(range(_ROUNDS)):
-            left_B, right_B = (right_B - self._round_function(number, left_B)) % side, left_B
         return left_B * side + right_B
 
 
@@ -240,16 +226,6 @@ class Schedule:
             here_B = segment_B == number
             ids_B[here_B] = first_id + self._order(number).forward(positions_B[here_B] - first_position)
         return ids_B
-
-    def positions_of(self, ids_B: np.ndarray) -> np.ndarray:
-        """Instances -> positions, int64 [B]: the inverse of `instances`."""
-        ids_B = np.asarray(ids_B, dtype=np.int64)
-        positions_B = np.empty_like(ids_B)
-        segment_B = np.searchsorted(self._eras.first_ids_E, ids_B, side="right") - 1
-        for number, first_id, first_position in self._starts_of(segment_B):
-            here_B = segment_B == number
-            positions_B[here_B] = first_position + self._order(number).inverse(ids_B[here_B] - first_id)
-        return positions_B
 
     def window_of(self, step: int) -> int:
         return step // self.steps_per_window

@@ -1,6 +1,7 @@
 """What tests share: a tiny run on digits, and the launch of it in this process."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     runner = Runner(tmp_path_factory.mktemp("finished"))
     assert runner() == 0
     return runner
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_glyphs_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fonts that tests make are no matter for the user's cache."""
+    os.environ["PIC_GLYPHS_CACHE"] = str(tmp_path_factory.mktemp("glyphs"))
 
 
 @pytest.fixture(autouse=True)

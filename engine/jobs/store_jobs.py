@@ -168,7 +168,7 @@ def export(
     """Write rows-<step>.npy or .zarr, and rows-<step>.json beside it, into `directory`.
 
     rows        of the checkpoint of `step`     size   N     instances   the schedule's map from positions to instances
-    format      "npy" or "zarr": float32 [N, D] caught up, as exports.export_rows has it
+    format      "npy" or "zarr": float32 [N, D] caught up
     A file has its final name only when it is whole; one that had it before is replaced then, and not before.
 
     Raises ValueError where something there is a link or nobody's export, OSError where the disk has no room: before any row is read.

@@ -79,15 +79,6 @@ def write_rows(
     return rows
 
 
-def export_rows(
-    path: Path, reader: RowReader, size: int, instances: Callable[[np.ndarray], np.ndarray]
-) -> tuple[int, int]:
-    """Write rows.npy alone; returns its shape. size: N. instances: the schedule's map from positions to instances."""
-    with Together(path.parent, [path.name]) as new:
-        write_rows(new, path.name, reader, size, instances)
-    return size, reader.rows.host.weight.shape[1]
-
-
 def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: str) -> None:
     """Write the backbone under torchvision's names; the model's name is in the file's metadata."""
     write_file(path, _backbone_bytes(backbone, model_name))
@@ -96,16 +87,6 @@ def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: s
 def manifest_bytes(content: dict[str, Any]) -> bytes:
     """What says of an export what it is."""
     return (json.dumps({"order": "row i belongs to instance i", **content}, indent=2) + "\n").encode()
-
-
-def remove_exports(directory: Path) -> list[str]:
-    """Remove what exports have written into `directory`, and it where nothing else is in it; returns the paths of what stays.
-
-    Nothing behind a link, and no link, is touched.
-    """
-    if not os.path.lexists(directory):
-        return []
-    return [directory.name] if directory.is_symlink() else _remove(directory, "")
 
 
 def remove_zarr(path: Path) -> None:

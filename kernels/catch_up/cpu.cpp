@@ -95,9 +95,7 @@ void catch_up(
 
 }  // namespace
 
+// The schemas are the functions' signatures.
 TORCH_LIBRARY(pic_catch_up_cpu, m) {
-  m.def(
-      "catch_up_(Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor slots_M, Tensor source_rows_PD, "
-      "Tensor source_momentum_PD, Tensor indices_M, Tensor products_M22) -> ()",
-      &catch_up);
+  m.def("catch_up_", &catch_up);
 }

@@ -12,6 +12,7 @@ float64, and arrays that are not contiguous.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,18 +57,18 @@ def row_update_(
         rows_KD,
         momentum_KD,
         drows_KD,
-        eta=eta,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
+        eta,
+        momentum,
+        weight_decay,
+        nesterov,
         backend=name,
     )
 
 
 def _compiled(device: str) -> Callable[..., None]:
-    def row_update_(*tensors: Tensor, **numbers: float) -> None:
+    def row_update_(*arguments: Tensor | float) -> None:
         load("row_update", device)
-        getattr(torch.ops, f"pic_row_update_{device}").row_update_(*tensors, **numbers)
+        getattr(torch.ops, f"pic_row_update_{device}").row_update_(*arguments)
 
     return row_update_
 
@@ -84,30 +85,18 @@ def _row_update_(
     rows_KD: Tensor,
     momentum_KD: Tensor,
     drows_KD: Tensor,
-    *,
     eta: float,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
+    *,
     backend: str,
 ) -> None:
-    _IMPLEMENTATIONS[backend](
-        rows_KD, momentum_KD, drows_KD, eta=eta, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
-    )
+    _IMPLEMENTATIONS[backend](rows_KD, momentum_KD, drows_KD, eta, momentum, weight_decay, nesterov)
 
 
 @_row_update_.register_fake
-def _(
-    rows_KD: Tensor,
-    momentum_KD: Tensor,
-    drows_KD: Tensor,
-    *,
-    eta: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    backend: str,
-) -> None:
+def _(*arguments: Any, **named: Any) -> None:
     return None
 
 

@@ -19,7 +19,6 @@ def row_update_(
     rows_KD: Tensor,
     momentum_KD: Tensor,
     drows_KD: Tensor,
-    *,
     eta: float,
     momentum: float,
     weight_decay: float,

@@ -52,9 +52,7 @@ void row_update(
 
 }  // namespace
 
+// The schemas are the functions' signatures.
 TORCH_LIBRARY(pic_row_update_cpu, m) {
-  m.def(
-      "row_update_(Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor drows_KD, *, float eta, float momentum, "
-      "float weight_decay, bool nesterov) -> ()",
-      &row_update);
+  m.def("row_update_", &row_update);
 }

@@ -1,25 +1,21 @@
 """Cosine softmax cross entropy over K sampled rows, without ever holding B x K logits.
 
-    loss_b = logsumexp_k(logit_bk) - logit_b,target(b),    logit_bk = cos(feature_b, row_k) / temperature + offset_k
+    loss_b = logsumexp_k(logit_bk) - logit_b,target(b),    logit_bk = cos(feature_b, row_k) / temperature
 
 The sum runs over the rows that `row_mask_K` lets take part. Features and rows come as they are: both normalisations and
 their gradients belong to the op, because rows become short over a long training (and squares of short rows underflow).
 
-`sampled_softmax` is the whole, for one process. Ranks that hold a part of the rows each use its halves:
+`sampled_softmax` is the whole, for one process. Its parts are for ranks that hold a part of the rows each, and for training, which
+wants the features' gradient first and the rows' last and pays for each product once (two forward, two for the rows):
 
     softmax_forward            (max, sumexp, positive) over the rows held here; ranks combine the first two and sum the third
-    softmax_backward           the gradients of sum_b weight_b loss_b, given the combined log-sum-exp: those of rows are whole,
-                               those of features are to be summed over ranks
-
-Training wants the features' gradient first and the rows' last, and pays for each product once (two here, two there):
-
-    softmax_forward_negatives  the forward half, and what the features' gradient needs of the rows
-    features_gradient          the features' gradient from that: no work over K
-    softmax_rows_gradient      the rows' gradient; or
+    softmax_forward_negatives  the same, and what the features' gradient needs of the rows
+    features_gradient          the features' gradient from that: no work over K; to be summed over ranks
+    softmax_rows_gradient      the rows' gradient, complete for the rows held here; or
     softmax_rows_update_       one step of SGD for every row, in place: the rows' gradient [K, D] is never written
 
 Costs: four matrix products of 2 B K D operations instead of three, for logits are computed twice. Who computes: `backend`.
-Left out: gradients of temperature, offsets and gradients; targets that are probabilities; half-precision rows.
+Left out: gradients of temperature and of gradients; targets that are probabilities; half-precision rows.
 """
 
 import math
@@ -39,7 +35,6 @@ __all__ = [
     "combine",
     "features_gradient",
     "sampled_softmax",
-    "softmax_backward",
     "softmax_forward",
     "softmax_forward_negatives",
     "softmax_rows_gradient",
@@ -74,14 +69,13 @@ def sampled_softmax(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
 ) -> Tensor:
     """Cross entropy of each feature against its own row, differentiable (once) in features and rows.
 
-    Equals `F.cross_entropy(F.normalize(features) @ F.normalize(rows).T / temperature + offset, targets,
+    Equals `F.cross_entropy(F.normalize(features) @ F.normalize(rows).T / temperature, targets,
     reduction="none", ignore_index=-1)` with the logits of masked rows at -inf.
 
     features_BD       float32 or float64 as the rows, or bfloat16/float16, which are first converted to the rows' dtype
@@ -90,7 +84,6 @@ def sampled_softmax(
     temperature       > 0
     row_mask_K        bool, True = the row takes part; what a row that does not holds is never looked at.
                       The loss of a sample whose own row is left out is inf (NaN where every row is)
-    offset_K          floating, added to the logits (a logQ correction, say); finite, gets no gradient
     rows_need_grad_B  bool, False = this sample's loss sends no gradient into rows; its own feature's is unaffected
     backend           "aten", "cpu" or "cuda"; None: what the function `backend` chooses
     products          what the numbers of the matrix products are rounded to; sums are float32. Only "cuda" knows others
@@ -109,13 +102,12 @@ def sampled_softmax(
         targets_B,
         temperature,
         row_mask_K=row_mask_K,
-        offset_K=offset_K,
         rows_need_grad_B=rows_need_grad_B,
     )
     chosen = _named(backend, rows_KD, products)
     loss_B: Tensor
     loss_B, *_ = ops.sampled_softmax(
-        features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, rows_need_grad_B, chosen, products
+        features_BD, rows_KD, targets_B, temperature, row_mask_K, rows_need_grad_B, chosen, products
     )
     return loss_B
 
@@ -145,7 +137,6 @@ def softmax_forward(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,14 +145,13 @@ def softmax_forward(
     Arguments and errors as for `sampled_softmax`. Takes no part in autograd.
     """
     features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K, offset_K=offset_K)
+    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K)
     max_B, sumexp_B, positive_B, *_ = ops.softmax_forward(
         features_BD,
         rows_KD,
         targets_B,
         temperature,
         row_mask_K,
-        offset_K,
         False,
         _named(backend, rows_KD, products),
         products,
@@ -177,7 +167,6 @@ def softmax_forward_negatives(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
 ) -> Forward:
@@ -186,10 +175,10 @@ def softmax_forward_negatives(
     Arguments and errors as for `sampled_softmax`. Takes no part in autograd.
     """
     features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K, offset_K=offset_K)
+    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K)
     chosen = _named(backend, rows_KD, products)
     return Forward(
-        *ops.softmax_forward(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, True, chosen, products)
+        *ops.softmax_forward(features_BD, rows_KD, targets_B, temperature, row_mask_K, True, chosen, products)
     )
 
 
@@ -234,7 +223,6 @@ def softmax_rows_gradient(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
@@ -252,7 +240,6 @@ def softmax_rows_gradient(
         lse_B=lse_B,
         weight_B=weight_B,
         row_mask_K=row_mask_K,
-        offset_K=offset_K,
         rows_need_grad_B=rows_need_grad_B,
     )
     chosen = _named(backend, rows_KD, products)
@@ -264,7 +251,6 @@ def softmax_rows_gradient(
         weight_B,
         temperature,
         row_mask_K,
-        offset_K,
         rows_need_grad_B,
         chosen,
         products,
@@ -287,7 +273,6 @@ def softmax_rows_update_(
     weight_decay: float,
     nesterov: bool,
     row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
@@ -308,7 +293,6 @@ def softmax_rows_update_(
         lse_B=lse_B,
         weight_B=weight_B,
         row_mask_K=row_mask_K,
-        offset_K=offset_K,
         rows_need_grad_B=rows_need_grad_B,
     )
     _expect("momentum_KD", momentum_KD, rows_KD.shape, rows_KD.device, (rows_KD.dtype,))
@@ -326,7 +310,6 @@ def softmax_rows_update_(
         weight_B,
         temperature,
         row_mask_K,
-        offset_K,
         rows_need_grad_B,
         eta,
         momentum,
@@ -335,56 +318,6 @@ def softmax_rows_update_(
         _named(backend, rows_KD, products),
         products,
     )
-
-
-def softmax_backward(
-    features_BD: Tensor,
-    rows_KD: Tensor,
-    targets_B: Tensor,
-    lse_B: Tensor,
-    weight_B: Tensor,
-    *,
-    temperature: float,
-    row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
-    rows_need_grad_B: Tensor | None = None,
-    backend: str | None = None,
-    products: str = "float32",
-) -> tuple[Tensor, Tensor]:
-    """The backward half: gradients of sum_b weight_b (lse_b - positive_b), as far as the rows held here make them.
-
-    Returns (dfeatures_BD, drows_KD) in the rows' dtype: drows is complete, dfeatures is to be summed over ranks. The
-    positive's part comes from the rank that has the target. Four products, since it starts from nothing but the log-sum-exp;
-    with `softmax_forward_negatives` in the place of `softmax_forward` two of them are already done.
-    lse_B and weight_B as for `features_gradient`, the others as for `sampled_softmax`. Takes no part in autograd.
-    """
-    drows_KD = softmax_rows_gradient(
-        features_BD,
-        rows_KD,
-        targets_B,
-        lse_B,
-        weight_B,
-        temperature=temperature,
-        row_mask_K=row_mask_K,
-        offset_K=offset_K,
-        rows_need_grad_B=rows_need_grad_B,
-        backend=backend,
-        products=products,
-    )
-    forward = softmax_forward_negatives(
-        features_BD,
-        rows_KD,
-        targets_B,
-        temperature=temperature,
-        row_mask_K=row_mask_K,
-        offset_K=offset_K,
-        backend=backend,
-        products=products,
-    )
-    dfeatures_BD = features_gradient(
-        forward, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature=temperature, row_mask_K=row_mask_K
-    )
-    return dfeatures_BD, drows_KD
 
 
 def _named(name: str | None, rows_KD: Tensor, products: str) -> str:
@@ -426,7 +359,6 @@ def _check(
     temperature: float,
     *,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     lse_B: Tensor | None = None,
     weight_B: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
@@ -445,7 +377,6 @@ def _check(
     _expect("targets_B", targets_B, (samples,), device, (torch.int64,))
     for name, tensor, shape, dtypes in (
         ("row_mask_K", row_mask_K, (rows,), (torch.bool,)),
-        ("offset_K", offset_K, (rows,), _FLOATS),
         ("lse_B", lse_B, (samples,), _FLOATS),
         ("weight_B", weight_B, (samples,), _FLOATS),
         ("rows_need_grad_B", rows_need_grad_B, (samples,), (torch.bool,)),

@@ -48,14 +48,13 @@ def forward(
     targets_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     with_negatives: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(max_B, sumexp_B, positive_B, negatives_BD, shortest); see `softmax_forward_negatives`. Arguments are checked.
 
     Without negatives theirs is [0, D].
     """
-    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
+    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K)
     max_B = features_BD.new_full((features_BD.shape[0],), -math.inf)
     sumexp_B = torch.zeros_like(max_B, dtype=torch.float64)
     positive_B = torch.zeros_like(max_B, dtype=torch.float64)
@@ -90,12 +89,11 @@ def rows_gradient(
     weight_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
 ) -> Tensor:
     """drows_KD in the rows' dtype; see `softmax_rows_gradient`. Arguments are checked by the caller."""
     drows_KD = torch.empty_like(rows_KD, memory_format=torch.contiguous_format)
-    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
+    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K)
     for start, drows_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B):
         drows_KD[start : start + len(drows_TD)] = drows_TD
     return drows_KD
@@ -110,7 +108,6 @@ def rows_update_(
     weight_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
     eta: float,
     momentum: float,
@@ -118,7 +115,7 @@ def rows_update_(
     nesterov: bool,
 ) -> None:
     """One step of SGD, in place; see `softmax_rows_update_`. Arguments are checked by the caller."""
-    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K, offset_K)
+    tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K)
     for start, gradient_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B):
         w_TD = rows_KD[start : start + len(gradient_TD)]
         u_TD = momentum_KD[start : start + len(gradient_TD)]
@@ -172,22 +169,16 @@ class _Tiles:
         rows_KD: Tensor,
         temperature: float,
         row_mask_K: Tensor | None,
-        offset_K: Tensor | None,
     ) -> None:
         samples, features = features_BD.shape
         self.unit_features_BD = torch.empty_like(features_BD, memory_format=torch.contiguous_format)
-        self.features_length_B1 = normalise(
-            features_BD, None, self.unit_features_BD, torch.empty_like(self.unit_features_BD)
-        )
+        normalise(features_BD, None, self.unit_features_BD, torch.empty_like(self.unit_features_BD))
         self._rows_KD = rows_KD
         self._row_mask_K = row_mask_K
         self._alpha = _LOG2_E / temperature
         self._added_K: Tensor | None = None
-        if offset_K is not None:
-            self._added_K = (offset_K.double() * _LOG2_E).to(rows_KD.dtype)
         if row_mask_K is not None:
-            added_K = rows_KD.new_zeros(len(row_mask_K)) if self._added_K is None else self._added_K
-            self._added_K = added_K.masked_fill(~row_mask_K, -math.inf)
+            self._added_K = rows_KD.new_zeros(len(row_mask_K)).masked_fill(~row_mask_K, -math.inf)
         self._tile = min(tile_rows(samples, features, rows_KD.device), rows_KD.shape[0])
         # Flat, so that the last, shorter tile is contiguous as well.
         self._logits = rows_KD.new_empty(samples * self._tile)

@@ -1,6 +1,6 @@
 // sampled_softmax on the CPU: each tile of rows stays in the cache from its normalisation to its last use.
 //
-//   logit_kb = log2(e) (unit_row_k . unit_feature_b / temperature + offset_k)        everything in powers of two
+//   logit_kb = log2(e) unit_row_k . unit_feature_b / temperature        everything in powers of two
 //
 //   forward        per tile of rows and block of samples: logits -> max, sum, own logit; negatives_b += 2^(l - max) unit_row_k
 //   rows           per tile: the same logits again, to the bit -> p = 2^(l - lse) -> du_k = sum_b p_kb weight_b unit_feature_b,
@@ -54,7 +54,6 @@ struct Problem {
   const T* rows;
   int64_t rows_stride, samples, count, features;  // B, K, D
   const bool* mask;                               // null: every row takes part
-  const double* offset;                           // null: none
   const int64_t* targets;
 
   int64_t stride() const { return row_stride<T>(features); }
@@ -116,7 +115,7 @@ struct Tile {
       const bool takes_part = !problem.mask || problem.mask[start + k];
       if (takes_part) {
         length[k] = normalise(problem.rows + (start + k) * problem.rows_stride, problem.features, out);
-        added[k] = problem.offset ? T(problem.offset[start + k] * kLog2E) : T(0);
+        added[k] = T(0);
       } else {
         std::fill_n(out, problem.features, T(0));
         length[k] = T(kInfinity);
@@ -130,7 +129,7 @@ struct Tile {
     T* out = logits.get() + column;
     multiply<T>(rows, 1, problem.features, unit.get(), problem.stride(), 1, packed, 0, kPanel<T>, out, logits_stride(),
                 false);
-    if (problem.offset || problem.mask) {
+    if (problem.mask) {
       for (int64_t k = 0; k < rows; ++k) {
         at(out + k * logits_stride()) += added[k];
         at(out + k * logits_stride() + kLanes<T>) += added[k];
@@ -274,15 +273,12 @@ void forward_split(const Problem<T>& problem, const Features<T>& features, int64
 // The checked arguments; tensors that have to be copied for it are kept alive in `held`.
 template <typename T>
 Problem<T> problem_of(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B,
-                      const OptionalTensor& row_mask_K, const OptionalTensor& offset_K, std::vector<Tensor>& held) {
+                      const OptionalTensor& row_mask_K, std::vector<Tensor>& held) {
   held.push_back(rows_KD.stride(1) == 1 ? rows_KD : rows_KD.contiguous());
   const Tensor& rows = held.back();
   Problem<T> problem{rows.const_data_ptr<T>(), rows.stride(0), features_BD.size(0), rows.size(0), rows.size(1), nullptr,
-                     nullptr,                  nullptr};
+                     nullptr};
   if (row_mask_K) problem.mask = held.emplace_back(row_mask_K->contiguous()).const_data_ptr<bool>();
-  if (offset_K) {
-    problem.offset = held.emplace_back(offset_K->to(at::kDouble).contiguous()).const_data_ptr<double>();
-  }
   problem.targets = held.emplace_back(targets_B.contiguous()).const_data_ptr<int64_t>();
   return problem;
 }
@@ -291,10 +287,10 @@ using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename T>
 Forward forward_of(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, double temperature,
-                   const OptionalTensor& row_mask_K, const OptionalTensor& offset_K, bool with_negatives) {
+                   const OptionalTensor& row_mask_K, bool with_negatives) {
   std::vector<Tensor> held;
   held.reserve(8);
-  const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, offset_K, held);
+  const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, held);
   const Features<T> features(features_BD.contiguous(), problem, temperature);
   const int64_t split_rows =
       std::clamp((problem.count / kSplits + kTileRows - 1) / kTileRows * kTileRows, kFewestSplitRows, kMostSplitRows);
@@ -415,18 +411,18 @@ void rows_of(const Problem<T>& problem, const Tensor& features_BD, const Tensor&
 }
 
 Forward forward(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, double temperature,
-                const OptionalTensor& row_mask_K, const OptionalTensor& offset_K, bool with_negatives) {
+                const OptionalTensor& row_mask_K, bool with_negatives) {
   const auto run = rows_KD.scalar_type() == at::kDouble ? forward_of<double> : forward_of<float>;
-  return run(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, with_negatives);
+  return run(features_BD, rows_KD, targets_B, temperature, row_mask_K, with_negatives);
 }
 
 template <typename T>
 void gradient_into(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                    const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                   const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B, Tensor& drows_KD) {
+                   const OptionalTensor& rows_need_grad_B, Tensor& drows_KD) {
   std::vector<Tensor> held;
   held.reserve(8);
-  const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, offset_K, held);
+  const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, held);
   T* drows = drows_KD.mutable_data_ptr<T>();
   rows_of<T>(problem, features_BD, lse_B, weight_B, temperature, rows_need_grad_B, [&](int64_t row, const T* gradient) {
     std::copy_n(gradient, problem.features, drows + row * problem.features);
@@ -435,22 +431,22 @@ void gradient_into(const Tensor& features_BD, const Tensor& rows_KD, const Tenso
 
 Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                      const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                     const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B) {
+                     const OptionalTensor& rows_need_grad_B) {
   Tensor drows_KD = at::empty(rows_KD.sizes(), rows_KD.options());
   const auto run = rows_KD.scalar_type() == at::kDouble ? gradient_into<double> : gradient_into<float>;
-  run(features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, offset_K, rows_need_grad_B, drows_KD);
+  run(features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, rows_need_grad_B, drows_KD);
   return drows_KD;
 }
 
 template <typename T>
 void update_in_place(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& momentum_KD,
                      const Tensor& targets_B, const Tensor& lse_B, const Tensor& weight_B, double temperature,
-                     const OptionalTensor& row_mask_K, const OptionalTensor& offset_K,
+                     const OptionalTensor& row_mask_K,
                      const OptionalTensor& rows_need_grad_B, double eta, double momentum, double weight_decay,
                      bool nesterov) {
   std::vector<Tensor> held;
   held.reserve(8);
-  const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, offset_K, held);
+  const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, held);
   const SgdStep<T> step{T(eta), T(momentum), T(weight_decay), nesterov};
   T* rows = rows_KD.mutable_data_ptr<T>();
   T* momenta = momentum_KD.mutable_data_ptr<T>();
@@ -464,28 +460,19 @@ void update_in_place(const Tensor& features_BD, const Tensor& rows_KD, const Ten
 
 void rows_update_(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& momentum_KD, const Tensor& targets_B,
                   const Tensor& lse_B, const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                  const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B, double eta, double momentum,
+                  const OptionalTensor& rows_need_grad_B, double eta, double momentum,
                   double weight_decay, bool nesterov) {
   const auto run = rows_KD.scalar_type() == at::kDouble ? update_in_place<double> : update_in_place<float>;
-  run(features_BD, rows_KD, momentum_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, offset_K,
+  run(features_BD, rows_KD, momentum_KD, targets_B, lse_B, weight_B, temperature, row_mask_K,
       rows_need_grad_B, eta, momentum, weight_decay, nesterov);
 }
 
 }  // namespace
 }  // namespace pic
 
+// The schemas are the functions' signatures.
 TORCH_LIBRARY(pic_sampled_softmax_cpu, library) {
-  library.def(
-      "forward(Tensor features_BD, Tensor rows_KD, Tensor targets_B, float temperature, Tensor? row_mask_K, "
-      "Tensor? offset_K, bool with_negatives) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-      pic::forward);
-  library.def(
-      "rows_gradient(Tensor features_BD, Tensor rows_KD, Tensor targets_B, Tensor lse_B, Tensor weight_B, "
-      "float temperature, Tensor? row_mask_K, Tensor? offset_K, Tensor? rows_need_grad_B) -> Tensor",
-      pic::rows_gradient);
-  library.def(
-      "rows_update_(Tensor features_BD, Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor targets_B, Tensor lse_B, "
-      "Tensor weight_B, float temperature, Tensor? row_mask_K, Tensor? offset_K, Tensor? rows_need_grad_B, float eta, "
-      "float momentum, float weight_decay, bool nesterov) -> ()",
-      pic::rows_update_);
+  library.def("forward", pic::forward);
+  library.def("rows_gradient", pic::rows_gradient);
+  library.def("rows_update_", pic::rows_update_);
 }

@@ -1,5 +1,5 @@
-// torch.ops.pic_sampled_softmax_cuda: checks the arguments, makes outputs and workspaces, and queues cuda.cu's kernels
-// on the current stream of the rows' device. Nothing waits for the device, so targets are not looked at here.
+// torch.ops.pic_sampled_softmax_cuda: makes outputs and workspaces, and queues cuda.cu's kernels on the current stream of the
+// rows' device. Shapes, dtypes and devices are checked by the caller in Python; what these kernels alone ask of rows, here.
 #include "cuda.h"
 
 #include <ATen/core/Tensor.h>
@@ -20,20 +20,11 @@ using pic::sampled_softmax::Problem;
 using pic::sampled_softmax::Products;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr double kLog2E = 1.4426950408889634074;
-
 Products products_of(std::string_view name) {
   if (name == "float32") return Products::kFloat32;
   if (name == "tf32") return Products::kTf32;
   if (name == "bfloat16") return Products::kBfloat16;
-  TORCH_CHECK_VALUE(name == "float16", "products is '", name, "', expected float32, tf32, bfloat16 or float16");
   return Products::kFloat16;
-}
-
-void expect(const char* name, const Tensor& tensor, at::IntArrayRef shape, const Tensor& rows_KD) {
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", expected ", shape);
-  TORCH_CHECK_VALUE(tensor.device() == rows_KD.device(), name, " is on ", tensor.device(), ", rows_KD on ",
-                    rows_KD.device());
 }
 
 Tensor as(const Tensor& tensor, at::ScalarType dtype) { return tensor.to(dtype).contiguous(); }
@@ -41,11 +32,11 @@ Tensor as(const Tensor& tensor, at::ScalarType dtype) { return tensor.to(dtype).
 // The problem, and the tensors that its pointers need alive until the kernels are queued: torch keeps freed memory to
 // the stream's order, so they may go after that.
 struct Checked {
-  Tensor features_BD, rows_KD, targets_B, row_mask_K, offset_K;
+  Tensor features_BD, rows_KD, targets_B, row_mask_K;
   Problem problem;
 
   Checked(const Tensor& features, const Tensor& rows, const Tensor& targets, double temperature,
-          const OptionalTensor& row_mask, const OptionalTensor& offset, std::string_view products)
+          const OptionalTensor& row_mask, std::string_view products)
       : rows_KD(rows) {
     TORCH_CHECK_VALUE(rows.is_cuda() && rows.dim() == 2 && rows.scalar_type() == at::kFloat && rows.is_contiguous(),
                       "rows_KD has to be a contiguous float32 matrix on a CUDA device");
@@ -53,52 +44,29 @@ struct Checked {
                       " features: the CUDA kernels are made for 64, 128 and 256");
     TORCH_CHECK_VALUE(reinterpret_cast<std::uintptr_t>(rows.const_data_ptr()) % 16 == 0,
                       "rows_KD starts at an address that 16 does not divide: clone it");
-    TORCH_CHECK_VALUE(features.dim() == 2 && features.scalar_type() == at::kFloat,
-                      "features_BD has to be a float32 matrix");
-    TORCH_CHECK_VALUE(targets.scalar_type() == at::kLong, "targets_B has to be int64");
-    TORCH_CHECK_VALUE(temperature > 0, "temperature is ", temperature, ", expected a number above 0");
-    const auto samples = features.size(0), count = rows.size(0);
-    expect("features_BD", features, {samples, rows.size(1)}, rows);
-    expect("targets_B", targets, {samples}, rows);
     features_BD = features.contiguous();
     targets_B = targets.contiguous();
-    if (row_mask) {
-      TORCH_CHECK_VALUE(row_mask->scalar_type() == at::kBool, "row_mask_K has to be bool");
-      expect("row_mask_K", *row_mask, {count}, rows);
-      row_mask_K = row_mask->contiguous();
-    }
-    if (offset) {
-      expect("offset_K", *offset, {count}, rows);
-      offset_K = as(offset->to(at::kDouble).mul(kLog2E), at::kFloat);
-    }
+    if (row_mask) row_mask_K = row_mask->contiguous();
     problem = {features_BD.const_data_ptr<float>(),
                rows_KD.const_data_ptr<float>(),
                targets_B.const_data_ptr<std::int64_t>(),
                row_mask ? row_mask_K.const_data_ptr<bool>() : nullptr,
-               offset ? offset_K.const_data_ptr<float>() : nullptr,
-               samples,
-               count,
+               features.size(0),
+               rows.size(0),
                static_cast<int>(rows.size(1)),
                temperature,
                products_of(products)};
   }
 };
 
-struct CheckedObjective {
+struct HeldObjective {
   Tensor lse_B, weight_B, rows_need_grad_B;
   Objective objective;
 
-  CheckedObjective(const Tensor& lse, const Tensor& weight, const OptionalTensor& need, const Checked& checked) {
-    const std::int64_t samples = checked.problem.samples;
-    expect("lse_B", lse, {samples}, checked.rows_KD);
-    expect("weight_B", weight, {samples}, checked.rows_KD);
+  HeldObjective(const Tensor& lse, const Tensor& weight, const OptionalTensor& need) {
     lse_B = as(lse, at::kDouble);
     weight_B = as(weight, at::kDouble);
-    if (need) {
-      TORCH_CHECK_VALUE(need->scalar_type() == at::kBool, "rows_need_grad_B has to be bool");
-      expect("rows_need_grad_B", *need, {samples}, checked.rows_KD);
-      rows_need_grad_B = need->contiguous();
-    }
+    if (need) rows_need_grad_B = need->contiguous();
     objective = {lse_B.const_data_ptr<double>(), weight_B.const_data_ptr<double>(),
                  need ? rows_need_grad_B.const_data_ptr<bool>() : nullptr};
   }
@@ -114,11 +82,10 @@ void check(cudaError_t error, const char* what) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& features_BD, const Tensor& rows_KD,
                                                            const Tensor& targets_B, double temperature,
-                                                           const OptionalTensor& row_mask_K,
-                                                           const OptionalTensor& offset_K, bool with_negatives,
+                                                           const OptionalTensor& row_mask_K, bool with_negatives,
                                                            std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
-  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products);
+  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
   const Problem& problem = checked.problem;
   const auto doubles = rows_KD.options().dtype(at::kDouble);
   const Tensor max_B = at::empty({problem.samples}, doubles), sumexp_B = at::empty({problem.samples}, doubles);
@@ -139,11 +106,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& feature
 
 Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                      const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                     const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B,
+                     const OptionalTensor& rows_need_grad_B,
                      std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
-  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products);
-  const CheckedObjective sum(lse_B, weight_B, rows_need_grad_B, checked);
+  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
+  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B);
   const Tensor drows_KD = at::empty(rows_KD.sizes(), rows_KD.options());
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
   check(pic::sampled_softmax::rows_gradient(checked.problem, sum.objective, drows_KD.mutable_data_ptr<float>(),
@@ -154,14 +121,11 @@ Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Ten
 
 void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD, const Tensor& targets_B,
                   const Tensor& lse_B, const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                  const OptionalTensor& offset_K, const OptionalTensor& rows_need_grad_B, double eta, double momentum,
+                  const OptionalTensor& rows_need_grad_B, double eta, double momentum,
                   double weight_decay, bool nesterov, std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
-  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products);
-  const CheckedObjective sum(lse_B, weight_B, rows_need_grad_B, checked);
-  expect("momentum_KD", momentum_KD, rows_KD.sizes(), rows_KD);
-  TORCH_CHECK_VALUE(momentum_KD.scalar_type() == at::kFloat && momentum_KD.is_contiguous(),
-                    "momentum_KD has to be contiguous and float32");
+  const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
+  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B);
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
   const pic::SgdStep<float> step{static_cast<float>(eta), static_cast<float>(momentum),
                                  static_cast<float>(weight_decay), nesterov};
@@ -171,20 +135,11 @@ void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD,
         "rows_update_");
 }
 
+// The schemas are the functions' signatures.
 TORCH_LIBRARY(pic_sampled_softmax_cuda, m) {
-  m.def(
-      "forward(Tensor features_BD, Tensor rows_KD, Tensor targets_B, float temperature, Tensor? row_mask_K, "
-      "Tensor? offset_K, bool with_negatives, str products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-      &forward);
-  m.def(
-      "rows_gradient(Tensor features_BD, Tensor rows_KD, Tensor targets_B, Tensor lse_B, Tensor weight_B, "
-      "float temperature, Tensor? row_mask_K, Tensor? offset_K, Tensor? rows_need_grad_B, str products) -> Tensor",
-      &rows_gradient);
-  m.def(
-      "rows_update_(Tensor features_BD, Tensor(a!) rows_KD, Tensor(b!) momentum_KD, Tensor targets_B, Tensor lse_B, "
-      "Tensor weight_B, float temperature, Tensor? row_mask_K, Tensor? offset_K, Tensor? rows_need_grad_B, float eta, "
-      "float momentum, float weight_decay, bool nesterov, str products) -> ()",
-      &rows_update_);
+  m.def("forward", &forward);
+  m.def("rows_gradient", &rows_gradient);
+  m.def("rows_update_", &rows_update_);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 // Forward. A block owns S samples and a stretch of rows, and walks that stretch in tiles of T rows (u, z = unit rows
 // and features rounded to the products' type, everything in powers of two; targets are left out of both sums):
 //
-//     l_ST = z_SD u_TD^T log2(e) / temperature + offset,    p = 2^(l - shift),    sum += p,    n_SD += p u_TD
+//     l_ST = z_SD u_TD^T log2(e) / temperature,    p = 2^(l - shift),    sum += p,    n_SD += p u_TD
 //
 // A second kernel adds up the stretches, always in the same order, and puts in the target's own term: no float atomics,
 // and the number of stretches follows from the shapes alone, so the bits do not depend on the GPU's size.
@@ -168,7 +168,6 @@ cudaError_t launch_rows(const Problem& problem, const Objective& objective, RowT
   samples.high_B = workspace.high_B;
   samples.scale_B = workspace.scale_B;
   given.row_mask_K = problem.row_mask_K;
-  given.offset_K = problem.offset_K;
   given.targets_B = problem.targets_B;
   given.lse_B = objective.lse_B;
   given.high_B = workspace.high_B;
@@ -232,7 +231,7 @@ cudaError_t forward(const Problem& problem, const Statistics& statistics, void* 
     cudaError_t failed = launch_prepare<Kind>(samples, workspace.z_BD, stream);
     if (failed != cudaSuccess || problem.rows == 0) return failed;
     PIC_LAUNCH(measure_rows, blocks_of_warps(problem.rows), kThreads, 0, stream, problem.rows_KD, problem.row_mask_K,
-               problem.offset_K, problem.rows, problem.features, workspace.scale_K, statistics.shortest);
+               problem.rows, problem.features, workspace.scale_K, statistics.shortest);
     failed = cudaGetLastError();
     if (failed != cudaSuccess || problem.samples == 0) return failed;
     return with_features(problem.features, [&](auto features) {

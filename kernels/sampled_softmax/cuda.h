@@ -1,7 +1,7 @@
 // What cuda.cu offers to cuda.cpp: three launchers on raw pointers, so that neither compiler reads the other's headers.
 //
 // All pointers are to device memory, all tensors are contiguous, rows_KD is aligned to 16 bytes. Logits, max, lse are
-// in natural units out here, offsets in powers of two. A launcher queues its kernels on the stream and returns. It
+// in natural units out here. A launcher queues its kernels on the stream and returns. It
 // allocates nothing: its workspace (of the size that the function before it names, aligned to 256 bytes) may hold
 // anything before and after.
 #pragma once
@@ -26,7 +26,6 @@ struct Problem {
   const float* rows_KD;
   const std::int64_t* targets_B;  // -1: none
   const bool* row_mask_K;         // or null: all rows take part
-  const float* offset_K;          // in powers of two (times log2 e), or null
   std::int64_t samples, rows;     // B, K
   int features;                   // D: 64, 128 or 256
   double temperature;

@@ -58,11 +58,11 @@ __global__ void __launch_bounds__(kThreads) prepare_samples(Samples given, typen
 }
 
 __global__ void __launch_bounds__(kThreads)
-    measure_rows(const float* rows_KD, const bool* row_mask_K, const float* offset_K, int64_t rows, int features,
+    measure_rows(const float* rows_KD, const bool* row_mask_K, int64_t rows, int features,
                  RowScale* scale_K, double* shortest) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (k >= rows) return;
-  const RowScale scale = measure_row(rows_KD, row_mask_K, offset_K, k, rows, features);
+  const RowScale scale = measure_row(rows_KD, row_mask_K, k, rows, features);
   if (threadIdx.x % 32 != 0) return;
   scale_K[k] = scale;
   if (scale.inverse > 0.0f) {

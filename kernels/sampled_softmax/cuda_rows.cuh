@@ -11,7 +11,6 @@ namespace {
 struct RowTiles {
   float* rows_KD;  // written by an update only
   const bool* row_mask_K;
-  const float* offset_K;
   const int64_t* targets_B;
   const double* lse_B;
   const float* high_B;
@@ -54,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<D>)
 
   for (int t = warp; t < kTileRows; t += kWarps) {
     const int64_t k = first_row + t;
-    const RowScale scale = measure_row(given.rows_KD, given.row_mask_K, given.offset_K, k, given.rows, D);
+    const RowScale scale = measure_row(given.rows_KD, given.row_mask_K, k, given.rows, D);
     for (int d = lane; d < D; d += 32) {
       const float w = scale.inverse == 0.0f ? 0.0f : given.rows_KD[k * D + d];
       u_TD[t * Sizes::kStride + d] = Kind::round(unit(w, scale));

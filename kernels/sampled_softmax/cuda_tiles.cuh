@@ -130,7 +130,7 @@ __device__ inline double power_of_two_double(float n) {
 }
 
 // unit = w * down * inverse, and 1/|w| = down * inverse. Inverse 0 = direction 0: zeros, or left out by the mask.
-// `added` is the offset in powers of two, -inf where the row takes no part.
+// `added` goes onto the row's logits: 0, or -inf where the row takes no part.
 struct alignas(16) RowScale {
   float down, inverse, added, unused;
 };
@@ -160,12 +160,10 @@ __device__ inline float unit(float w, const RowScale& scale) {
   return scale.inverse == 0.0f ? 0.0f : w * scale.down * scale.inverse;
 }
 
-__device__ inline RowScale measure_row(const float* rows_KD, const bool* row_mask_K, const float* offset_K, int64_t k,
-                                       int64_t rows, int features) {
+__device__ inline RowScale measure_row(const float* rows_KD, const bool* row_mask_K, int64_t k, int64_t rows,
+                                       int features) {
   if (k >= rows || (row_mask_K != nullptr && !row_mask_K[k])) return {0.0f, 0.0f, -INFINITY, 0.0f};
-  RowScale scale = measure(rows_KD + k * features, features);
-  scale.added = offset_K == nullptr ? 0.0f : offset_K[k];
-  return scale;
+  return measure(rows_KD + k * features, features);
 }
 
 // lse = high + low, in powers of two: 2^(l - high) is computed in float32 for each logit, 2^-low is part of the weight.

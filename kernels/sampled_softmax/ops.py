@@ -40,7 +40,6 @@ def softmax_forward(
     targets_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     with_negatives: bool,
     backend: str,
     products: str,
@@ -51,7 +50,6 @@ def softmax_forward(
         targets_B,
         temperature,
         row_mask_K,
-        offset_K,
         with_negatives,
         *_extra(backend, products),
     )
@@ -68,10 +66,8 @@ def _(
     targets_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     with_negatives: bool,
-    backend: str,
-    products: str,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     max_B, sumexp_B, positive_B = (targets_B.new_empty(targets_B.shape, dtype=torch.float64) for _ in range(3))
     negatives_BD = max_B.new_empty(features_BD.shape[0] if with_negatives else 0, rows_KD.shape[1])
@@ -87,7 +83,6 @@ def softmax_rows_gradient(
     weight_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
     backend: str,
     products: str,
@@ -100,7 +95,6 @@ def softmax_rows_gradient(
         weight_B,
         temperature,
         row_mask_K,
-        offset_K,
         rows_need_grad_B,
         *_extra(backend, products),
     )
@@ -122,7 +116,6 @@ def softmax_rows_update_(
     weight_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
     eta: float,
     momentum: float,
@@ -140,7 +133,6 @@ def softmax_rows_update_(
         weight_B,
         temperature,
         row_mask_K,
-        offset_K,
         rows_need_grad_B,
         eta,
         momentum,
@@ -162,14 +154,13 @@ def sampled_softmax(
     targets_B: Tensor,
     temperature: float,
     row_mask_K: Tensor | None,
-    offset_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
     backend: str,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """loss_B in the rows' dtype, lse_B, and rest_BD: the sum over all rows but the own of p row / |row|."""
     max_B, sumexp_B, positive_B, negatives_BD, _ = softmax_forward(
-        features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, True, backend, products
+        features_BD, rows_KD, targets_B, temperature, row_mask_K, True, backend, products
     )
     lse_B = combine([(max_B, sumexp_B)])
     loss_B = torch.where(targets_B == -1, 0.0, lse_B - positive_B).to(rows_KD.dtype)
@@ -183,8 +174,8 @@ def _(features_BD: Tensor, rows_KD: Tensor, targets_B: Tensor, *arguments: Any) 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, rows_need_grad_B, backend, products = inputs
-    ctx.save_for_backward(features_BD, rows_KD, targets_B, row_mask_K, offset_K, rows_need_grad_B, *output)
+    features_BD, rows_KD, targets_B, temperature, row_mask_K, rows_need_grad_B, backend, products = inputs
+    ctx.save_for_backward(features_BD, rows_KD, targets_B, row_mask_K, rows_need_grad_B, *output)
     ctx.temperature, ctx.backend, ctx.products = temperature, backend, products
 
 
@@ -193,7 +184,7 @@ def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | No
         torch.is_grad_enabled()
     ):  # create_graph: what follows would be taken for constant, and the result be wrong in silence
         raise RuntimeError("sampled_softmax is differentiable once: its gradients have none of their own")
-    features_BD, rows_KD, targets_B, row_mask_K, offset_K, rows_need_grad_B, loss_B, lse_B, rest_BD = ctx.saved_tensors
+    features_BD, rows_KD, targets_B, row_mask_K, rows_need_grad_B, loss_B, lse_B, rest_BD = ctx.saved_tensors
     weight_B = torch.where(targets_B == -1, 0.0, dloss_B)
     dfeatures_BD = drows_KD = None
     if ctx.needs_input_grad[0]:
@@ -210,12 +201,11 @@ def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | No
             weight_B,
             ctx.temperature,
             row_mask_K,
-            offset_K,
             rows_need_grad_B,
             ctx.backend,
             ctx.products,
         )
-    return dfeatures_BD, drows_KD, None, None, None, None, None, None, None
+    return dfeatures_BD, drows_KD, None, None, None, None, None, None
 
 
 sampled_softmax.register_autograd(_backward, setup_context=_keep)

@@ -1,6 +1,6 @@
 """The slow line that the op equals, written to be read; float64 inputs make it the yardstick of the tests.
 
-    loss_b = logsumexp_k(logit_bk) - logit_b,target(b),    logit_bk = cos(feature_b, row_k) / temperature + offset_k
+    loss_b = logsumexp_k(logit_bk) - logit_b,target(b),    logit_bk = cos(feature_b, row_k) / temperature
 
 It holds B x K logits several times over, which is what the op avoids. `normalize` divides by max(|w|, 1e-12), so this
 line is wrong for rows shorter than that (and for far longer ones in half precision): there the op is compared with
@@ -19,7 +19,6 @@ def sampled_softmax_reference(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
-    offset_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
 ) -> Tensor:
     """Same arguments and result as `sampled_softmax`; gradients come from autograd. Any floating dtype, K >= 1."""
@@ -29,8 +28,6 @@ def sampled_softmax_reference(
     if rows_need_grad_B is not None:
         logits_without_rows_BK = features_BD @ rows_KD.detach().T / temperature
         logits_BK = torch.where(rows_need_grad_B[:, None], logits_BK, logits_without_rows_BK)
-    if offset_K is not None:
-        logits_BK = logits_BK + offset_K.detach()
     if row_mask_K is not None:
         logits_BK = logits_BK.masked_fill(~row_mask_K, -torch.inf)
     return cross_entropy(logits_BK, targets_B, reduction="none", ignore_index=-1)

@@ -25,6 +25,7 @@ from engine.rows.store import MemoryStore
 from engine.rows.transitions import TransitionLog
 from engine.training.learning_rate import learning_rate
 from engine.training.step import Dealing, train_step
+from tests.datasets.schedule_inverse import positions_of
 from tests.oracle import DensePIC
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
@@ -172,7 +173,7 @@ def make_engine(
 
 def make_oracle(case):
     """The dense twin, told nothing but the initial rows and which lane an instance belongs to."""
-    positions = case.schedule.positions_of(np.arange(case.size))
+    positions = positions_of(case.schedule, np.arange(case.size))
     return DensePIC(
         torch.from_numpy(initial_rows(case.seed, np.arange(case.size), case.dim, 0.3)),
         [int(p) // case.block % case.lanes for p in positions],

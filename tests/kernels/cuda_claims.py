@@ -44,13 +44,11 @@ class Problem:
             self.rows_KD[self.targets_B] = self.features_BD * 0.01 + 0.002 * noise_BD
         self.weight_B = torch.rand(samples, generator=g, dtype=torch.float64) + 0.5
         self.row_mask_K: Tensor | None = None
-        self.offset_K: Tensor | None = None
         self.need_B: Tensor | None = None
         if options:
             self.targets_B[1::5] = -1
             self.row_mask_K = torch.rand(rows, generator=g) < 0.6
             self.row_mask_K[self.targets_B[self.targets_B >= 0]] = True
-            self.offset_K = torch.randn(rows, generator=g, dtype=torch.float64)
             self.need_B = torch.rand(samples, generator=g) < 0.5
             self.weight_B[2::7] = 0
         self.temperature = 0.1
@@ -68,7 +66,6 @@ class Problem:
             self.targets_B,
             self.temperature,
             self.row_mask_K,
-            self.offset_K,
             with_negatives,
             products,
         )
@@ -82,7 +79,6 @@ class Problem:
             self.weight_B,
             self.temperature,
             self.row_mask_K,
-            self.offset_K,
             self.need_B,
             products,
         )
@@ -97,7 +93,6 @@ class Problem:
             self.weight_B,
             self.temperature,
             self.row_mask_K,
-            self.offset_K,
             self.need_B,
             *step,
             products,
@@ -125,8 +120,6 @@ def slow(problem: Problem, products: str, dtype: torch.dtype) -> dict[str, Tenso
     unit_BD, unit_KD = normalize(problem.features_BD.to(dtype)), normalize(problem.rows_KD.to(dtype))
     z_BD, u_KD = rounded(unit_BD, products), rounded(unit_KD, products)
     l_BK = z_BD @ u_KD.T / problem.temperature
-    if problem.offset_K is not None:
-        l_BK = l_BK + problem.offset_K.to(dtype)
     if problem.row_mask_K is not None:
         l_BK = l_BK.masked_fill(~problem.row_mask_K, -math.inf)
     has_B = problem.targets_B >= 0
@@ -221,8 +214,13 @@ class CudaClaims:
     def test_a_maximum_that_keeps_growing_or_starts_behind_masked_rows_loses_nothing(self, op, device, products):
         problems = [self.make(device, seed=seed) for seed in range(2)]
         for problem in problems:
-            rising_K = torch.linspace(0, 150, self.rows, dtype=torch.float64, device=device)
-            problem.offset_K = rising_K - rising_K.max()
+            # Each row is nearer to all samples than the one before: logits rise by 150 over the rows.
+            problem.temperature = 1 / 75
+            common_D = normalize(problem.features_BD[0], dim=0)
+            problem.features_BD = common_D * 8 + problem.features_BD * 0.1
+            aside_KD = problem.rows_KD - (problem.rows_KD @ common_D)[:, None] * common_D
+            cosine_K1 = torch.linspace(-1, 1, self.rows, device=device)[:, None]
+            problem.rows_KD = cosine_K1 * common_D + (1 - cosine_K1.square()).sqrt() * normalize(aside_KD)
             problem.row_mask_K = torch.arange(self.rows, device=device) >= 130
             problem.targets_B = torch.full_like(problem.targets_B, -1)
         assert not (found := excess(op, problems, products)), found
@@ -397,9 +395,12 @@ class CudaClaims:
         assert not any(bool(x.isnan().any()) for x in (*got, problem.rows_gradient(op, "float32", lse(got))))
 
     def test_the_digits_of_the_log_sum_exp_that_float32_has_no_room_for_count(self, op, device):
-        # Offsets of 60 make all logits large: float32's steps there are 4e-6 and more, those of lse_B below are smaller.
+        # All logits are near 60, where float32's steps are 4e-6 and more; those of lse_B below are smaller.
         problem = self.make(device, 40, 100, 64)
-        problem.offset_K = torch.full((100,), 60.0, dtype=torch.float64, device=device)
+        problem.temperature = 1 / 60
+        common_D = normalize(problem.features_BD[0], dim=0)
+        problem.features_BD = common_D * 8 + problem.features_BD * 0.1
+        problem.rows_KD = common_D * 8 + problem.rows_KD * 10
         lse_B = lse(problem.forward(op, "float32"))
 
         def length(more: float) -> float:

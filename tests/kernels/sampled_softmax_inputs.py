@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.sampled_softmax import features_gradient, softmax_forward_negatives, softmax_rows_gradient
+
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -17,15 +19,32 @@ def draw(samples: int, rows: int, features: int, seed: int = 0, dtype: torch.dty
 
 
 def options(samples: int, rows: int, targets_B: Tensor, seed: int = 1) -> dict[str, Tensor]:
-    """A mask that spares the targets, an offset, and samples that bar their gradient from rows."""
+    """A mask that spares the targets, and samples that bar their gradient from rows."""
     generator = torch.Generator().manual_seed(seed)
     row_mask_K = torch.rand(rows, generator=generator) < 0.6
     row_mask_K[targets_B[targets_B >= 0]] = True
     return {
         "row_mask_K": row_mask_K,
-        "offset_K": torch.randn(rows, generator=generator, dtype=torch.float64),
         "rows_need_grad_B": torch.rand(samples, generator=generator) < 0.5,
     }
+
+
+def backward_half(
+    features_BD: Tensor,
+    rows_KD: Tensor,
+    targets_B: Tensor,
+    lse_B: Tensor,
+    weight_B: Tensor,
+    *,
+    temperature: float,
+    row_mask_K: Tensor | None = None,
+    rows_need_grad_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(dfeatures_BD, drows_KD) of sum_b weight_b (lse_b - positive_b) from the rows given, whatever log-sum-exp they get."""
+    inputs, taking_part = (features_BD, rows_KD, targets_B), {"temperature": temperature, "row_mask_K": row_mask_K}
+    drows_KD = softmax_rows_gradient(*inputs, lse_B, weight_B, rows_need_grad_B=rows_need_grad_B, **taking_part)
+    forward = softmax_forward_negatives(*inputs, **taking_part)
+    return features_gradient(forward, *inputs, lse_B, weight_B, **taking_part), drows_KD
 
 
 def loss_and_gradients(

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 class _Problem(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("features_BD", "rows_KD", "targets_B", "row_mask_K", "offset_K")),
+        *((name, ctypes.c_void_p) for name in ("features_BD", "rows_KD", "targets_B", "row_mask_K")),
         *((name, ctypes.c_int64) for name in ("samples", "rows", "features", "products")),
         ("temperature", ctypes.c_double),
     ]
@@ -44,9 +44,9 @@ class Emulated:
         library.forward_bytes.restype = library.rows_bytes.restype = ctypes.c_int64
 
     def forward(
-        self, features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, with_negatives, products
+        self, features_BD, rows_KD, targets_B, temperature, row_mask_K, with_negatives, products
     ) -> tuple[Tensor, ...]:
-        problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products)
+        problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, products)
         samples, features = features_BD.shape
         max_B, sumexp_B, positive_B = (torch.full((samples,), torch.nan, dtype=torch.float64) for _ in range(3))
         negatives_BD = torch.full((samples if with_negatives else 0, features), torch.nan)
@@ -67,9 +67,9 @@ class Emulated:
         return max_B, sumexp_B, positive_B, negatives_BD, shortest
 
     def rows_gradient(
-        self, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, offset_K, need_B, products
+        self, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, need_B, products
     ) -> Tensor:
-        problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products)
+        problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, products)
         drows_KD = torch.full_like(rows_KD, torch.nan)
         self._call(
             self.library.run_rows_gradient,
@@ -93,7 +93,6 @@ class Emulated:
         weight_B,
         temperature,
         row_mask_K,
-        offset_K,
         need_B,
         eta,
         momentum,
@@ -101,7 +100,7 @@ class Emulated:
         nesterov,
         products,
     ) -> None:
-        problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products)
+        problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, products)
         self._call(
             self.library.run_rows_update,
             self.library.rows_bytes(ctypes.byref(problem)),
@@ -116,12 +115,8 @@ class Emulated:
         )
         del kept
 
-    def _problem(
-        self, features_BD, rows_KD, targets_B, temperature, row_mask_K, offset_K, products
-    ) -> tuple[_Problem, Any]:
-        log2_e = 1.4426950408889634
-        offset_K = None if offset_K is None else (offset_K.double() * log2_e).float()
-        tensors = (features_BD, rows_KD, targets_B, row_mask_K, offset_K)
+    def _problem(self, features_BD, rows_KD, targets_B, temperature, row_mask_K, products) -> tuple[_Problem, Any]:
+        tensors = (features_BD, rows_KD, targets_B, row_mask_K)
         assert all(x is None or x.is_contiguous() for x in tensors)
         sizes = (*features_BD.shape[:1], *rows_KD.shape, PRODUCTS.index(products))
         return _Problem(*map(at, tensors), *sizes, temperature), tensors

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.sampled_softmax import aten, combine, sampled_softmax, softmax_backward, softmax_forward
+from kernels.sampled_softmax import aten, combine, sampled_softmax, softmax_forward, softmax_rows_gradient
 from kernels.sampled_softmax.reference import sampled_softmax_reference
-from tests.kernels.sampled_softmax_inputs import draw, loss_and_gradients, options
+from tests.kernels.sampled_softmax_inputs import backward_half, draw, loss_and_gradients, options
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -41,7 +41,7 @@ def test_equals_the_slow_line_for_any_tile(tile: int, samples: int, rows: int, f
 
 
 @pytest.mark.usefixtures("tile")
-def test_mask_offset_barred_samples_empty_places_and_shared_targets_equal_the_slow_line() -> None:
+def test_mask_barred_samples_empty_places_and_shared_targets_equal_the_slow_line() -> None:
     features_BD, rows_KD, targets_B = draw(24, 150, 6)
     targets_B[3] = targets_B[17] = -1
     targets_B[5:9] = targets_B[4]
@@ -129,7 +129,7 @@ def test_tensors_that_are_not_contiguous_give_the_same() -> None:
     wide_KD[:, 2:18:2], wide_BD[:] = rows_KD, features_BD.T
     max_B, sumexp_B, positive_B = softmax_forward(wide_BD.T, wide_KD[:, 2:18:2], targets_B, temperature=0.2)
     lse_B, weight_B = combine([(max_B, sumexp_B)]), torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
-    got = softmax_backward(wide_BD.T, wide_KD[:, 2:18:2], targets_B, lse_B, weight_B, temperature=0.2)
+    got = backward_half(wide_BD.T, wide_KD[:, 2:18:2], targets_B, lse_B, weight_B, temperature=0.2)
     torch.testing.assert_close((lse_B - positive_B, *got), expected)
 
 
@@ -167,7 +167,7 @@ def test_halves_over_pretend_ranks_combine_to_the_whole() -> None:
     dfeatures_BD, drows = torch.zeros_like(features_BD), []
     for rank in ranks:
         local = {name: tensor[rank] for name, tensor in extras.items()}
-        part_BD, drows_KD = softmax_backward(
+        part_BD, drows_KD = backward_half(
             features_BD,
             rows_KD[rank],
             local_targets(rank),
@@ -232,7 +232,7 @@ def test_the_log_sum_exp_of_a_sample_that_weighs_nothing_may_be_anything() -> No
     features_BD, rows_KD, targets_B = draw(4, 10, 8)
     weight_B = torch.tensor([1.0, 0.0, 0.0, 0.0])
     gradients = [
-        softmax_backward(
+        backward_half(
             features_BD, rows_KD, targets_B, torch.tensor([9.0, anything, -anything, 0.0]), weight_B, temperature=0.1
         )
         for anything in (0.0, 1e30, math.inf, math.nan)
@@ -264,7 +264,6 @@ def test_a_batch_of_empty_places_has_no_loss_and_no_gradient_even_without_rows()
 def test_the_same_inputs_give_the_same_bits() -> None:
     arguments = draw(64, 3000, 48, dtype=torch.float32)
     extras: dict[str, Any] = {"temperature": 0.1, **options(64, 3000, arguments[2])}
-    extras["offset_K"] = extras["offset_K"].float()
     first = loss_and_gradients(sampled_softmax, *arguments, **extras)
     for _ in range(3):
         got = loss_and_gradients(sampled_softmax, *arguments, **extras)
@@ -319,7 +318,6 @@ def test_arguments_are_left_as_they_were() -> None:
         ({"targets_B": torch.tensor([-2, 1])}, "targets_B reaches from -2 to 1"),
         ({"row_mask_K": torch.ones(4, dtype=torch.bool)}, r"row_mask_K has shape \(4,\), expected \(5,\)"),
         ({"row_mask_K": torch.ones(5)}, "row_mask_K is torch.float32, expected torch.bool"),
-        ({"offset_K": torch.ones(5, dtype=torch.int64)}, "offset_K is torch.int64"),
         ({"rows_need_grad_B": torch.ones(5, dtype=torch.bool)}, r"rows_need_grad_B has shape \(5,\), expected \(2,\)"),
     ],
 )
@@ -335,12 +333,12 @@ def test_arguments_that_do_not_fit_are_refused_by_name(change: dict[str, Any], m
         sampled_softmax(**{**arguments, **change})
 
 
-def test_the_backward_half_refuses_statistics_of_another_shape() -> None:
+def test_the_rows_gradient_refuses_statistics_of_another_shape() -> None:
     arguments = draw(2, 5, 4)
     with pytest.raises(ValueError, match=r"lse_B has shape \(5,\), expected \(2,\)"):
-        softmax_backward(*arguments, torch.ones(5), torch.ones(2), temperature=0.1)
+        softmax_rows_gradient(*arguments, torch.ones(5), torch.ones(2), temperature=0.1)
     with pytest.raises(ValueError, match=r"weight_B has shape \(\)"):
-        softmax_backward(*arguments, torch.ones(2), torch.tensor(1.0), temperature=0.1)
+        softmax_rows_gradient(*arguments, torch.ones(2), torch.tensor(1.0), temperature=0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

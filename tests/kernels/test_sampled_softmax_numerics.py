@@ -18,12 +18,11 @@ from kernels.sampled_softmax import (
     aten,
     combine,
     sampled_softmax,
-    softmax_backward,
     softmax_forward,
     softmax_rows_gradient,
 )
 from kernels.sampled_softmax.reference import sampled_softmax_reference
-from tests.kernels.sampled_softmax_inputs import Inputs, draw, loss_and_gradients
+from tests.kernels.sampled_softmax_inputs import Inputs, backward_half, draw, loss_and_gradients
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -90,7 +89,7 @@ def test_the_part_of_the_feature_gradient_that_comes_from_negatives_is_as_exact_
         ours = softmax_forward(features_BD, rows_KD, torch.arange(B), temperature=0.1)
         lse_B, nobody_B = combine([ours[:2]]), torch.full((B,), -1)
         one_B = torch.ones(B, dtype=dtype)
-        ours_BD, _ = softmax_backward(features_BD, rows_KD[B:], nobody_B, lse_B, one_B, temperature=0.1)
+        ours_BD, _ = backward_half(features_BD, rows_KD[B:], nobody_B, lse_B, one_B, temperature=0.1)
         return features_BD.grad, ours_BD
 
     slow_error = our_error = 0.0
@@ -108,8 +107,8 @@ def test_a_well_classified_sample_needs_the_log_sum_exp_in_float64() -> None:
     _, slow_BD, _ = loss_and_gradients(sampled_softmax_reference, *inputs, temperature=0.03)
     lse_B = combine([softmax_forward(*inputs, temperature=0.03)[:2]])
     weight_B = torch.linspace(0.5, 1.5, len(lse_B))
-    ours_BD, _ = softmax_backward(*inputs, lse_B, weight_B, temperature=0.03)
-    rounded_BD, _ = softmax_backward(*inputs, lse_B.float(), weight_B, temperature=0.03)
+    ours_BD, _ = backward_half(*inputs, lse_B, weight_B, temperature=0.03)
+    rounded_BD, _ = backward_half(*inputs, lse_B.float(), weight_B, temperature=0.03)
     slow, ours, rounded = (float((x - exact_BD).norm() / exact_BD.norm()) for x in (slow_BD, ours_BD, rounded_BD))
     assert ours <= 2 * slow
     assert rounded > 100 * slow

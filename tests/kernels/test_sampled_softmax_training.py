@@ -18,14 +18,13 @@ from kernels.sampled_softmax import (
     features_gradient,
     ops,
     sampled_softmax,
-    softmax_backward,
     softmax_forward,
     softmax_forward_negatives,
     softmax_rows_gradient,
     softmax_rows_update_,
 )
 from kernels.sampled_softmax.reference import sampled_softmax_reference
-from tests.kernels.sampled_softmax_inputs import draw, loss_and_gradients, options
+from tests.kernels.sampled_softmax_inputs import backward_half, draw, loss_and_gradients, options
 
 
 def gradients_in_training_order(
@@ -87,7 +86,7 @@ def test_the_fused_step_is_torch_sgd_on_the_gradient_that_is_never_written(
     parameter = torch.nn.Parameter(rows_KD.clone())
     sgd = torch.optim.SGD([parameter], lr=0.3, **hyper)
     ours_KD, momentum_KD = rows_KD.clone(), torch.zeros_like(rows_KD)
-    masked = {name: extras[name] for name in ("temperature", "row_mask_K", "offset_K")}
+    masked = {name: extras[name] for name in ("temperature", "row_mask_K")}
     for _ in range(3):
         lse_B = combine([softmax_forward(features_BD, ours_KD, targets_B, **masked)[:2]])
         weight_B = torch.full((20,), 0.05, dtype=torch.float64)
@@ -202,14 +201,14 @@ def test_bits_do_not_depend_on_the_number_of_threads(implementation: str) -> Non
 def test_schemas_fakes_and_autograd_pass_opcheck(implementation: str) -> None:
     features_BD, rows_KD, targets_B = draw(5, 30, 4)
     extras = options(5, 30, targets_B)
-    mask_K, offset_K, need_B = extras.values()
+    mask_K, need_B = extras.values()
     lse_B, weight_B = torch.full((5,), 9.0, dtype=torch.float64), torch.ones(5)
     last = (implementation, "float32")
     grad = (features_BD.clone().requires_grad_(), rows_KD.clone().requires_grad_(), targets_B, 0.2)
-    common = (targets_B, lse_B, weight_B, 0.2, mask_K, None, need_B)
-    torch.library.opcheck(ops.sampled_softmax, (*grad, mask_K, offset_K, need_B, *last))
+    common = (targets_B, lse_B, weight_B, 0.2, mask_K, need_B)
+    torch.library.opcheck(ops.sampled_softmax, (*grad, mask_K, need_B, *last))
     for with_negatives in (False, True):
-        arguments = (features_BD, rows_KD, targets_B, 0.2, None, offset_K, with_negatives, *last)
+        arguments = (features_BD, rows_KD, targets_B, 0.2, mask_K, with_negatives, *last)
         torch.library.opcheck(ops.softmax_forward, arguments)
     torch.library.opcheck(ops.softmax_rows_gradient, (features_BD, rows_KD, *common, *last))
     sgd = (0.1, 0.9, 1e-3, True)
@@ -268,5 +267,5 @@ def test_the_halves_cost_the_same_gradients_as_the_whole() -> None:
     _, *whole = loss_and_gradients(sampled_softmax, features_BD, rows_KD, targets_B, temperature=0.2)
     lse_B = combine([softmax_forward(features_BD, rows_KD, targets_B, temperature=0.2)[:2]])
     weight_B = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
-    halves = softmax_backward(features_BD, rows_KD, targets_B, lse_B, weight_B, temperature=0.2)
+    halves = backward_half(features_BD, rows_KD, targets_B, lse_B, weight_B, temperature=0.2)
     torch.testing.assert_close(halves, tuple(whole))

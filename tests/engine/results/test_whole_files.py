@@ -19,7 +19,7 @@ from engine.disk.files import DiskFiles
 from engine.disk.shapes import is_export
 from engine.jobs import store_jobs
 from engine.results import exports, whole_files
-from engine.results.exports import NAMES, export_backbone, export_run, remove_exports
+from engine.results.exports import NAMES, export_backbone, export_run
 from engine.results.whole_files import Together, write_file
 from engine.rows.snapshots import RowReader
 from tests.conftest import REPOSITORY
@@ -320,21 +320,20 @@ def test_a_picture_is_whole_or_not_there_and_never_behind_a_link(tmp_path, monke
     run.close()
 
 
-def test_fresh_removes_exports_and_nothing_else(run, tmp_path):
-    directory = tmp_path / "exports"
-    assert remove_exports(directory) == []
-    for form in ("npy", "zarr"):
-        store_export(directory, run, form)
-    export(directory, run)
+def test_an_exported_array_is_removed_and_nothing_else(run, tmp_path):
+    store_export(tmp_path, run, "zarr")
+    (array,) = tmp_path.glob("*.zarr")
+    exports.remove_zarr(array)
+    assert not array.exists()
+    store_export(tmp_path, run, "zarr")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "zarr.json").write_text("the user's")
-    (directory / "rows-6.zarr").symlink_to(tmp_path / "thesis")
-    (directory / "rows-5.zarr" / "notes").write_text("the user's")
-    assert remove_exports(directory) == ["rows-5.zarr/notes", "rows-6.zarr"]
-    assert tree(directory).keys() == {"rows-5.zarr", "rows-5.zarr/notes", "rows-6.zarr"}
+    (array / "c" / "9").symlink_to(tmp_path / "thesis")
+    (array / "notes").write_text("the user's")
+    assert exports.foreign_in(tmp_path, array.name) == [f"{array.name}/c/9", f"{array.name}/notes"]
+    exports.remove_zarr(array)
+    assert tree(array).keys() == {"c", "c/9", "notes"}
     assert (tmp_path / "thesis" / "zarr.json").exists()
-    (tmp_path / "link").symlink_to(tmp_path / "thesis")
-    assert remove_exports(tmp_path / "link") == ["link"] and (tmp_path / "thesis" / "zarr.json").exists()
 
 
 def test_an_export_wrote_what_its_names_say(run, tmp_path):

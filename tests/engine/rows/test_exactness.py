@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.results.exports import export_rows
+from engine.results.exports import write_rows
+from engine.results.whole_files import Together
 from engine.rows import active_rows
 from engine.rows.active_rows import ActiveRows
 from engine.rows.snapshots import RowReader
@@ -246,10 +247,8 @@ def test_catching_up_a_copy_changes_nothing():
 def test_exported_rows_are_the_oracle_s_in_instance_order(tmp_path):
     case = Case(active=32, passes=1.3)
     rows, oracle, _ = run_both(case)
-    assert export_rows(tmp_path / "rows.npy", RowReader(rows), case.size, case.schedule.instances) == (
-        case.size,
-        case.dim,
-    )
+    with Together(tmp_path, ["rows.npy"]) as new:
+        write_rows(new, "rows.npy", RowReader(rows), case.size, case.schedule.instances)
     np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), oracle.rows.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 

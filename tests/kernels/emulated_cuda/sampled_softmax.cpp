@@ -10,7 +10,6 @@ struct CProblem {
   const float* rows_KD;
   const std::int64_t* targets_B;
   const bool* row_mask_K;
-  const float* offset_K;
   std::int64_t samples, rows, features, products;
   double temperature;
 };
@@ -18,9 +17,9 @@ struct CProblem {
 static Problem problem_of(const CProblem& c) {
   return {c.features_BD, c.rows_KD,
           c.targets_B,   c.row_mask_K,
-          c.offset_K,    c.samples,
-          c.rows,        static_cast<int>(c.features),
-          c.temperature, static_cast<Products>(c.products)};
+          c.samples,     c.rows,
+          static_cast<int>(c.features), c.temperature,
+          static_cast<Products>(c.products)};
 }
 
 void run_backwards(int backwards) { emulated::backwards = backwards != 0; }
