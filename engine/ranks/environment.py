@@ -55,10 +55,10 @@ def check_environment() -> None:
     size = environment_number("WORLD_SIZE", 1)
     for name in _BOUNDS:
         environment_number(name, 1)
-    said = size if is_set("WORLD_SIZE") else "not set, which means 1"
+    shown_size = size if is_set("WORLD_SIZE") else "not set, which means 1"
     for name in ("RANK", "LOCAL_RANK"):
         number = environment_number(name, 0)
         if number >= size:
             raise ValueError(
-                f"the environment variable {name} is {number}, and WORLD_SIZE is {said}: processes are numbered from 0; {_WAY_OUT}"
+                f"the environment variable {name} is {number}, and WORLD_SIZE is {shown_size}: processes are numbered from 0; {_WAY_OUT}"
             )

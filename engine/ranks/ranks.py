@@ -4,7 +4,7 @@ Launchers (deepspeed, torchrun, srun) tell a process its rank through environmen
 which needs no port: its group lives in a store in memory, so that runs side by side cannot clash. With one rank every
 call below returns what it was given and nothing is sent.
 
-There are two roads. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
+There are two ways. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
 complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) are pickled, travel over gloo, and have `patience_seconds`,
 because one rank may decode or write while the others wait; a process that is gone is noticed earlier (engine/ranks/watch.py).
 
@@ -29,11 +29,11 @@ _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tenso
 _scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class Road:
-    """Words between the same thread of all ranks, in the order in which it says them; Ranks.another_road makes one for a thread.
+class Channel:
+    """Words between the same thread of all ranks, in the order in which it says them; Ranks.new_channel makes one for a thread.
 
     patience_seconds   how long a rank waits for the words of another
-    calls              begun so far on this road; on the main thread's for whoever looks at who is behind
+    calls              begun so far on this channel; on the main thread's for whoever looks at who is behind
     """
 
     def __init__(self, rank: int = 0, size: int = 1, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -67,7 +67,7 @@ class Road:
         return words[0]
 
 
-class Ranks(Road):
+class Ranks(Channel):
     """This process among the R of a run; `start` makes it.
 
     rank, size       r and R
@@ -141,9 +141,9 @@ class Ranks(Road):
             self.calls += 1
             dist.barrier(group=self._words)
 
-    def another_road(self) -> Road:
-        """A road of words for another thread: every rank asks for one at the same moment of its main thread."""
-        return Road(self.rank, self.size, self.patience_seconds)
+    def new_channel(self) -> Channel:
+        """A channel of words for another thread: every rank asks for one at the same moment of its main thread."""
+        return Channel(self.rank, self.size, self.patience_seconds)
 
     def _reduce(self, values: torch.Tensor, operation: Any, what: str) -> torch.Tensor:
         if self.size > 1:
@@ -200,7 +200,7 @@ def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds
         ) from None
 
 
-def board() -> Any:
+def connect_table() -> Any:
     """A connection of its own to the table of short texts that the launcher or rank 0 keeps, for engine/ranks/watch.py.
 
     It has set(key, text), get(key) -> bytes and check([key]) -> bool, and raises where the table is gone.

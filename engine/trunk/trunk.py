@@ -76,8 +76,8 @@ class Trunk:
         return self._zero.loss_scale
 
     @loss_scale.setter
-    def loss_scale(self, kept: tuple[float, int]) -> None:
-        self._zero.loss_scale = kept
+    def loss_scale(self, scale_and_steps: tuple[float, int]) -> None:
+        self._zero.loss_scale = scale_and_steps
 
     def for_evaluation(self) -> nn.Module:
         """The network as a rank can run it alone: the trained one itself, or where ranks have parts of its weights a copy for the moment.

@@ -91,4 +91,4 @@ def test_the_process_group_begins_with_empty_variables_and_refuses_wrong_ones(mo
     with pytest.raises(ValueError, match="MASTER_PORT is"):
         ranks.start(cpu)
     with pytest.raises(ValueError, match="MASTER_PORT is"):
-        ranks.board()
+        ranks.connect_table()
