@@ -205,7 +205,7 @@ class Checkpoint(Section):
 
 
 class Ranks(Section):
-    """Several processes; how many there are is the launcher's business."""
+    """Several ranks; how many there are is the launcher's business."""
 
     timeout_seconds: AboveZero = 120.0  # without a sign of life, or in one exchange, after which a rank is lost
     patience_seconds: AboveZero = 7200.0  # while one rank decodes, compiles or writes and the others wait

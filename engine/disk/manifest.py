@@ -362,7 +362,7 @@ def problems_of(
 
 
 def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:
-    """One process wrote it, and it says of the whole what a part says now."""
+    """One rank wrote it, and it says of the whole what a part says now."""
     part = {name: body.pop(name) for name in ("blocks", "stored_blocks", "generations")}
     part |= {"rank": 0, "ranks": 1, "active": f"{body['directory']}/active.safetensors"}
     return {**body, "format": FORMAT, "parts": [part]}

@@ -159,7 +159,7 @@ def cached(source: Source, schedule: Schedule, lanes: Lanes) -> CachedSource:
     for block in lanes.chosen(range(-(-schedule.positions_end // schedule.block))).tolist():
         ids = schedule.instances(np.arange(block * schedule.block, (block + 1) * schedule.block))
         images.fill(ids[ids >= 0].tolist())
-    print(f"{images.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each process")
+    print(f"{images.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each rank")
     return images
 
 

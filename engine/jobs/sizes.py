@@ -110,7 +110,7 @@ def image_bytes(source: Source) -> tuple[int, float, str]:
 
 
 def loader_bytes(config: schema.Config, schedule: Schedule, source: Source, ranks: int) -> dict[str, int]:
-    """What each process holds of decoded images, by item."""
+    """What each rank holds of decoded images, by item."""
     largest, mean, how = image_bytes(source)
     return memory_plan.loader_items(
         processes=max(1, config.data.workers),
@@ -149,7 +149,7 @@ def planned_bytes(
     probe: Probe | None,
     pinned: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Bytes by tier and item. Device and host are one process's, the disk is all of them, as in metrics.jsonl.
+    """Bytes by tier and item. Device and host are one rank's, the disk is that of all ranks, as in metrics.jsonl.
 
     sides    of the views     probe    what the evaluation asks     pinned    batches are put into page-locked memory, for a GPU
     """

@@ -61,7 +61,7 @@ class Start:
         self.say_plan()
         if is_dry:
             print(self.config.model_dump_json(indent=2))
-            note = "\n(device and host: of each process)" if ranks.size > 1 else ""
+            note = "\n(device and host: of each rank)" if ranks.size > 1 else ""
             print(memory_plan.text(self.planned) + note)
             return 0
         if self.last and self.directory.is_done(self.last, self.course.end):
@@ -120,7 +120,7 @@ class Start:
             rows_text = f"{sizes.active_rows_of(config, schedule):,} active rows, "
         print(
             f"{len(self.source):,} images of {self.source.name}; {rows_text}window {schedule.window:,}, stride {schedule.stride:,}; "
-            f"{self.total:,} steps of {schedule.batch}" + (f"; {ranks.size} processes" if ranks.size > 1 else "")
+            f"{self.total:,} steps of {schedule.batch}" + (f"; {ranks.size} ranks" if ranks.size > 1 else "")
         )
         if config.method.has_rows and (config.rows.active or 0) > schedule.size:
             print(

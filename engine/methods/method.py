@@ -91,7 +91,7 @@ class Given:
     """What a run has for its method, whichever that is.
 
     seed           of the run
-    ranks, lanes   the processes; the lanes of this one
+    ranks, lanes   the ranks; the lanes of this one
     schedule       which image is visited when
     trunk          the network that is trained
     network        makes that network anew, as it was before any training, on the host

@@ -1,11 +1,11 @@
-"""Who is lost: a process that was killed or frozen is noticed by the others, one of them says so, and all of them stop.
+"""Who is lost: a rank that was killed or frozen is noticed by the others, one of them says so, and all of them stop.
 
 A collective cannot tell: it blocks for ever (NCCL), or says that some connection was closed (gloo). So every rank writes a line of its
 own into a table of short texts about once a second (its beat), and reads the lines of the others:
 
     rank/2 -> {"who": "process 4711 on node-a", "beat": 812, "calls": 9744, "raised": null, "words": null, ...}
 
-A dead process's line stands still, a slow one's goes on. A line that did not change for `timeout_seconds` is that of a lost rank, and
+A dead rank's line stands still, a slow one's goes on. A line that did not change for `timeout_seconds` is that of a lost rank, and
 `beats_missed_seconds` are enough once a collective has raised anywhere, or where a rank of the same machine sees that the process is gone.
 Where lines go on and a rank has not come to an exchange of tensors in which others wait, for `timeout_seconds`, it is stuck. Times are
 taken on the watcher's own clock, which does not count while the watcher itself stands still (Ctrl-Z, a paused machine). The lowest
@@ -13,10 +13,10 @@ rank that is there says what happened and puts the words into its line. Who read
 heard them, and leaves too.
 
 Rank 0 or its launcher keeps the table. When it raises or does not answer, its keeper is lost, and nobody can know who else is
-there: rank 1 says it, and the first process of every other machine. Calls of a frozen table never return, whatever their timeout,
+there: rank 1 says it, and the first rank of every other machine. Calls of a frozen table never return, whatever their timeout,
 so one thread talks to it and another judges, from memory alone; the main thread does neither. The keeper leaves last.
 
-Left out: a call that keeps the interpreter to itself for longer than `timeout_seconds` looks like a lost process. R ranks make
+Left out: a call that keeps the interpreter to itself for longer than `timeout_seconds` looks like a lost rank. R ranks make
 R^2 reads a beat, which one table answers up to some hundred ranks.
 """
 
@@ -83,7 +83,7 @@ class Watch:
     """Beats for this rank and watches the others, from `start` until `ended` or `failed`. With one rank nothing is done at all.
 
     connect               opens a connection to the table; called once, on the thread that uses it
-    node_rank             this process among those of its machine
+    node_rank             this rank among those of its machine
     timeout_seconds       without a beat, after which a rank is lost
     calls                 exchanges begun so far: (all, those of tensors). Called from threads, as `where`
     where                 what was done last, as "step 17"

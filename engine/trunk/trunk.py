@@ -19,7 +19,7 @@ class Trunk:
     """A network under DeepSpeed.
 
     network   module: list of views -> z [V*B, D], also for B = 0
-    ranks     the processes that train it together
+    ranks     the ranks that train it together
     train     puts a module under DeepSpeed: engine.trunk.zero.ZeroEngine with its settings
     """
 

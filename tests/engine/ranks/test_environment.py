@@ -62,7 +62,7 @@ def test_a_rank_is_below_the_number_of_processes(monkeypatch, name):
     for size, said in (("2", "WORLD_SIZE is 2"), ("", "WORLD_SIZE is not set, which means 1")):
         monkeypatch.setenv("WORLD_SIZE", size)
         monkeypatch.setenv(name, "2")
-        with pytest.raises(ValueError, match=f"{name} is 2, and {said}: processes are numbered from 0"):
+        with pytest.raises(ValueError, match=f"{name} is 2, and {said}: ranks are numbered from 0"):
             check_environment()
     monkeypatch.setenv("WORLD_SIZE", "3")
     check_environment()
