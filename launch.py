@@ -1,8 +1,8 @@
 """The only entry: `python launch.py --config configs/pic_sampled.json [section.key=value ...]`.
 
-The same line runs under `deepspeed` and `torchrun`, on any number of processes that divides schedule.lanes. The config is checked
+The same line runs under `deepspeed` and `torchrun`, on any number of ranks that divides schedule.lanes. The config is checked
 before torch is imported; what depends on the images is checked before anything is written. Mistakes of the user end with exit code 2
-and at most three lines. Of many processes rank 0 speaks, and whoever has something to complain of that it alone has.
+and at most three lines. Of several ranks rank 0 speaks, and any rank that has a complaint of its own.
 
 Here the command line becomes a config and the name of a job; the jobs are in engine/jobs.
 """
@@ -52,12 +52,12 @@ def main(arguments: list[str]) -> int:
     except (ValueError, MemoryError) as error:
         code, text = explanation(error, "") or (1, "error: ")
         if isinstance(error, ValueError) and may_be_silent:
-            # Every process of this machine finds the same, and the first of them says it. A launcher ends all others at the first
+            # Every rank of this machine finds the same, and the first of them says it. A launcher ends all others at the first
             # that fails, so the others do not fail: the first would be ended before it has spoken.
             return 0
         print(shown_lines(text), file=sys.stderr)
         return code
-    # When a process is lost, torch prints a page of its own stack in each of the others; engine/ranks/watch.py says it in a line.
+    # When a rank is lost, torch prints a page of its own stack in each of the others; engine/ranks/watch.py says it in a line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         return importlib.import_module(f"engine.jobs.{config.job}").run(config, options)
@@ -86,15 +86,15 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
-    """ValueError where the config does not fit the command line, or the number of processes."""
+    """ValueError where the config does not fit the command line, or the number of ranks."""
     ranks = environment_number("WORLD_SIZE", 1)
     if config.job != "pretrain" and (options.dry_run or options.fresh):
         raise ValueError(f"--dry-run and --fresh are for job=pretrain, not for job={config.job}; leave them out")
     if config.job != "pretrain" and ranks > 1:
-        raise ValueError(f"job={config.job} runs in one process, and {ranks} were launched; start it with plain python")
+        raise ValueError(f"job={config.job} runs on one rank, and {ranks} were launched; start it with plain python")
     if lanes_of(config) % ranks:
         raise ValueError(
-            f"{ranks} processes were launched, which do not divide schedule.lanes ({lanes_of(config)}); "
+            f"{ranks} ranks were launched, which do not divide schedule.lanes ({lanes_of(config)}); "
             "launch a number that does, or start a new run with other lanes"
         )
     if config.evaluate.tensorboard and importlib.util.find_spec("tensorboard") is None:

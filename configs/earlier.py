@@ -44,18 +44,18 @@ def _kind_of(value: Any) -> str:
     return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a number"
 
 
-def completed(kept: dict[str, Any], section: BaseModel) -> dict[str, Any]:
-    """`kept`, the values of an earlier start, with the defaults of keys that there were not yet; `section` is of the present start."""
-    result = dict(kept)
+def completed(saved: dict[str, Any], section: BaseModel) -> dict[str, Any]:
+    """`saved`, the values of an earlier start, with the defaults of keys that there were not yet; `section` is of the present start."""
+    result = dict(saved)
     for name, field in type(section).model_fields.items():
         present = getattr(section, name)
-        if name not in kept:
+        if name not in saved:
             if not field.is_required():
                 result[name] = json.loads(json.dumps(field.get_default(), default=lambda part: part.model_dump()))
-        elif isinstance(present, BaseModel) and isinstance(kept[name], dict):
-            result[name] = completed(kept[name], present)
-        elif isinstance(present, tuple) and isinstance(kept[name], list):  # of sections, perhaps: data.augment.crops
-            pairs = zip_longest(kept[name], present[: len(kept[name])])
+        elif isinstance(present, BaseModel) and isinstance(saved[name], dict):
+            result[name] = completed(saved[name], present)
+        elif isinstance(present, tuple) and isinstance(saved[name], list):  # of sections, perhaps: data.augment.crops
+            pairs = zip_longest(saved[name], present[: len(saved[name])])
             result[name] = [
                 completed(part, like) if isinstance(part, dict) and isinstance(like, BaseModel) else part
                 for part, like in pairs

@@ -52,9 +52,9 @@ class MethodSettings(Section):
                     )
 
     def planned_bytes(self, batch: int, places: int, trunk_weights: int) -> dict[str, dict[str, int]]:
-        """Bytes by tier and item, beyond those of trunk, loader and row table: "device" and "host" of one process, "disk" of all together.
+        """Bytes by tier and item, beyond those of trunk, loader and row table: "device" and "host" of one rank, "disk" of all together.
 
-        batch             G, instances of a step over all processes     places     of a batch on one process, G/R
+        batch             G, instances of a step over all ranks         places     of a batch on one rank, G/R
         trunk_weights     numbers in the network, backbone and head
         """
         return {}

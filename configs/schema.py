@@ -205,7 +205,7 @@ class Checkpoint(Section):
 
 
 class Ranks(Section):
-    """Several processes; how many there are is the launcher's business."""
+    """Several ranks; how many there are is the launcher's business."""
 
     timeout_seconds: AboveZero = 120.0  # without a sign of life, or in one exchange, after which a rank is lost
     patience_seconds: AboveZero = 7200.0  # while one rank decodes, compiles or writes and the others wait
@@ -341,21 +341,21 @@ def load(path: str, overrides: list[str]) -> Config:
         raise ValueError(_explain(error, tree)) from None
 
 
-def refuse_other_run(config: Config, kept: dict[str, Any]) -> None:
-    """ValueError where a run with the config `kept`, of this version or an earlier one, cannot go on with `config`.
+def refuse_other_run(config: Config, saved: dict[str, Any]) -> None:
+    """ValueError where a run with the config `saved`, of this version or an earlier one, cannot go on with `config`.
 
-    A key that `kept` lacks was not there when it was written: the run had what is now the key's default.
+    A key that `saved` lacks was not there when it was written: the run had what is now the key's default.
     """
     try:
-        kept = translated(kept)
+        saved = translated(saved)
     except ValueError as error:
         raise ValueError(
             f"{config.output} holds a run whose config cannot be read: {error}; choose another output, or start over with --fresh"
         ) from None
     # Before there were kinds all runs were of this one, whatever is asked for now.
-    if isinstance(kept.get("method"), dict):
-        kept = {**kept, "method": {"kind": DEFAULT_KIND, **kept["method"]}}
-    now, then = flat(json.loads(config.model_dump_json())), flat(completed(kept, config))
+    if isinstance(saved.get("method"), dict):
+        saved = {**saved, "method": {"kind": DEFAULT_KIND, **saved["method"]}}
+    now, then = flat(json.loads(config.model_dump_json())), flat(completed(saved, config))
     may_differ = (*MAY_DIFFER, *(f"method.{key}" for key in config.method.may_differ))
     # The kind first: where it differs, so do all keys that one of the two has.
     for key in sorted(now.keys() | then.keys(), key=lambda key: (key != "method.kind", key)):

@@ -44,12 +44,12 @@ def read_tree(path: str, overrides: list[str], translated: Callable[[Tree], Tree
     if not isinstance(tree, dict):
         raise ValueError(f"{name} must hold one JSON object")
     tree = translated(tree)
-    said: Tree = {}  # by all words, as they stand
+    as_written: Tree = {}  # by all words, as they stand
     for word in overrides:
         names, value = _parsed_word(word)
-        _put(said, names, value, word)
+        _put(as_written, names, value, word)
         _put(tree, *_translated_word(names, value, translated), word)
-    translated(said)
+    translated(as_written)
     _check_values(tree)
     return tree
 

@@ -29,31 +29,31 @@ class CachedSource:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name, self.channels, self.notes = source.name, source.channels, source.notes
-        self._kept: dict[int, np.ndarray] = {}
+        self._images: dict[int, np.ndarray] = {}
 
     def fill(self, ids: Iterable[int]) -> None:
         """Decode these instances in this order and keep those that can be decoded; one that is kept already is left as it is."""
         for instance in map(int, ids):
-            if instance in self._kept:
+            if instance in self._images:
                 continue
             try:
                 image = self.source.image(instance)
             except UnreadableImage:
                 continue
             image.flags.writeable = False
-            self._kept[instance] = image
+            self._images[instance] = image
 
     @property
     def bytes(self) -> int:
         """What the kept images hold."""
-        return sum(image.nbytes for image in self._kept.values())
+        return sum(image.nbytes for image in self._images.values())
 
     def __len__(self) -> int:
         return len(self.source)
 
     def image(self, instance: int) -> np.ndarray:
-        kept = self._kept.get(instance)
-        return self.source.image(instance) if kept is None else kept.copy()
+        image = self._images.get(instance)
+        return self.source.image(instance) if image is None else image.copy()
 
     def labels(self) -> np.ndarray | None:
         return self.source.labels()

@@ -147,12 +147,12 @@ def _upright(opened: Image.Image) -> Image.Image:
     return opened if turn is None else opened.transpose(turn)
 
 
-def _sixteen_bits(values: np.ndarray, no_data: float | None, told: tuple[int, ...] | None) -> np.ndarray:
+def _sixteen_bits(values: np.ndarray, no_data: float | None, declared_bits: tuple[int, ...] | None) -> np.ndarray:
     """uint16 [H, W] -> uint8, by the bits that are used. told: BitsPerSample of a TIFF."""
     if no_data is not None:
         values = np.where(values == no_data, 0, values)
     largest = int(values.max())
-    bits = told[0] if told and told[0] in _SENSOR_BITS[:-1] else 0
+    bits = declared_bits[0] if declared_bits and declared_bits[0] in _SENSOR_BITS[:-1] else 0
     bits = max(bits, next(bits for bits in _SENSOR_BITS if largest < 1 << bits))
     return (values >> (bits - 8)).astype(np.uint8)
 
@@ -193,12 +193,12 @@ def _stretched(values: np.ndarray, no_data: float | None) -> np.ndarray:
     counts = np.isfinite(values)
     if no_data is not None:  # the tag is a decimal text, and the pixels may be float32
         counts &= (values != no_data) & (values != np.float64(np.float32(no_data)))
-    kept = values[counts]
-    if len(kept) == 0:
+    counted = values[counts]
+    if len(counted) == 0:
         raise ValueError("has no value that is finite and not marked as missing")
-    low, high = kept.min(), kept.max()
+    low, high = counted.min(), counted.max()
     if low < high:
-        low, high = _without_apart(kept, low, high)
+        low, high = _without_apart(counted, low, high)
     with np.errstate(invalid="ignore", over="ignore"):
         levels = np.rint((values - low) * (255 / max(high - low, 1e-300)))
     levels = np.nan_to_num(levels, nan=0, posinf=255, neginf=0).clip(0, 255)
@@ -207,12 +207,12 @@ def _stretched(values: np.ndarray, no_data: float | None) -> np.ndarray:
     return levels.astype(np.uint8)
 
 
-def _without_apart(kept: np.ndarray, low: float, high: float) -> tuple[float, float]:
+def _without_apart(counted: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """(min, max) of the values but a least and a greatest one that stand apart."""
-    above = kept[kept > low].min()
+    above = counted[counted > low].min()
     if above < high and above - low > (1 / 16 if low in _CUSTOMARY_NO_DATA else 8) * (high - above):
         low = above
-    below = kept[kept < high].max()
+    below = counted[counted < high].max()
     if below > low and high - below > 8 * (below - low):
         high = below
     return low, high

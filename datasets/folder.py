@@ -184,7 +184,7 @@ class ImageFolder:
 def _root_identity(root: bytes, name: str) -> tuple[int, int]:
     """(device, inode) of the root; ValueError where it is no directory."""
 
-    def look() -> tuple[int, int]:
+    def read_identity() -> tuple[int, int]:
         try:
             status = os.stat(root)
         except OSError as error:
@@ -196,4 +196,4 @@ def _root_identity(root: bytes, name: str) -> tuple[int, int]:
             raise ValueError(f"data.root: {name} is a file; set it to the folder that holds your images")
         return status.st_dev, status.st_ino
 
-    return patiently(lambda: f"data.root, {name}", look)
+    return patiently(lambda: f"data.root, {name}", read_identity)

@@ -75,17 +75,17 @@ class GreyAugment:
 
         Returns `view_count` tensors, float32 [B, 1, size, size] in [0, 1].
         """
-        held = list(images)
-        assert len(held) == len(ids_B), (len(held), len(ids_B))
-        there_B = np.array([image is not None for image in held], dtype=bool)
-        pixels = [image for image in held if image is not None]
+        in_memory = list(images)
+        assert len(in_memory) == len(ids_B), (len(in_memory), len(ids_B))
+        there_B = np.array([image is not None for image in in_memory], dtype=bool)
+        pixels = [image for image in in_memory if image is not None]
         if not pixels:
-            return [torch.zeros(len(held), 1, self.size, self.size) for _ in range(self.view_count)]
+            return [torch.zeros(len(in_memory), 1, self.size, self.size) for _ in range(self.view_count)]
         images_B1HW = torch.from_numpy(np.stack(pixels)[:, None]).float().div_(255)
         views = [self(images_B1HW, keyed(seed, step, ids_B[there_B], view)) for view in range(self.view_count)]
-        if len(pixels) == len(held):
+        if len(pixels) == len(in_memory):
             return views
-        views_VB1SS = torch.zeros(len(views), len(held), 1, self.size, self.size)
+        views_VB1SS = torch.zeros(len(views), len(in_memory), 1, self.size, self.size)
         views_VB1SS[:, torch.from_numpy(there_B)] = torch.stack(views)
         return list(views_VB1SS)
 

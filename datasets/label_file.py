@@ -30,11 +30,11 @@ class LabelFile:
         self._line_of: dict[str, int] = {}
         for line, row in _rows(path, _text(path)):
             if len(row) != 2 or not all(row):
-                raise ValueError(f"{_at(path, line)} is not a path, a comma and a label: {shown(str(row), 100)}")
+                raise ValueError(f"{_where(path, line)} is not a path, a comma and a label: {shown(str(row), 100)}")
             image, label = row
             if image in self.label_of:
                 raise ValueError(
-                    f"{_at(path, line)} gives {shown(image, 200)} a second label (the first is in line "
+                    f"{_where(path, line)} gives {shown(image, 200)} a second label (the first is in line "
                     f"{self._line_of[image]}); keep one of them"
                 )
             self.label_of[image] = label
@@ -70,7 +70,7 @@ class LabelFile:
             self._refuse_odd_bytes(strangers)
             slashes = ", with / between folders" if "\\" in strangers[0] else ""
             raise ValueError(
-                f"{_at(self.path, self._line_of[strangers[0]])} names {shown(strangers[0], 200)}, which is not under {root} "
+                f"{_where(self.path, self._line_of[strangers[0]])} names {shown(strangers[0], 200)}, which is not under {root} "
                 f"({len(strangers)} of {len(self.label_of)} lines name no image); take it out, or write its path from data.root{slashes}"
             )
         return [
@@ -92,7 +92,7 @@ class LabelFile:
                 continue
             if len(candidates) > 1 or form in image_of:
                 raise ValueError(
-                    f"{_at(self.path, self._line_of[candidates[0]])} may mean more than one image or line: names that look like "
+                    f"{_where(self.path, self._line_of[candidates[0]])} may mean more than one image or line: names that look like "
                     f"{shown(image, 200)} differ in how an accented letter is composed; write each as its file is named"
                 )
             meant[image] = candidates[0]
@@ -105,11 +105,11 @@ class LabelFile:
         if odd:
             line, name = min((self._line_of[other], other) for other in odd)
             raise ValueError(
-                f"{_at(self.path, line)} is not UTF-8 ({shown(name, 200)}), and no file is named by these bytes; save the file as UTF-8"
+                f"{_where(self.path, line)} is not UTF-8 ({shown(name, 200)}), and no file is named by these bytes; save the file as UTF-8"
             )
 
 
-def _at(path: Path, line: int) -> str:
+def _where(path: Path, line: int) -> str:
     return f"data.labels: {shown(path)} line {line}"
 
 
@@ -136,12 +136,12 @@ def _text(path: Path) -> str:
             return content.decode("utf-16")
         except UnicodeDecodeError as error:
             line = content[: error.start].count(b"\n") + 1
-            raise ValueError(f"{_at(path, line)} is not UTF-16, as its mark says; save the file as UTF-8") from error
+            raise ValueError(f"{_where(path, line)} is not UTF-16, as its mark says; save the file as UTF-8") from error
     if b"\0" in content:
         line = content[: content.index(b"\0")].count(b"\n") + 1
         if content.count(b"\0") * 3 > len(content):
-            raise ValueError(f"{_at(path, line)}: this is UTF-16 without a mark; save the file as UTF-8")
-        raise ValueError(f"{_at(path, line)} has a zero byte, which no name has; take it out")
+            raise ValueError(f"{_where(path, line)}: this is UTF-16 without a mark; save the file as UTF-8")
+        raise ValueError(f"{_where(path, line)} has a zero byte, which no name has; take it out")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", _SURROGATES)
 
 
@@ -170,7 +170,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 def _not_csv(path: Path, begins: int, ends: int, error: csv.Error) -> str:
     if "unexpected end" in str(error) or "field limit" in str(error):
         return (
-            f"{_at(path, begins)}: a quote opens here and is not closed, or the field is longer than a path can be; "
+            f"{_where(path, begins)}: a quote opens here and is not closed, or the field is longer than a path can be; "
             'close it, or write "" for a quote within quotes'
         )
-    return f"{_at(path, ends)} is not csv ({error}); put a field with commas or quotes in quotes, and double the quotes within"
+    return f"{_where(path, ends)} is not csv ({error}); put a field with commas or quotes in quotes, and double the quotes within"

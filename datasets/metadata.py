@@ -59,7 +59,7 @@ def _whole(content: IO[bytes]) -> bytes:
 
 
 def _png(whole: bytes, keeps_texts: bool) -> bytes:
-    kept, place = [_PNG], len(_PNG)
+    pieces, place = [_PNG], len(_PNG)
     while place + 12 <= len(whole):
         (length,) = struct.unpack_from(">I", whole, place)
         kind, chunk = whole[place + 4 : place + 8], whole[place : place + 12 + length]
@@ -68,8 +68,8 @@ def _png(whole: bytes, keeps_texts: bool) -> bytes:
         is_whole = len(chunk) == 12 + length and struct.unpack(">I", chunk[-4:])[0] == zlib.crc32(chunk[4:-4])
         is_text = keeps_texts and kind in _TEXTS and _is_short(kind, chunk[8:-4])
         if is_critical or kind == b"tRNS" or (is_whole and (kind == b"eXIf" or is_text)):
-            kept.append(chunk)
-    return b"".join(kept)
+            pieces.append(chunk)
+    return b"".join(pieces)
 
 
 def _is_short(kind: bytes, text: bytes) -> bool:
@@ -91,7 +91,7 @@ def _is_short(kind: bytes, text: bytes) -> bool:
 
 def _jpeg(whole: bytes, keeps: tuple[int, ...]) -> bytes:
     """Without the segments APP0 .. APP15 and comments that stand before the first scan, but those that are named."""
-    kept, place = [whole[:2]], 2
+    pieces, place = [whole[:2]], 2
     while place + 4 <= len(whole) and whole[place] == 0xFF and whole[place + 1] != _SCAN:
         marker = whole[place + 1]
         if marker == 0xFF:  # a byte to fill up
@@ -100,6 +100,6 @@ def _jpeg(whole: bytes, keeps: tuple[int, ...]) -> bytes:
         stop = place + 2 + struct.unpack_from(">H", whole, place + 2)[0]
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
         if not is_metadata or marker in keeps:
-            kept.append(whole[place:stop])
+            pieces.append(whole[place:stop])
         place = stop
-    return b"".join(kept) + whole[place:]
+    return b"".join(pieces) + whole[place:]

@@ -205,7 +205,7 @@ class Walk:
         Sorted with the slash: then the concatenated paths come out in the order of sorted full paths.
         """
 
-        def look() -> tuple[os.stat_result, list[_Entry]] | None:
+        def read_entries() -> tuple[os.stat_result, list[_Entry]] | None:
             try:
                 status = os.stat(path)
                 with os.scandir(path) as entries:
@@ -218,10 +218,10 @@ class Walk:
                     raise ValueError(self._refusal(path, prefix, error)) from error
                 raise
 
-        looked = patiently(lambda: shown(path, 200), look)
-        if looked is None:
+        found = patiently(lambda: shown(path, 200), read_entries)
+        if found is None:
             return None
-        status, entries = looked
+        status, entries = found
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             self._circles.append(prefix[:-1])

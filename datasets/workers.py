@@ -41,8 +41,8 @@ from datasets.batch import Batch, NoBatch
 from datasets.parcel import Gone, receive, send_batch, send_error
 
 _DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LOOK_SECONDS = 0.2  # between two looks at whether the run was asked to stop
-_LOOK_AT_PARENT_SECONDS = 1.0
+_STOP_POLL_SECONDS = 0.2  # between two looks at whether the run was asked to stop
+_PARENT_POLL_SECONDS = 1.0
 _GRACE_SECONDS = 0.5  # from SIGTERM to SIGKILL
 _MAY_START = b"+"
 
@@ -82,7 +82,7 @@ class Workers:
         self._abandoned = False
         atexit.register(self.end)  # before multiprocessing's own, which waits for ever for one that is stopped
         # A worker inherits the block and keeps it; so there is no moment at which it would still listen.
-        held_before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+        mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
         try:
             for number in range(min(count, len(steps))):
                 self._fork(dataset, number, count, ahead)
@@ -95,7 +95,7 @@ class Workers:
             self.end()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held_before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask_before)
 
     def _fork(self, dataset: Steps, number: int, count: int, ahead: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -156,7 +156,7 @@ class Workers:
                     f"{worker} has not made the batch of step {step} in {now - started:,.0f} s; is the disk or network that has "
                     "the images still there? Else raise data.patience_seconds, or change data.workers"
                 )
-            wait([worker.connection], timeout=min(_LOOK_SECONDS, patience_seconds))
+            wait([worker.connection], timeout=min(_STOP_POLL_SECONDS, patience_seconds))
             # What it sent last is looked for once more. (Its sentinel would say no more than its connection: forks keep both open.)
             ended = not worker.process.is_alive()
 
@@ -216,8 +216,8 @@ def _obey_parent() -> None:
 
     def obey() -> None:
         while os.getppid() == parent.pid:
-            heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_AT_PARENT_SECONDS)
-            if heard is not None and heard.si_pid == parent.pid:
+            info = signal.sigtimedwait({signal.SIGTERM}, _PARENT_POLL_SECONDS)
+            if info is not None and info.si_pid == parent.pid:
                 break
         os._exit(0)
 

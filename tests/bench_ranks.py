@@ -140,7 +140,7 @@ def _count_and_time(ranks: Ranks, case: Case, steps: int) -> dict[str, Any]:
                 ranks.wait()
                 taken = [timed_step(sides[way]) for _ in range(TURN)]
                 turns[way] += [taken] if turn else []
-    sides["zero3"].method.softmax.held.zero.close()
+    sides["zero3"].method.softmax.partitioned.zero.close()
     gc.collect()
     return {"bytes": sent, "turns": turns}
 

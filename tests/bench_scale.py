@@ -143,7 +143,7 @@ class Engine:
         )
         gradient = row_gradient(self.rows, ALONE, micro_batches=1, clip=0.0)
         softmax = LaneSoftmax(self.rows, ALONE, gradient, temperature=0.2)
-        table = RowTable(self.rows, held=None, lr_scale=1.0, clip=0.0, read_ahead=read_ahead)
+        table = RowTable(self.rows, partitioned=None, lr_scale=1.0, clip=0.0, read_ahead=read_ahead)
         self.method = Pic(table, softmax, ALONE, self.schedule, rows_grad_V=[True])
         self.trunk = RandomFeatures(sizes.dim)
         self.images = torch.zeros(sizes.batch, 1, 1, 1)

@@ -118,7 +118,7 @@ def test_read_only_output(run, capsys, monkeypatch):
 
 def test_a_number_of_processes_that_does_not_divide_the_lanes(run, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    refused(run, capsys, expect="3 processes were launched, which do not divide schedule.lanes (4)")
+    refused(run, capsys, expect="3 ranks were launched, which do not divide schedule.lanes (4)")
 
 
 def test_processes_whose_launcher_did_not_say_where_the_others_are(run, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Runs of several processes from the command line, with the real network and the real launchers: the same batches, losses and rows
+"""Runs of several ranks from the command line, with the real network and the real launchers: the same batches, losses and rows
 whatever the number of processes is, through stops, kills and changes of that number.
 """
 
@@ -204,7 +204,7 @@ def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_pa
     assert code != 0 and not runs.output.exists()
     lines = [line for line in out.splitlines() if line.startswith("error:")]
     assert lines == [
-        "error: 3 processes were launched, which do not divide schedule.lanes (4); "
+        "error: 3 ranks were launched, which do not divide schedule.lanes (4); "
         "launch a number that does, or start a new run with other lanes"
     ]
 
@@ -307,4 +307,4 @@ def test_the_other_jobs_run_in_one_process(tmp_path, undisturbed):
     shutil.copytree(undisturbed.output, tmp_path / "runs" / "run")
     runs = Runs(tmp_path / "runs")
     code, out = runs(2, "job=knn")
-    assert code != 0 and out.count("error: job=knn runs in one process") == 1
+    assert code != 0 and out.count("error: job=knn runs on one rank") == 1

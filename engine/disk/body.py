@@ -38,11 +38,11 @@ class Table:
     extra: Json = field(default_factory=dict)
 
     @classmethod
-    def of(cls, said: Json) -> "Table":
-        return cls(**_known(cls, said), extra=_others(cls, said))
+    def of(cls, content: Json) -> "Table":
+        return cls(**_known(cls, content), extra=_others(cls, content))
 
     def json(self) -> Json:
-        return _said(self) | self.extra
+        return _fields_of(self) | self.extra
 
     @property
     def paths(self) -> list[str]:
@@ -60,11 +60,11 @@ class RowSizes:
     extra: Json = field(default_factory=dict)
 
     @classmethod
-    def of(cls, said: Json) -> "RowSizes":
-        return cls(**_known(cls, said), extra=_others(cls, said))
+    def of(cls, content: Json) -> "RowSizes":
+        return cls(**_known(cls, content), extra=_others(cls, content))
 
     def json(self) -> Json:
-        return _said(self) | self.extra
+        return _fields_of(self) | self.extra
 
     @property
     def blocks(self) -> int:
@@ -72,7 +72,7 @@ class RowSizes:
 
 
 @dataclass(frozen=True)
-class KeptGeneration:
+class SavedGeneration:
     """What a part says of a generation of blocks (engine/disk/zarr_store.py). shared: None where the JSON does not say, as format 2."""
 
     name: str
@@ -81,13 +81,13 @@ class KeptGeneration:
     extra: Json = field(default_factory=dict)
 
     @classmethod
-    def of(cls, said: Json) -> "KeptGeneration":
-        columns = tuple(Column(*column) for column in said["columns"])
-        return cls(said["name"], columns, said.get("shared"), _others(cls, said))
+    def of(cls, content: Json) -> "SavedGeneration":
+        columns = tuple(Column(*column) for column in content["columns"])
+        return cls(content["name"], columns, content.get("shared"), _others(cls, content))
 
     def json(self) -> Json:
-        said = {"name": self.name, "columns": [list(column) for column in self.columns]}
-        return said | ({} if self.shared is None else {"shared": self.shared}) | self.extra
+        content = {"name": self.name, "columns": [list(column) for column in self.columns]}
+        return content | ({} if self.shared is None else {"shared": self.shared}) | self.extra
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,28 @@ class Part:
     active: str | None = None
     blocks: Table | None = None
     stored_blocks: int = 0
-    generations: dict[int, KeptGeneration] = field(default_factory=dict)
+    generations: dict[int, SavedGeneration] = field(default_factory=dict)
     extra: Json = field(default_factory=dict)
 
     @classmethod
-    def of(cls, said: Json) -> "Part":
-        rest = _others(cls, said)
-        if "active" not in said:
-            return cls(said["rank"], said["ranks"], extra=rest)
-        generations = {int(number): KeptGeneration.of(kept) for number, kept in said["generations"].items()}
-        blocks = Table.of(said["blocks"])
-        return cls(said["rank"], said["ranks"], said["active"], blocks, said["stored_blocks"], generations, rest)
+    def of(cls, content: Json) -> "Part":
+        rest = _others(cls, content)
+        if "active" not in content:
+            return cls(content["rank"], content["ranks"], extra=rest)
+        generations = {
+            int(number): SavedGeneration.of(generation) for number, generation in content["generations"].items()
+        }
+        blocks = Table.of(content["blocks"])
+        return cls(
+            content["rank"], content["ranks"], content["active"], blocks, content["stored_blocks"], generations, rest
+        )
 
     def json(self) -> Json:
-        said: Json = {"rank": self.rank, "ranks": self.ranks}
+        content: Json = {"rank": self.rank, "ranks": self.ranks}
         if self.blocks:
-            said |= {"active": self.active, "blocks": self.blocks.json(), "stored_blocks": self.stored_blocks}
-            said["generations"] = {str(number): kept.json() for number, kept in self.generations.items()}
-        return said | self.extra
+            content |= {"active": self.active, "blocks": self.blocks.json(), "stored_blocks": self.stored_blocks}
+            content["generations"] = {str(number): generation.json() for number, generation in self.generations.items()}
+        return content | self.extra
 
     @property
     def paths(self) -> list[str]:
@@ -155,13 +159,13 @@ class RunState:
     extra: Json = field(default_factory=dict)
 
     @classmethod
-    def of(cls, said: Json) -> "RunState":
-        known = {name: value for name, value in _known(cls, said).items() if value is not None}
-        return cls(**known, extra=_without(said, known))
+    def of(cls, content: Json) -> "RunState":
+        known = {name: value for name, value in _known(cls, content).items() if value is not None}
+        return cls(**known, extra=_without(content, known))
 
     def json(self) -> Json:
-        said = {name: value for name, value in _said(self).items() if value is not None} | self.extra
-        return _known(type(self), said) | said  # in the order of the fields, null or not
+        content = {name: value for name, value in _fields_of(self).items() if value is not None} | self.extra
+        return _known(type(self), content) | content  # in the order of the fields, null or not
 
 
 @dataclass(frozen=True)
@@ -202,15 +206,15 @@ class Body:
     format: int = FORMAT
 
     @classmethod
-    def of(cls, said: Json) -> "Body":
+    def of(cls, content: Json) -> "Body":
         """From JSON that check_body has accepted."""
-        own = _known(cls, said)
+        own = _known(cls, content)
         own["rows"] = None if own["rows"] is None else RowSizes.of(own["rows"])
         own["parts"] = tuple(Part.of(part) for part in own["parts"])
         own["log"] = Table.of(own["log"])
         own["shared"] = tuple(own.get("shared", ()))
         own.pop("state", None)  # a key of this name is one that nobody knows
-        return cls(**own, state=RunState.of(_without(said, own)))
+        return cls(**own, state=RunState.of(_without(content, own)))
 
     @classmethod
     def of_ranks(
@@ -237,7 +241,7 @@ class Body:
 
     def json(self) -> Json:
         """Flat, as it lies on the disk, always in the same order."""
-        said = {
+        content = {
             "format": self.format,
             "number": self.number,
             "step": self.step,
@@ -249,25 +253,25 @@ class Body:
             "files": self.files,
             "sizes": self.sizes,
         }
-        return said | ({"shared": list(self.shared)} if self.shared else {}) | self.state.json()
+        return content | ({"shared": list(self.shared)} if self.shared else {}) | self.state.json()
 
 
 def _names(kind: Any) -> list[str]:
     return [one.name for one in fields(kind) if one.name != "extra"]
 
 
-def _known(kind: Any, said: Json) -> Json:
+def _known(kind: Any, content: Json) -> Json:
     """What a class has a field for, in the order of its fields."""
-    return {name: said[name] for name in _names(kind) if name in said}
+    return {name: content[name] for name in _names(kind) if name in content}
 
 
-def _others(kind: Any, said: Json) -> Json:
-    return _without(said, _names(kind))
+def _others(kind: Any, content: Json) -> Json:
+    return _without(content, _names(kind))
 
 
-def _without(said: Json, names: Collection[str]) -> Json:
-    return {name: value for name, value in said.items() if name not in names}
+def _without(content: Json, names: Collection[str]) -> Json:
+    return {name: value for name, value in content.items() if name not in names}
 
 
-def _said(one: Any) -> Json:
+def _fields_of(one: Any) -> Json:
     return {name: getattr(one, name) for name in _names(type(one))}

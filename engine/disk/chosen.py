@@ -6,18 +6,18 @@ from pathlib import Path
 
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.rows.damaged import Damaged
 
 
-def chosen_checkpoint(output: Path, step: int | None) -> tuple[Kept, list[str]]:
+def chosen_checkpoint(output: Path, step: int | None) -> tuple[SavedCheckpoint, list[str]]:
     """The newest whole checkpoint of the run in `output`, or that of a step; and what was wrong with others.
 
     Raises ValueError where there is none.
     """
     files = DiskFiles(output / "checkpoints")
-    kept, complaints = manifest.recover(files, step)
-    if not kept:
+    checkpoints, complaints = manifest.recover(files, step)
+    if not checkpoints:
         there = ", ".join(str(number) for number in sorted(manifest.steps(files))) or "none"
         wanted = "" if step is None else f" of step {step} (there are: {there})"
         raise ValueError(
@@ -25,15 +25,17 @@ def chosen_checkpoint(output: Path, step: int | None) -> tuple[Kept, list[str]]:
                 [*complaints[:1], f"there is no whole checkpoint{wanted} in {files.root}; train one with job=pretrain"]
             )
         )
-    return kept[-1], complaints
+    return checkpoints[-1], complaints
 
 
 @contextmanager
-def while_it_is_there(kept: Kept) -> Iterator[None]:
+def while_it_is_there(checkpoint: SavedCheckpoint) -> Iterator[None]:
     """Tell a checkpoint that a running job replaced from a damaged one."""
     try:
         yield
     except Damaged:
-        if kept.number in manifest.numbers(kept.files):
+        if checkpoint.number in manifest.numbers(checkpoint.files):
             raise
-        raise ValueError(f"the run that goes on meanwhile has replaced checkpoint {kept.name}; try again") from None
+        raise ValueError(
+            f"the run that goes on meanwhile has replaced checkpoint {checkpoint.name}; try again"
+        ) from None

@@ -1,4 +1,4 @@
-"""The one road by which a checkpoint's bytes reach the disk and come back: nine operations, and what those promise that others build on.
+"""The one way by which a checkpoint's bytes reach the disk and come back: nine operations, and what those promise that others build on.
 
     create          a new file with these bytes; the bytes are durable when it returns, the name is not
     rename          give a file its final name, at once or not at all
@@ -91,7 +91,7 @@ class DiskFiles:
         self._made: set[str] = set()  # those of them that were made here, where nothing foreign can be
 
     def create(self, path: str, parts: Sequence[Buffer]) -> None:
-        handle = os.open(self._at(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        handle = os.open(self._path_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             _write_all(handle, parts)
             os.fsync(handle)
@@ -102,7 +102,7 @@ class DiskFiles:
             os.close(handle)
 
     def rename(self, old: str, new: str) -> None:
-        source, target = self._at(old), self._at(new)
+        source, target = self._path_of(old), self._path_of(new)
         for path in (old, new):
             self._require_ours(path)
         os.rename(source, target)
@@ -131,7 +131,7 @@ class DiskFiles:
                 os.mkdir(self._prefix + directory)
                 self._made.add(directory)
             except FileExistsError:
-                self._look(directory)
+                self._require_directory(directory)
             self._known.add(directory)
 
     def read(self, path: str) -> bytes:
@@ -166,12 +166,12 @@ class DiskFiles:
             os.close(handle)
 
     def remove(self, path: str) -> None:
-        place = self._at(path)
+        place = self._path_of(path)
         self._require_ours(path)
         os.unlink(place)
 
     def remove_directory(self, path: str) -> None:
-        os.rmdir(self._at(path))
+        os.rmdir(self._path_of(path))
         self._known.discard(path)
         self._made.discard(path)
 
@@ -193,7 +193,7 @@ class DiskFiles:
             os.close(handle)
         return found
 
-    def _at(self, path: str) -> str:
+    def _path_of(self, path: str) -> str:
         """Where a file is, after a look at the directories above it."""
         self._require_known(path.rpartition("/")[0])
         return self._prefix + path
@@ -207,10 +207,10 @@ class DiskFiles:
             above = "/".join(parts[:depth])
             if above not in self._known:
                 _require_plain(parts[depth - 1], directory)
-                self._look(above)
+                self._require_directory(above)
                 self._known.add(above)
 
-    def _look(self, directory: str) -> None:
+    def _require_directory(self, directory: str) -> None:
         """Raises Damaged where it is no directory itself, FileNotFoundError where nothing is."""
         mode = os.lstat(self._prefix + directory).st_mode
         if not stat.S_ISDIR(mode):
@@ -228,7 +228,7 @@ class DiskFiles:
     def _open(self, path: str) -> int:
         try:
             # Without waiting: a FIFO that has a file's name would never answer.
-            return os.open(self._at(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return os.open(self._path_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 self._require_ours(path, always=True)
@@ -238,7 +238,7 @@ class DiskFiles:
         try:
             return os.open((self._prefix + path).rstrip("/"), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except NotADirectoryError:
-            self._look(path)
+            self._require_directory(path)
             raise
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.disk.shapes import shown
 
-_held: set[str] = set()
+_locked_here: set[str] = set()
 _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 _LONGEST_BYTES = 4096  # of the file that is read; what a job writes is a line
 
@@ -29,7 +29,7 @@ class Lock:
 
     def __init__(self, directory: Path, name: str = "lock") -> None:
         self._path = str(directory.resolve() / name)
-        if self._path in _held:
+        if self._path in _locked_here:
             raise ValueError(f"{directory} is in use by this very process; wait for its job to end")
         self._handle = _opened(self._path, directory)
         try:
@@ -44,14 +44,14 @@ class Lock:
         except BaseException:
             os.close(self._handle)
             raise
-        _held.add(self._path)
+        _locked_here.add(self._path)
 
     def release(self) -> None:
         """Give it back."""
         try:
             self._write("")
         finally:
-            _held.discard(self._path)
+            _locked_here.discard(self._path)
             os.close(self._handle)
 
     def _take(self, directory: Path) -> None:

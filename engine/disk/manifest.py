@@ -49,7 +49,7 @@ Known = dict[tuple[int, str, tuple[int, ...]], str | None]
 
 
 @dataclass
-class Kept:
+class SavedCheckpoint:
     """A checkpoint: the body of its manifest, and where its files are."""
 
     files: Files
@@ -124,10 +124,12 @@ class Kept:
     def generations(self, lanes: Lanes = ALL_LANES) -> dict[int, Generation]:
         return {
             number: Generation(
-                kept.name, kept.columns, shared=bool(kept.shared) or not lanes.contains(part.rank, part.ranks)
+                generation.name,
+                generation.columns,
+                shared=bool(generation.shared) or not lanes.contains(part.rank, part.ranks),
             )
             for part in self.parts(lanes)
-            for number, kept in part.generations.items()
+            for number, generation in part.generations.items()
         }
 
     def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> dict[int, Entry]:
@@ -217,8 +219,8 @@ def publish(files: Files, body: Body) -> None:
     """Make the checkpoint real. Everything that `body` names is durable already."""
     path = path_of(body.number)
     assert path.rpartition("/")[2] not in files.listing(MANIFESTS), f"{path} was written before"
-    said = body.json()
-    text = json.dumps({"sha256": _digest(said), "body": said}, indent=1)
+    content = body.json()
+    text = json.dumps({"sha256": _digest(content), "body": content}, indent=1)
     try:
         check_body(json.loads(text)["body"], body.number)  # before anything that is older goes
     except Damaged as error:
@@ -227,12 +229,12 @@ def publish(files: Files, body: Body) -> None:
     files.sync_directory(MANIFESTS)
 
 
-def read(files: Files, number: int) -> Kept:
+def read(files: Files, number: int) -> SavedCheckpoint:
     """The manifest `number`, if it is what was written. Raises Damaged."""
     return read_at(files, path_of(number))
 
 
-def read_at(files: Files, path: str) -> Kept:
+def read_at(files: Files, path: str) -> SavedCheckpoint:
     """The same of a manifest wherever it is; its name has its number."""
     number = shapes.manifest_number(path.rpartition("/")[2])
     assert number is not None, path
@@ -252,26 +254,26 @@ def read_at(files: Files, path: str) -> Kept:
         raise Damaged("its manifest is missing") from None
     except IsADirectoryError:
         raise Damaged("its manifest is a directory") from None
-    return Kept(files, Body.of(body))
+    return SavedCheckpoint(files, Body.of(body))
 
 
-def look(kept: Kept, is_newest: bool, lanes: Lanes = ALL_LANES) -> None:
+def inspect_checkpoint(checkpoint: SavedCheckpoint, is_newest: bool, lanes: Lanes = ALL_LANES) -> None:
     """Raises Damaged unless the checkpoint can be loaded; of one behind the newest, unless it is known what it names."""
     if is_newest:
-        check(kept, lanes)
+        check(checkpoint, lanes)
     else:  # what it names must not be taken for garbage
-        kept.entries(kept.store(), lanes)
+        checkpoint.entries(checkpoint.store(), lanes)
 
 
 def recover(
-    files: Files, step: int | None = None, look: Callable[[Kept, bool], None] = look
-) -> tuple[list[Kept], list[str]]:
+    files: Files, step: int | None = None, inspect: Callable[[SavedCheckpoint, bool], None] = inspect_checkpoint
+) -> tuple[list[SavedCheckpoint], list[str]]:
     """Checkpoints, oldest first, the last of them whole; and a line for each newer one that is not.
 
-    step    look at checkpoints of this step alone
-    look    at a checkpoint: raises Damaged where it is
+    step      inspect checkpoints of this step alone
+    inspect   reads a checkpoint, and raises Damaged where it is
     """
-    kept: list[Kept] = []
+    checkpoints: list[SavedCheckpoint] = []
     complaints: list[str] = []
     for number in numbers(files):
         name = f"number {number}"
@@ -280,33 +282,35 @@ def recover(
             name = candidate.name
             if step is not None and candidate.step != step:
                 continue
-            look(candidate, not kept)
-            kept.append(candidate)
+            inspect(candidate, not checkpoints)
+            checkpoints.append(candidate)
             if step is not None:
                 break
         except Damaged as error:  # an OSError may pass, and what is whole must not be taken for garbage
             if number not in numbers(files):
                 continue  # a run that goes on meanwhile has replaced it
-            then = "left out" if kept else "trying the one before"
+            then = "left out" if checkpoints else "trying the one before"
             complaints.append(f"checkpoint {name} is damaged ({error}); {then}")
-    if not kept:  # so that they are not taken for what a killed run left
+    if not checkpoints:  # so that they are not taken for what a killed run left
         for name in sorted(files.listing("")):
             if shapes.is_step_directory(name) and "manifest.json" in _names(files, name):
                 complaints.append(f"checkpoint {name} has format 1, which this version cannot read")
-    return kept[::-1], complaints
+    return checkpoints[::-1], complaints
 
 
-def check(kept: Kept, lanes: Lanes = ALL_LANES) -> None:
+def check(checkpoint: SavedCheckpoint, lanes: Lanes = ALL_LANES) -> None:
     """Raises Damaged, naming the first thing that is wrong, unless the checkpoint can be loaded; OSError where it cannot be read.
 
     lanes    look at what is theirs; rank 0 also at what is no lane's
     """
-    problems = problems_of(kept, every_block=False, lanes=lanes)
+    problems = problems_of(checkpoint, every_block=False, lanes=lanes)
     if problems:
         raise Damaged(problems[0] + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""))
 
 
-def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes: Lanes = ALL_LANES) -> list[str]:
+def problems_of(
+    checkpoint: SavedCheckpoint, every_block: bool, known: Known | None = None, lanes: Lanes = ALL_LANES
+) -> list[str]:
     """A line for each file that is not what was written.
 
     every_block   read all blocks, not those alone that a resume reads first; go on after a damaged file, and name what cannot be read
@@ -314,16 +318,16 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
     """
     named = (Damaged, OSError) if every_block else Damaged
     lines: list[str] = []
-    for path in kept.files_of(lanes):
+    for path in checkpoint.files_of(lanes):
         try:
-            kept.read(path)
+            checkpoint.read(path)
         except named as error:
             lines.append(str(error))
     if lines and not every_block:
         return lines
-    store = kept.store()
+    store = checkpoint.store()
     try:
-        entries = kept.entries(store, lanes)
+        entries = checkpoint.entries(store, lanes)
     except named as error:
         return lines or [str(error)]
     missing = store.missing(entries)
@@ -333,9 +337,9 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
     known = {} if known is None else known
     first_read = []
     try:
-        first_read = kept.active(lanes)
+        first_read = checkpoint.active(lanes)
         if lanes.rank == 0:
-            kept.log()
+            checkpoint.log()
     except named as error:
         lines.append(str(error))
     resident = [block for active in first_read for block in active["resident"].tolist()]
@@ -346,7 +350,7 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
         if version not in known:
             try:
                 # Room for a block only now: a file of its size is there.
-                rows = kept.row_sizes()
+                rows = checkpoint.row_sizes()
                 out = out or empty_block(rows.block, rows.dim, np.dtype(rows.dtype))
                 store.read_entry(block, entries[block], out)
                 known[version] = None
@@ -358,7 +362,7 @@ def problems_of(kept: Kept, every_block: bool, known: Known | None = None, lanes
 
 
 def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:
-    """One process wrote it, and it says of the whole what a part says now."""
+    """One rank wrote it, and it says of the whole what a part says now."""
     part = {name: body.pop(name) for name in ("blocks", "stored_blocks", "generations")}
     part |= {"rank": 0, "ranks": 1, "active": f"{body['directory']}/active.safetensors"}
     return {**body, "format": FORMAT, "parts": [part]}

@@ -53,9 +53,9 @@ def check_body(body: Any, number: int) -> None:
             _require_no_rows(part)
             continue
         named |= _check_part(part, rank, len(parts), directory)
-        for key, kept in _object(_value(part, "generations"), "generations").items():
-            _check_generation(key, _object(kept, "generation"), rows)
-            if generations.setdefault(key, kept["name"]) != kept["name"]:
+        for key, generation in _object(_value(part, "generations"), "generations").items():
+            _check_generation(key, _object(generation, "generation"), rows)
+            if generations.setdefault(key, generation["name"]) != generation["name"]:
                 _refuse("generations", key)
     named |= _check_table(_object(_value(body, "log"), "log"), directory, "log")
     _check_files(body, named)
@@ -166,14 +166,14 @@ def _check_table(table: dict[str, Any], directory: str, name: str) -> set[str]:
     return {full} if delta is None else {full, delta}
 
 
-def _check_generation(key: str, kept: dict[str, Any], rows: dict[str, Any]) -> None:
-    name = _text(kept, "name")
+def _check_generation(key: str, generation: dict[str, Any], rows: dict[str, Any]) -> None:
+    name = _text(generation, "name")
     number = shapes.generation_number(name)
     if number is None or number < 1 or str(number) != key:
         _refuse("generation", name)
-    if type(kept.get("shared", False)) is not bool:
-        _refuse("shared", kept["shared"])
-    columns = _value(kept, "columns")
+    if type(generation.get("shared", False)) is not bool:
+        _refuse("shared", generation["shared"])
+    columns = _value(generation, "columns")
     possible = [columns_of(dtype, rows["dim"]) for dtype in (rows["dtype"], "bfloat16")]
     possible += [tuple(column for column in all_three if column.name != "momentum") for all_three in possible]
     if columns not in [[list(column) for column in one] for one in possible] or _has_booleans(columns):
@@ -276,5 +276,5 @@ def _list(value: Any, what: str) -> list[Any]:
 
 
 def _refuse(what: str, value: Any) -> None:
-    said = f"{value.bit_length()} bits" if type(value) is int and abs(value) > 2**64 else repr(value)
-    raise Damaged(f"its manifest has {shapes.shown(said, 60)} for {shapes.shown(what)}")
+    value_text = f"{value.bit_length()} bits" if type(value) is int and abs(value) > 2**64 else repr(value)
+    raise Damaged(f"its manifest has {shapes.shown(value_text, 60)} for {shapes.shown(what)}")

@@ -6,13 +6,13 @@ disk, and says what is wrong with it. A checkpoint that one rank complains of is
 
 from engine.disk import manifest
 from engine.disk.files import Files
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.damaged import Damaged
 
 
-def recover_together(files: Files, ranks: Ranks, lanes: Lanes) -> tuple[list[Kept], list[str]]:
+def recover_together(files: Files, ranks: Ranks, lanes: Lanes) -> tuple[list[SavedCheckpoint], list[str]]:
     """What manifest.recover gives, the same on every rank; lines of complaint at rank 0 alone.
 
     Raises OSError where something cannot be read that may be whole; ValueError where another rank's disk has checkpoints that rank 0's
@@ -28,25 +28,25 @@ def recover_together(files: Files, ranks: Ranks, lanes: Lanes) -> tuple[list[Kep
     if not ranks.is_first:
         while (asked := ranks.from_first(None)) is not None:
             body, is_newest = asked
-            ranks.share(_complaint(Kept(files, body), is_newest, lanes))
-        return [Kept(files, body) for body in ranks.from_first(None)], []
+            ranks.share(_complaint(SavedCheckpoint(files, body), is_newest, lanes))
+        return [SavedCheckpoint(files, body) for body in ranks.from_first(None)], []
 
-    def look(kept: Kept, is_newest: bool) -> None:
-        ranks.from_first((kept.body, is_newest))
-        said = ranks.share(_complaint(kept, is_newest, lanes))
-        for rank, complaint in enumerate(said):
+    def inspect(checkpoint: SavedCheckpoint, is_newest: bool) -> None:
+        ranks.from_first((checkpoint.body, is_newest))
+        complaints = ranks.share(_complaint(checkpoint, is_newest, lanes))
+        for rank, complaint in enumerate(complaints):
             if complaint:
                 raise Damaged(complaint if ranks.size == 1 else f"rank {rank}: {complaint}")
 
-    kept, complaints = manifest.recover(files, look=look)
+    checkpoints, complaints = manifest.recover(files, inspect=inspect)
     ranks.from_first(None)
-    ranks.from_first([one.body for one in kept])
-    return kept, complaints
+    ranks.from_first([one.body for one in checkpoints])
+    return checkpoints, complaints
 
 
-def _complaint(kept: Kept, is_newest: bool, lanes: Lanes) -> str | None:
+def _complaint(checkpoint: SavedCheckpoint, is_newest: bool, lanes: Lanes) -> str | None:
     try:
-        manifest.look(kept, is_newest, lanes)
+        manifest.inspect_checkpoint(checkpoint, is_newest, lanes)
     except Damaged as error:
         return str(error)
     return None

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.active_rows import EMPTY, ActiveRows
 from engine.rows.damaged import Damaged
@@ -25,7 +25,7 @@ def last_window(schedule: Windows, step: int) -> np.ndarray:
     return schedule.window_blocks(max(step - 1, 0) // schedule.steps_per_window)
 
 
-def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:
+def load_rows(checkpoint: SavedCheckpoint, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarray) -> None:
     """Put fresh rows where the checkpoint left them; their store holds its blocks already, or is in memory and takes them.
 
     window   the blocks of the window that the last step was in
@@ -34,24 +34,26 @@ def load_rows(kept: Kept, rows: ActiveRows, window: np.ndarray, eta_T: np.ndarra
     Raises Damaged where the checkpoint has rows of other sizes than `rows`, or more active ones than these have slots.
     """
     rows.log.extend(eta_T)
-    parts = kept.active(rows.lanes)
-    _require_room(kept, rows, [part["position"] for part in parts])
+    parts = checkpoint.active(rows.lanes)
+    _require_room(checkpoint, rows, [part["position"] for part in parts])
     if isinstance(rows.host.store, MemoryStore):
-        for block, content in stored_blocks(kept, rows.lanes):
+        for block, content in stored_blocks(checkpoint, rows.lanes):
             rows.host.store.load(block, content)
     resident = np.sort(np.concatenate([part["resident"] for part in parts]))
     rows.host.load(rows.lanes.chosen(resident).tolist(), rows.lanes.chosen(window).tolist())
-    for said, part in zip(kept.parts(rows.lanes), parts, strict=True):
+    for saved_part, part in zip(checkpoint.parts(rows.lanes), parts, strict=True):
         # Its counters go to the one rank that has the first of its lanes.
-        rows.load(part, counts=rows.lanes.has(said.rank))
+        rows.load(part, counts=rows.lanes.has(saved_part.rank))
 
 
-def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> None:
-    said, host = kept.row_sizes(), rows.host
+def _require_room(checkpoint: SavedCheckpoint, rows: ActiveRows, positions: list[np.ndarray]) -> None:
+    saved_sizes, host = checkpoint.row_sizes(), rows.host
     sizes = {"block": host.block, "dim": host.weight.shape[1], "dtype": host.weight.dtype.name}
     for name, size in sizes.items():
-        if getattr(said, name) != size:
-            raise Damaged(f"its manifest has rows of {name} {getattr(said, name)}, and this run of {name} {size}")
+        if getattr(saved_sizes, name) != size:
+            raise Damaged(
+                f"its manifest has rows of {name} {getattr(saved_sizes, name)}, and this run of {name} {size}"
+            )
     occupied = np.concatenate([part[part != EMPTY] for part in positions])
     if len(occupied) and occupied.max() >= host.size:
         raise Damaged(f"it has an active row at position {occupied.max():,}, and this run {host.size:,} positions")
@@ -64,10 +66,10 @@ def _require_room(kept: Kept, rows: ActiveRows, positions: list[np.ndarray]) -> 
         )
 
 
-def stored_blocks(kept: Kept, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:
+def stored_blocks(checkpoint: SavedCheckpoint, lanes: Lanes = ALL_LANES) -> Iterator[tuple[int, Block]]:
     """Every block of a checkpoint that belongs to the lanes, ascending."""
-    store, sizes = kept.store(), kept.row_sizes()
-    for block, entry in sorted(kept.entries(store, lanes).items()):
+    store, sizes = checkpoint.store(), checkpoint.row_sizes()
+    for block, entry in sorted(checkpoint.entries(store, lanes).items()):
         out = empty_block(sizes.block, sizes.dim, np.dtype(sizes.dtype))
         store.read_entry(block, entry, out)
         yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out

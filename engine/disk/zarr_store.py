@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from engine.disk import shapes
-from engine.disk.body import KeptGeneration
+from engine.disk.body import SavedGeneration
 from engine.disk.files import DIRECTORY, TEMPORARY, WHAT, Files, remove_any, write_whole
 from engine.disk.zarr_format import CRC_BYTES, Column, bound, checksum, columns_of, encoded, group_metadata, layouts
 from engine.ranks.lanes import ALL_LANES, Lanes
@@ -205,10 +205,10 @@ class ZarrStore:
         """Blocks in the map."""
         return len(self._map)
 
-    def generation_table(self) -> dict[int, KeptGeneration]:
+    def generation_table(self) -> dict[int, SavedGeneration]:
         """The generations that the map may speak of, for a manifest, by number."""
         return {
-            number: KeptGeneration(generation.name, generation.columns, generation.shared)
+            number: SavedGeneration(generation.name, generation.columns, generation.shared)
             for number, generation in self.generations.items()
         }
 
@@ -228,12 +228,12 @@ class ZarrStore:
     def entry_map(self, arrays: dict[str, np.ndarray]) -> dict[int, Entry]:
         """The inverse of `entries`; the generations must be known."""
         names = [column.name for column in self._exact_columns]
-        kept = {
+        indices_of = {
             number: [names.index(column.name) for column in generation.columns]
             for number, generation in self.generations.items()
         }
         rows = zip(arrays["block"].tolist(), arrays["generation"].tolist(), arrays["checks"].tolist(), strict=True)
-        return {block: Entry(number, tuple(checks[i] for i in kept[number])) for block, number, checks in rows}
+        return {block: Entry(number, tuple(checks[i] for i in indices_of[number])) for block, number, checks in rows}
 
     def restore(
         self, versions: list[tuple[int, dict[int, Entry]]], next_generation: int, others: Set[str] | None = frozenset()
@@ -277,14 +277,14 @@ class ZarrStore:
         for block, entry in entries.items():
             generation = self.generations[entry.generation]
             for column in generation.columns:
-                at = (entry.generation, column.name)
-                if at not in listings:
+                key = (entry.generation, column.name)
+                if key not in listings:
                     try:
-                        listings[at] = self.files.listing(f"{ROWS}/{generation.name}/{column.name}")
+                        listings[key] = self.files.listing(f"{ROWS}/{generation.name}/{column.name}")
                     except Damaged as error:
                         lines.append(str(error))
-                        listings[at] = {}
-                size, wanted = listings[at].get(column.file(block).partition("/")[2]), column.chunk_bytes(self.block)
+                        listings[key] = {}
+                size, wanted = listings[key].get(column.file(block).partition("/")[2]), column.chunk_bytes(self.block)
                 if size != wanted:
                     what = WHAT.get(size, f"has {size} bytes instead of {wanted}") if size is not None else "is missing"
                     lines.append(f"{describe(generation, column, block)} {what}")

@@ -20,7 +20,7 @@ from datasets.batch import ImageSet, Probe
 from engine.evaluation.evaluator import Stopped
 from engine.evaluation.knn import neighbours, vote
 from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE
-from engine.ranks.ranks import Road
+from engine.ranks.ranks import Channel
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,7 +62,7 @@ def evaluate(
     gallery: ImageSet,
     queries: list[ImageSet],
     protocol: Protocol,
-    ranks: Road,
+    ranks: Channel,
     stopped: Callable[[], object] = lambda: None,
 ) -> Evaluation | None:
     """Embed gallery and queries, and classify every query by its k nearest gallery images. All ranks call it; None at all but rank 0.
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def embed_set(
-    embed: Embed, images: ImageSet, limit: int, ranks: Road, stopped: Callable[[], object] = lambda: None
+    embed: Embed, images: ImageSet, limit: int, ranks: Channel, stopped: Callable[[], object] = lambda: None
 ) -> np.ndarray:
     """Features of the first `limit` images, float32 [M, D]; empty at all ranks but the first. Each embeds every R-th batch.
 
@@ -114,10 +114,10 @@ def embed_set(
         if first + ranks.rank < len(starts):
             start = starts[first + ranks.rank]
             mine.append(embed(images.load(start, min(start + EVALUATION_BATCH, count))).numpy())
-    told = ranks.to_first(mine)
+    by_rank = ranks.to_first(mine)
     if not ranks.is_first:
         return np.empty((0, 0), dtype=np.float32)
-    return np.concatenate([told[batch % ranks.size][batch // ranks.size] for batch in range(len(starts))])
+    return np.concatenate([by_rank[batch % ranks.size][batch // ranks.size] for batch in range(len(starts))])
 
 
 def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a run asks of an evaluation. A run has a list of them, and each looks at the network in its turn."""
+"""What a run asks of an evaluation. A run has a list of evaluators, and each of them evaluates the network in its turn."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,10 +14,10 @@ class Stopped(Exception):
 
 
 class Evaluator(ABC):
-    """Looks at the network as it is; nothing of the run changes."""
+    """Evaluates the network as it is; nothing of the run changes."""
 
     @abstractmethod
-    def look(self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object]) -> dict[str, Any] | None:
+    def evaluate(self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object]) -> dict[str, Any] | None:
         """Its part of a line of evaluations.jsonl, at rank 0; None at the others. All ranks call it together.
 
         network   gives the network as it is now; where ranks have parts of its weights, this gathers them
@@ -25,15 +25,15 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def said(self, what: str, line: dict[str, Any]) -> str:
-        """What `look` gave, for people; what: of which network it is."""
+    def text(self, what: str, line: dict[str, Any]) -> str:
+        """A line for people about what `evaluate` gave; what: of which network it is."""
 
     def headline(self) -> dict[str, float | None]:
-        """Figures of the last look for summary.json."""
+        """Figures of the last evaluation, for summary.json."""
         return {}
 
     def neighbours(self) -> list[NeighbourRow]:
-        """Pictures for the report, of the last look; the first evaluator that has some shows them."""
+        """Pictures for the report, of the last evaluation; the first evaluator that has some shows them."""
         return []
 
     def embeddings(self) -> EmbeddingSample | None:

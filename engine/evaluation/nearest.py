@@ -9,7 +9,7 @@ from datasets.batch import ImageSet, Probe
 from engine.evaluation.evaluate import Embed, Evaluation, Protocol, evaluate, raw_pixels, record
 from engine.evaluation.evaluator import Evaluator
 from engine.evaluation.examples import embedding_sample, neighbour_rows
-from engine.ranks.ranks import Road
+from engine.ranks.ranks import Channel
 from engine.results.pictures import EmbeddingSample, NeighbourRow
 from engine.trunk.network import Network, embed
 
@@ -21,12 +21,12 @@ class KnnEvaluator(Evaluator):
     protocol  how it is asked
     """
 
-    def __init__(self, probe: Probe | None, sample: ImageSet, protocol: Protocol, ranks: Road) -> None:
+    def __init__(self, probe: Probe | None, sample: ImageSet, protocol: Protocol, ranks: Channel) -> None:
         self.probe, self.sample, self.protocol, self.ranks = probe, sample, protocol, ranks
         self._raw: dict[str, float | None] | None = None  # what pixels alone give, once it was measured
         self._latest: Evaluation | None = None
 
-    def look(
+    def evaluate(
         self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object] = lambda: None
     ) -> dict[str, Any] | None:
         gallery, queries = (self.probe.gallery, self.probe.queries) if self.probe else (self.sample, [])
@@ -42,7 +42,7 @@ class KnnEvaluator(Evaluator):
         self._latest = result
         return record(result, self.probe, self._raw, self.protocol)
 
-    def said(self, what: str, line: dict[str, Any]) -> str:
+    def text(self, what: str, line: dict[str, Any]) -> str:
         return describe(what, line)
 
     def headline(self) -> dict[str, float | None]:

@@ -42,20 +42,20 @@ def sized(config: schema.Config, size: int) -> schema.Config:
     return config.with_sizes({name: getattr(found, name) for name in names})
 
 
-def sized_as(config: schema.Config, kept: dict[str, Any]) -> schema.Config:
-    """The config of a run that goes on: what it leaves to be chosen is as in `kept`, the config of the checkpoint.
+def sized_as(config: schema.Config, saved: dict[str, Any]) -> schema.Config:
+    """The config of a run that goes on: what it leaves to be chosen is as in `saved`, the config of the checkpoint.
 
     Checkpoints of earlier versions have null where a window is a whole pass, and where all rows are active.
     """
     try:
-        kept = translated(kept)
+        saved = translated(saved)
     except ValueError:  # which is told where the two are compared
         return config
     sizes: dict[str, int | None] = {"lanes": lanes_of(config)}
     places = [("schedule", name, getattr(config.schedule, name)) for name in _OF_SCHEDULE]
     places += [("method", "active", config.rows.active)] if config.method.has_rows else []
     for section, name, given in places:
-        values = kept.get(section)
+        values = saved.get(section)
         before = values.get(name) if isinstance(values, dict) else None
         if given is None and type(before) is int and before >= 1:
             sizes[name] = before

@@ -24,7 +24,7 @@ from engine.results.output import CHECKPOINTS, INDEX, UNREADABLE
 from engine.training.reading import listed
 
 if TYPE_CHECKING:
-    from engine.disk.manifest import Kept
+    from engine.disk.manifest import SavedCheckpoint
 
 
 def images_directory(config: schema.Config) -> Path | None:
@@ -41,7 +41,7 @@ class Opened(NamedTuple):
     config: schema.Config
 
 
-def open_data(config: schema.Config, last: "Kept | None", grows: bool = True) -> Opened:
+def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool = True) -> Opened:
     """Source, augmentation and schedule, checked against each other and against the run that they go on with.
 
     last    the checkpoint of that run. Images that were appended since then join the order from the next pass on
@@ -109,15 +109,15 @@ def _source(config: schema.Config, known: Path | None = None, known_count: int |
     )
 
 
-def _known_source(config: schema.Config, last: "Kept", size: int) -> Source:
+def _known_source(config: schema.Config, last: "SavedCheckpoint", size: int) -> Source:
     """The source in which the first `size` images are those of a checkpoint, by the index that numbers them or, where it is lost, without.
 
     Images that could not be read may have been repaired since: their file sizes then are in the checkpoint, and in unreadable.jsonl.
     ValueError where images changed, or where only the lost index could tell their order.
     """
     output = Path(config.output)
-    kept = dict(last.body.state.unreadable or [])
-    lists = [listed(output / UNREADABLE) | kept, kept]  # the file may say anything
+    known_unreadable = dict(last.body.state.unreadable or [])
+    lists = [listed(output / UNREADABLE) | known_unreadable, known_unreadable]  # the file may say anything
     # A copy of checkpoints/ alone is enough to go on. Once a run has grown there are two; older runs have the second alone.
     places = [output / CHECKPOINTS / INDEX, output / INDEX] if config.data.source == "folder" else []
     indices = [place for place in places if place.exists()]
@@ -159,7 +159,7 @@ def cached(source: Source, schedule: Schedule, lanes: Lanes) -> CachedSource:
     for block in lanes.chosen(range(-(-schedule.positions_end // schedule.block))).tolist():
         ids = schedule.instances(np.arange(block * schedule.block, (block + 1) * schedule.block))
         images.fill(ids[ids >= 0].tolist())
-    print(f"{images.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each process")
+    print(f"{images.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each rank")
     return images
 
 

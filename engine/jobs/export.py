@@ -21,26 +21,26 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the files into `exports`; returns the exit code."""
     names = [name for name in EXPORT if config.method.has_rows or name != "exports/rows.npy"]
     output = Output(Path(config.output), names, images_directory(config))
-    kept, complaints = chosen_checkpoint(Path(config.output), None)
-    source, _, schedule, config = open_data(config, kept, grows=False)
+    checkpoint, complaints = chosen_checkpoint(Path(config.output), None)
+    source, _, schedule, config = open_data(config, checkpoint, grows=False)
     output.make()
     for name in names:
         output.enter(name)
     directory = output.path / "exports"
     network = parts.network_of(config)
-    with while_it_is_there(kept):
-        model = read_trunk(kept)
+    with while_it_is_there(checkpoint):
+        model = read_trunk(checkpoint)
         network.load_state_dict(model)
         shapes = exports.export_run(
             directory,
-            reader=RowReader(rows_of(config, kept, schedule)) if config.method.has_rows else None,
+            reader=RowReader(rows_of(config, checkpoint, schedule)) if config.method.has_rows else None,
             size=schedule.size,
             instances=schedule.instances,
             backbone=backbone_of(model),
             model_name=config.backbone.name,
             embed=lambda images: embed(network, images, "backbone"),
             images=every_image(source, config.data.image_size, schedule.size),
-            about={"step": kept.step, "source": source.name},
+            about={"step": checkpoint.step, "source": source.name},
         )
-    print("\n".join([*complaints, f"exported step {kept.step} to {directory}: " + json.dumps(shapes)]))
+    print("\n".join([*complaints, f"exported step {checkpoint.step} to {directory}: " + json.dumps(shapes)]))
     return 0

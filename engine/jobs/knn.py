@@ -11,7 +11,7 @@ from datasets.catalog import sample_images
 from engine.evaluation.nearest import KnnEvaluator, describe
 from engine.jobs import parts
 from engine.jobs.data import images_directory, open_data, open_probe
-from engine.ranks.ranks import Road
+from engine.ranks.ranks import Channel
 from engine.results.output import KNN, Output
 
 
@@ -33,7 +33,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         ) from None
     probe = open_probe(config, source, augmentation)
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
-    line = KnnEvaluator(probe, sample, parts.protocol_of(config), Road()).look(lambda: network)
+    line = KnnEvaluator(probe, sample, parts.protocol_of(config), Channel()).evaluate(lambda: network)
     assert line
     print(describe(str(path), line))
     output.make()

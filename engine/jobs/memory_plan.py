@@ -100,7 +100,7 @@ def plan(
         }
     row_bytes = 2 * dim * _FLOAT_BYTES + _INDEX_BYTES
     active_bytes = active.active * (2 * dim * _FLOAT_BYTES + 2 * _INDEX_BYTES)
-    held_rows = tiers.places * tiers.block
+    host_rows = tiers.places * tiers.block
     outside = {"blocks waiting to be written": tiers.waiting_blocks * tiers.block * row_bytes}
     if tiers.in_memory:
         outside = {"store of visited rows (memory)": tiers.size * row_bytes}
@@ -108,8 +108,8 @@ def plan(
     return {
         "device": _active_items(active, dim) | trunk_item,
         "host": {
-            "window, blocks ahead and behind": held_rows * (row_bytes + _INDEX_BYTES),
-            "copy that a checkpoint is written from": held_rows * row_bytes + 2 * active_bytes + copies,
+            "window, blocks ahead and behind": host_rows * (row_bytes + _INDEX_BYTES),
+            "copy that a checkpoint is written from": host_rows * row_bytes + 2 * active_bytes + copies,
             **ready,
             **outside,
         },
@@ -136,16 +136,16 @@ def _active_items(sizes: ActiveSizes, dim: int) -> dict[str, int]:
     return items
 
 
-def loader_items(*, processes: int, at_once: int, largest: int, kept: int, mean: float, how: str) -> dict[str, int]:
+def loader_items(*, processes: int, at_once: int, largest: int, cached: int, mean: float, how: str) -> dict[str, int]:
     """Bytes on the host, by item, of decoded images.
 
     processes   that decode                       at_once   images that each of them holds decoded
     largest     bytes of one image's pixels       mean      the same of the typical image
-    kept        images kept in memory, or 0       how       in which way the two are known, for people
+    cached      images kept in memory, or 0       how       in which way the two are known, for people
     """
     items = {f"images while they are decoded{how}": processes * at_once * largest * _WHILE_DECODED}
-    if kept:
-        items[f"decoded images that are kept{how}"] = round(kept * (mean + _KEPT_IMAGE_BYTES))
+    if cached:
+        items[f"decoded images that are kept{how}"] = round(cached * (mean + _KEPT_IMAGE_BYTES))
     return items
 
 

@@ -17,7 +17,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     device = torch.device("cuda", environment_number("LOCAL_RANK", 0)) if has_gpu else torch.device("cpu")
     explain = partial(explanation, job=config.job)
     wanted = config.ranks
-    with joined(device, wanted.timeout_seconds, wanted.patience_seconds, explain, print_error) as (ranks, at_end):
+    with joined(device, wanted.timeout_seconds, wanted.patience_seconds, explain, print_error) as (ranks, cleanup):
         from engine.jobs.start import Start  # which takes its time: the ranks are there, and each waits for the others
 
-        return Start(config, ranks, at_end).train_or_plan(options.dry_run, options.fresh)
+        return Start(config, ranks, cleanup).train_or_plan(options.dry_run, options.fresh)

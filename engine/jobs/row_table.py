@@ -27,7 +27,7 @@ from engine.rows.store import MemoryStore
 from engine.rows.transitions import TransitionLog
 
 if TYPE_CHECKING:
-    from engine.disk.manifest import Kept
+    from engine.disk.manifest import SavedCheckpoint
     from engine.trunk.zero import PartitionedRows
 
 
@@ -35,10 +35,10 @@ def make_table(
     config: schema.Config, schedule: Schedule, ranks: Ranks, disk: WriteBehind, kernels: dict[str, str], lanes: Lanes
 ) -> RowTable:
     """The rows of a rank's lanes, without content, and what goes with them. kernels: as for make_rows."""
-    held = partitioned_rows(config, schedule, ranks) if config.rows.sharding == "zero3" else None
+    partitioned = partitioned_rows(config, schedule, ranks) if config.rows.sharding == "zero3" else None
     return RowTable(
-        make_rows(config, schedule, ranks.device, disk, kernels, lanes, held),
-        held,
+        make_rows(config, schedule, ranks.device, disk, kernels, lanes, partitioned),
+        partitioned,
         lr_scale=config.optimizer.rows_lr_scale,
         clip=config.optimizer.rows_clip,
         read_ahead=config.store.read_ahead,
@@ -83,13 +83,13 @@ def make_rows(
     disk: WriteBehind,
     kernels: dict[str, str],
     lanes: Lanes,
-    held: "PartitionedRows | None" = None,
+    partitioned: "PartitionedRows | None" = None,
     reads_only: bool = False,
 ) -> ActiveRows:
     """Rows of some lanes, without content. reads_only: for looking at a checkpoint, without a thread that reads ahead.
 
     kernels   the implementation of each op; engine.rows.implementations.names
-    held      who keeps the active rows, where it is not they themselves
+    partitioned  DeepSpeed's parts of the active rows (rows.sharding "zero3"); None: the rows keep themselves
     """
     optimizer, settings = config.optimizer, config.rows
     on_disk = reads_only or config.store.kind == "zarr"
@@ -116,20 +116,20 @@ def make_rows(
         norm_floor=settings.norm_floor,
         device=device,
         kernels=kernels,
-        held_by=(held.w_SD, held.u_SD) if held else None,
+        row_storage=(partitioned.w_SD, partitioned.u_SD) if partitioned else None,
     )
 
 
-def rows_of(config: schema.Config, kept: "Kept", schedule: Schedule) -> ActiveRows:
+def rows_of(config: schema.Config, checkpoint: "SavedCheckpoint", schedule: Schedule) -> ActiveRows:
     """The rows of a checkpoint, for reading. Raises ValueError where the run has none."""
-    kept.row_sizes()  # raises where there are none
+    checkpoint.row_sizes()  # raises where there are none
 
     lanes = Lanes(schedule.lanes)
-    disk = make_disk(config, schedule, kept.files, lanes, threaded=False)
-    disk.disk.restore([(kept.number, kept.entries(disk.disk))], kept.body.next_generation)
+    disk = make_disk(config, schedule, checkpoint.files, lanes, threaded=False)
+    disk.disk.restore([(checkpoint.number, checkpoint.entries(disk.disk))], checkpoint.body.next_generation)
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
     kernels = names(implementations(cpu, torch.float32, config.method.dim, "aten"))
     rows = make_rows(config, schedule, cpu, disk, kernels, lanes, reads_only=True)
-    load_rows(kept, rows, last_window(schedule, kept.step), kept.log()["eta"])
+    load_rows(checkpoint, rows, last_window(schedule, checkpoint.step), checkpoint.log()["eta"])
     return rows

@@ -13,7 +13,7 @@ from datasets.schedule import Schedule
 from datasets.source import Source
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.disk.recovery import recover_together
 from engine.disk.shapes import PART_OF_A_RUN
 from engine.jobs.data import images_directory
@@ -31,30 +31,30 @@ class RunDirectory:
     is_keeper   of the ranks on this disk, the one that looks after what is nobody's
     """
 
-    def __init__(self, config: schema.Config, ranks: Ranks, at_end: ExitStack, will_write: bool) -> None:
+    def __init__(self, config: schema.Config, ranks: Ranks, cleanup: ExitStack, will_write: bool) -> None:
         """Look, and lock what is there. Raises ValueError where the directory is somebody else's, or another job has it."""
         self.config, self.ranks, self.path = config, ranks, Path(config.output)
         events = EVENTS if config.evaluate.tensorboard else ()
         self.own = Output(self.path, [*PRETRAIN, *events], images_directory(config))
         self.is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
         self.files = DiskFiles(self.path / CHECKPOINTS)
-        self._at_end = at_end
+        self._cleanup = cleanup
         self._is_locked = self.path.is_dir() and will_write
         ranks.wait()  # all have looked before one makes it
         if self._is_locked and self.is_keeper:
             self.own.make()
             self._lock()
 
-    def checkpoints(self, lanes: Lanes) -> tuple[list[Kept], list[str]]:
+    def checkpoints(self, lanes: Lanes) -> tuple[list[SavedCheckpoint], list[str]]:
         """What the run goes on from, the newest last, and what is wrong with others, which is said.
 
         Raises ValueError where there are checkpoints and none is whole.
         """
-        kept, complaints = recover_together(self.files, self.ranks, lanes)
+        checkpoints, complaints = recover_together(self.files, self.ranks, lanes)
         complaints = self.ranks.from_first(complaints)
         there = self.ranks.share((self.files.root / PART_OF_A_RUN).exists())
         parts = [str(rank) for rank, is_there in enumerate(there) if is_there]
-        if parts and not kept:
+        if parts and not checkpoints:
             raise ValueError(
                 f"on the disk of rank {', '.join(parts)}, {self.files.root} is one node's part of a run whose manifests are on its "
                 "first node;\nstart the nodes in the order that the run had, merge their checkpoints directories, "
@@ -62,15 +62,15 @@ class RunDirectory:
             )
         for complaint in complaints:
             print(complaint)
-        if complaints and not kept:
+        if complaints and not checkpoints:
             own_disks = self.config.ranks.own_disks
             order = " or, if nodes with disks of their own have changed places, as they were" if own_disks else ""
             is_link = any("is a link" in line for line in complaints)
             way = "do what the line above says" if is_link else "start over with --fresh"
             raise ValueError(f"no checkpoint in {self.files.root} is whole; {way}{order}")
-        return kept, complaints
+        return checkpoints, complaints
 
-    def is_done(self, last: Kept, end: int) -> bool:
+    def is_done(self, last: SavedCheckpoint, end: int) -> bool:
         """Whether the run that left `last` has nothing to do up to step `end`; says so, or where it goes on."""
         finished = self.ranks.from_first(is_finished(self.path, end))
         if last.step > end or (last.step == end and finished):
@@ -108,7 +108,7 @@ class RunDirectory:
     def _lock(self) -> None:
         self.own.enter(LOCK)
         try:
-            lock(self.path, self._at_end)
+            lock(self.path, self._cleanup)
         except ValueError as error:
             if self.ranks.is_first:
                 raise

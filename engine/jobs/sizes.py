@@ -17,7 +17,7 @@ from engine.ranks.lanes import Lanes
 from engine.rows.folding import steps_to_fold
 from engine.trunk.network import Network
 
-_LOOKED_AT = 8  # images of a folder, to estimate how large the others are once they are decoded
+_SAMPLED_IMAGES = 8  # images of a folder, to estimate how large the others are once they are decoded
 
 
 def active_rows_of(config: schema.Config, schedule: Schedule) -> int:
@@ -99,7 +99,7 @@ def image_bytes(source: Source) -> tuple[int, float, str]:
         size = source.image(0).nbytes
         return size, float(size), ""
     sizes = []
-    for instance in np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int):
+    for instance in np.linspace(0, len(source) - 1, min(_SAMPLED_IMAGES, len(source))).round().astype(int):
         try:
             sizes.append(source.image(int(instance)).nbytes)
         except UnreadableImage:
@@ -110,14 +110,14 @@ def image_bytes(source: Source) -> tuple[int, float, str]:
 
 
 def loader_bytes(config: schema.Config, schedule: Schedule, source: Source, ranks: int) -> dict[str, int]:
-    """What each process holds of decoded images, by item."""
+    """What each rank holds of decoded images, by item."""
     largest, mean, how = image_bytes(source)
     return memory_plan.loader_items(
         processes=max(1, config.data.workers),
         # Views of photos are made one image after the other, those of grey images all at once.
         at_once=schedule.batch // ranks if config.data.augment.kind == "grey" else 1,
         largest=largest,
-        kept=-(-len(source) // ranks) if config.data.cache else 0,
+        cached=-(-len(source) // ranks) if config.data.cache else 0,
         mean=mean,
         how=how,
     )
@@ -149,7 +149,7 @@ def planned_bytes(
     probe: Probe | None,
     pinned: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Bytes by tier and item. Device and host are one process's, the disk is all of them, as in metrics.jsonl.
+    """Bytes by tier and item. Device and host are one rank's, the disk is that of all ranks, as in metrics.jsonl.
 
     sides    of the views     probe    what the evaluation asks     pinned    batches are put into page-locked memory, for a GPU
     """

@@ -18,7 +18,7 @@ from configs.methods import REGISTRY
 from datasets.catalog import sample_images
 from datasets.clean import first_readable
 from datasets.loader import StepDataset, batches
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.jobs import memory_plan, parts, sizes
 from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import cached, open_data, open_probe
@@ -27,10 +27,10 @@ from engine.ranks.agreement import require_same
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.results.output import UNREADABLE
-from engine.rows.implementations import implementations, names, said
+from engine.rows.implementations import implementations, kernel_lines, names
 from engine.training.course import Course
 from engine.training.reading import Reading, listed
-from engine.training.stop_signal import Heard, StopSignal
+from engine.training.stop_signal import StopSignal, WatchedOutput
 from engine.trunk.network import check_sides
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 class Start:
     """A run that is put together. `train_or_plan` calls the other methods, each of which makes one part out of those before it.
 
-    at_end   closes what is opened here
+    cleanup  closes what is opened here
     """
 
-    def __init__(self, config: schema.Config, ranks: Ranks, at_end: ExitStack) -> None:
-        self.config, self.ranks, self.at_end = config, ranks, at_end
+    def __init__(self, config: schema.Config, ranks: Ranks, cleanup: ExitStack) -> None:
+        self.config, self.ranks, self.cleanup = config, ranks, cleanup
         self.lanes = Lanes(lanes_of(config), ranks.rank, ranks.size)
         self.stop = StopSignal()
 
@@ -54,14 +54,14 @@ class Start:
         """Look at everything, then train; is_dry: print the plan instead. Returns the exit code."""
         config, ranks = self.config, self.ranks
         require_same(ranks, "config", config.model_dump_json())
-        self.directory = RunDirectory(config, ranks, self.at_end, will_write=not is_dry)
-        kept, complaints = ([], []) if fresh else self.directory.checkpoints(self.lanes)
-        self.last = kept[-1] if kept else None
-        self.look_at_images()
+        self.directory = RunDirectory(config, ranks, self.cleanup, will_write=not is_dry)
+        checkpoints, complaints = ([], []) if fresh else self.directory.checkpoints(self.lanes)
+        self.last = checkpoints[-1] if checkpoints else None
+        self.check_images()
         self.say_plan()
         if is_dry:
             print(self.config.model_dump_json(indent=2))
-            note = "\n(device and host: of each process)" if ranks.size > 1 else ""
+            note = "\n(device and host: of each rank)" if ranks.size > 1 else ""
             print(memory_plan.text(self.planned) + note)
             return 0
         if self.last and self.directory.is_done(self.last, self.course.end):
@@ -69,17 +69,17 @@ class Start:
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.node_size))
         self.start_loading()
         self.choose_kernels()
-        self.look_at_evaluation()
+        self.check_evaluation()
         ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
         self.make_trunk()
         self.directory.make_ready(self.planned, self.source, self.schedule, fresh)
-        self.open_checkpoints(kept, sweep=not complaints)
+        self.open_checkpoints(checkpoints, sweep=not complaints)
         self.make_method()
-        self.at_end.enter_context(self.stop)
-        self.at_end.enter_context(redirect_stdout(cast("TextIO", Heard(sys.stdout, self.stop))))
+        self.cleanup.enter_context(self.stop)
+        self.cleanup.enter_context(redirect_stdout(cast("TextIO", WatchedOutput(sys.stdout, self.stop))))
         return self.make_run().run()
 
-    def look_at_images(self) -> None:
+    def check_images(self) -> None:
         """Source, views and order; the network that is to see them; what the evaluation asks."""
         self.source, self.augmentation, self.schedule, config = open_data(self.config, self.last)
         self.choice, self.config, self.directory.config = choice_in_words(self.config, config), config, config
@@ -115,12 +115,12 @@ class Start:
             evaluate_every=config.evaluate.every_steps,
             seed=config.seed,
         )
-        said_rows = ""
+        rows_text = ""
         if config.method.has_rows:
-            said_rows = f"{sizes.active_rows_of(config, schedule):,} active rows, "
+            rows_text = f"{sizes.active_rows_of(config, schedule):,} active rows, "
         print(
-            f"{len(self.source):,} images of {self.source.name}; {said_rows}window {schedule.window:,}, stride {schedule.stride:,}; "
-            f"{self.total:,} steps of {schedule.batch}" + (f"; {ranks.size} processes" if ranks.size > 1 else "")
+            f"{len(self.source):,} images of {self.source.name}; {rows_text}window {schedule.window:,}, stride {schedule.stride:,}; "
+            f"{self.total:,} steps of {schedule.batch}" + (f"; {ranks.size} ranks" if ranks.size > 1 else "")
         )
         if config.method.has_rows and (config.rows.active or 0) > schedule.size:
             print(
@@ -144,7 +144,7 @@ class Start:
             patience_seconds=config.data.patience_seconds,
             asked_to_stop=lambda: self.stop.is_asked,
         )
-        self.at_end.callback(self.stream.close)
+        self.cleanup.callback(self.stream.close)
 
     def choose_kernels(self) -> None:
         """Compiled or ATen, for the ops of the row table; said."""
@@ -152,10 +152,10 @@ class Start:
         if self.config.method.has_rows:
             wanted = self.config.rows
             chosen = implementations(self.ranks.device, torch.float32, wanted.dim, wanted.kernels)
-            print("\n".join(said(chosen, self.last.body.state.kernels if self.last else None)))
+            print("\n".join(kernel_lines(chosen, self.last.body.state.kernels if self.last else None)))
             self.kernels = names(chosen)
 
-    def look_at_evaluation(self) -> None:
+    def check_evaluation(self) -> None:
         """Say of which sets of the evaluation nothing can be read: they will have no figure."""
         config, probe = self.config, self.probe
         require_same(self.ranks, "set of evaluation images", probe and probe.fingerprint())
@@ -171,18 +171,18 @@ class Start:
 
     def make_trunk(self) -> None:
         self.trunk = parts.make_trunk(self.config, self.network, self.schedule, self.ranks)
-        self.at_end.callback(self.trunk.close)
+        self.cleanup.callback(self.trunk.close)
 
-    def open_checkpoints(self, kept: list[Kept], sweep: bool) -> None:
-        """The store on the disk, and the checkpoints over it, restored to the last of `kept`."""
+    def open_checkpoints(self, checkpoints: list[SavedCheckpoint], sweep: bool) -> None:
+        """The store on the disk, and the checkpoints over it, restored to the last of `checkpoints`."""
         from engine.jobs.row_table import make_disk
         from engine.training.checkpoint import Checkpoints
 
         self.disk = make_disk(self.config, self.schedule, self.directory.files, self.lanes)
-        self.at_end.callback(self.disk.close)
-        keep, road = self.config.checkpoint.keep, self.ranks.another_road()
-        self.checkpoints = Checkpoints(self.directory.files, self.disk, keep, road)
-        self.checkpoints.restore(kept, sweep=sweep, is_keeper=self.directory.is_keeper)
+        self.cleanup.callback(self.disk.close)
+        keep, channel = self.config.checkpoint.keep, self.ranks.new_channel()
+        self.checkpoints = Checkpoints(self.directory.files, self.disk, keep, channel)
+        self.checkpoints.restore(checkpoints, sweep=sweep, is_keeper=self.directory.is_keeper)
         self.ranks.wait()  # what a rank writes from here on must not be taken for what nobody names
 
     def make_method(self) -> None:
@@ -208,7 +208,7 @@ class Start:
         from engine.jobs.row_table import make_table
 
         table = make_table(self.config, self.schedule, self.ranks, self.disk, self.kernels, self.lanes)
-        self.at_end.callback(table.close)
+        self.cleanup.callback(table.close)
         return table
 
     def make_run(self) -> "Run":

@@ -28,21 +28,23 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         own = Output(output, [LOCK])
         own.make()
         own.enter(LOCK)
-        with ExitStack() as at_end:
-            lock(output, at_end)
+        with ExitStack() as cleanup:
+            lock(output, cleanup)
             return store_jobs.scrub(files) if wanted.verb == "scrub" else store_jobs.repair(files)
-    kept, complaints = chosen_checkpoint(output, wanted.step)
+    checkpoint, complaints = chosen_checkpoint(output, wanted.step)
     print("\n".join(complaints), end="\n" if complaints else "")
-    with while_it_is_there(kept):
+    with while_it_is_there(checkpoint):
         if wanted.verb == "inspect":
             own = Output(output, PICTURE)
             own.make()
-            return store_jobs.inspect(kept, own.enter(*PICTURE))
-        names = rows_of_step(kept.step, wanted.format)
+            return store_jobs.inspect(checkpoint, own.enter(*PICTURE))
+        names = rows_of_step(checkpoint.step, wanted.format)
         own = Output(output, names, images_directory(config))
-        _, _, schedule, config = open_data(config, kept, grows=False)
-        rows = rows_of(config, kept, schedule)
+        _, _, schedule, config = open_data(config, checkpoint, grows=False)
+        rows = rows_of(config, checkpoint, schedule)
         own.make()
         for name in names:
             own.enter(name)
-        return store_jobs.export(output / "exports", rows, schedule.size, schedule.instances, kept.step, wanted.format)
+        return store_jobs.export(
+            output / "exports", rows, schedule.size, schedule.instances, checkpoint.step, wanted.format
+        )

@@ -25,7 +25,7 @@ import numpy as np
 
 from engine.disk import manifest, shapes
 from engine.disk.files import DIRECTORY, TEMPORARY, Files, remove_tree
-from engine.disk.manifest import Kept, Known
+from engine.disk.manifest import Known, SavedCheckpoint
 from engine.disk.sweep import foreign_line
 from engine.disk.zarr_format import CRC_BYTES, create_export
 from engine.disk.zarr_store import ROWS
@@ -51,11 +51,11 @@ def verify(files: Files, step: int | None) -> int:
 
 def scrub(files: Files) -> int:
     """Remove what no checkpoint names; nothing at all, and 1, where one is damaged."""
-    kept, damaged = _verified(files, None)
+    checkpoints, damaged = _verified(files, None)
     if damaged:
         print("nothing was removed")
         return 1
-    total = _remove(files, _unnamed(files, kept))
+    total = _remove(files, _unnamed(files, checkpoints))
     print("there was nothing to remove" if total is None else f"removed {total:,} bytes in all")
     if line := foreign_line(files):
         print(line)
@@ -69,8 +69,8 @@ def repair(files: Files) -> int:
     known: Known = {}
     damaged: list[tuple[int, str, list[str]]] = []
     for number in _numbers(files):
-        name, kept, lines = _examined(files, number, known)
-        if kept and not lines:
+        name, checkpoint, lines = _examined(files, number, known)
+        if checkpoint and not lines:
             break
         damaged.append((number, name, lines))
     else:
@@ -97,33 +97,33 @@ def repair(files: Files) -> int:
         files.sync_directory(manifest.MANIFESTS)
     mended, code = False, 0
     try:
-        mended = _write_metadata(kept)
+        mended = _write_metadata(checkpoint)
     except Damaged as error:
-        print(f"generation of checkpoint {kept.name}: {error}")
+        print(f"generation of checkpoint {checkpoint.name}: {error}")
         code = 1
     for number in manifest.numbers(files)[1:]:
         with suppress(Damaged):  # an older one that is damaged stays as it is, and goes in its turn
             mended |= _write_metadata(manifest.read(files, number))
     if damaged:
         print(
-            f"the next start goes on after step {kept.step} from {kept.name}, and then removes what was set aside; "
+            f"the next start goes on after step {checkpoint.step} from {checkpoint.name}, and then removes what was set aside; "
             f"until then nothing is lost, and renaming *{SET_ASIDE} to *.json undoes this"
         )
     elif not mended and not code:
-        print(f"nothing is to be repaired: the newest checkpoint, {kept.name}, is whole")
+        print(f"nothing is to be repaired: the newest checkpoint, {checkpoint.name}, is whole")
     return code
 
 
-def inspect(kept: Kept, picture: Path) -> int:
+def inspect(checkpoint: SavedCheckpoint, picture: Path) -> int:
     """Print what a checkpoint has on the disk, and draw `picture`, a PNG.
 
     Raises Damaged; ValueError where `picture` is a link, or the run has no rows.
     """
     refuse_links(picture.parent, [picture.name])
-    store, rows = kept.store(), kept.row_sizes()
-    entries = kept.entries(store)
+    store, rows = checkpoint.store(), checkpoint.row_sizes()
+    entries = checkpoint.entries(store)
     blocks = rows.blocks
-    print(f"checkpoint {kept.name}: number {kept.number}, after {kept.step:,} steps")
+    print(f"checkpoint {checkpoint.name}: number {checkpoint.number}, after {checkpoint.step:,} steps")
     print(f"positions: {rows.positions:,}, in {blocks:,} blocks of {rows.block:,}; rows of {rows.dim:,} {rows.dtype}")
     print(f"stored: {_count(len(entries), 'block')} ({len(entries) / blocks:.1%}); the others were never visited")
 
@@ -131,28 +131,33 @@ def inspect(kept: Kept, picture: Path) -> int:
     counts = np.unique([entry.generation for entry in entries.values()], return_counts=True)
     for number, count in zip(*(part.tolist() for part in counts), strict=True):
         columns = store.generations[number].columns
-        said = ", ".join(f"{column.name} {column.dtype}" for column in columns)
+        columns_text = ", ".join(f"{column.name} {column.dtype}" for column in columns)
         table.append(
-            (store.generations[number].name, said, count, count * sum(c.chunk_bytes(rows.block) for c in columns))
+            (
+                store.generations[number].name,
+                columns_text,
+                count,
+                count * sum(c.chunk_bytes(rows.block) for c in columns),
+            )
         )
     table.sort(key=lambda line: -line[3])
     print(f"rows on the disk: {bytes_text(sum(line[3] for line in table))} in {_count(len(table), 'generation')}")
-    for name, said, count, count_bytes in table[:_LISTED_GENERATIONS]:
-        print(f"  {name}  {_count(count, 'block'):>16}  {bytes_text(count_bytes):>10}  {said}")
+    for name, columns_text, count, count_bytes in table[:_LISTED_GENERATIONS]:
+        print(f"  {name}  {_count(count, 'block'):>16}  {bytes_text(count_bytes):>10}  {columns_text}")
     if rest := table[_LISTED_GENERATIONS:]:
         print(
             f"  and {len(rest):,} smaller ones  {sum(r[2] for r in rest):,} blocks  {bytes_text(sum(r[3] for r in rest))}"
         )
-    sizes = {path.rpartition("/")[2].partition(".")[0]: size for path, size in kept.body.sizes.items()}
-    said = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(sizes.items()))
-    print(f"its own files: {bytes_text(sum(sizes.values()))} ({said})")
+    sizes = {path.rpartition("/")[2].partition(".")[0]: size for path, size in checkpoint.body.sizes.items()}
+    columns_text = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(sizes.items()))
+    print(f"its own files: {bytes_text(sum(sizes.values()))} ({columns_text})")
 
-    ages = ages_of(kept, blocks)
+    ages = ages_of(checkpoint, blocks)
     print("steps since a block last had an active row:")
     for label, count in by_decade(ages):
         print(f"  {label:>24}  {count / blocks:6.1%}  {_count(count, 'block')}")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    draw(ages, rows.block, kept.step, picture)
+    draw(ages, rows.block, checkpoint.step, picture)
     print(f"a picture of that is in {picture}")
     return 0
 
@@ -231,34 +236,34 @@ def _remove_export(path: Path) -> None:
         exports.remove_zarr(path)
 
 
-def _verified(files: Files, step: int | None) -> tuple[list[Kept], int]:
+def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], int]:
     """(checkpoints that are whole, newest first; how many are damaged), printed."""
-    whole: list[Kept] = []
-    damaged, looked_at, newest_is_whole = 0, 0, False
+    whole: list[SavedCheckpoint] = []
+    damaged, examined, newest_is_whole = 0, 0, False
     known: Known = {}
     for number in _numbers(files):
-        name, kept, lines = _examined(files, number, known, step)
-        if step is not None and (kept is None or kept.step != step):
+        name, checkpoint, lines = _examined(files, number, known, step)
+        if step is not None and (checkpoint is None or checkpoint.step != step):
             continue
-        if kept:
-            lines += _metadata_problems(kept).values()
+        if checkpoint:
+            lines += _metadata_problems(checkpoint).values()
         if lines and number not in manifest.numbers(files):
             continue  # a run that goes on meanwhile has removed it
-        looked_at += 1
-        newest_is_whole |= looked_at == 1 and not lines
+        examined += 1
+        newest_is_whole |= examined == 1 and not lines
         for line in lines:
             print(f"checkpoint {name}: {line}")
-        if kept and not lines:
-            whole.append(kept)
-            print(f"checkpoint {name}: {_said(kept)}: whole")
+        if checkpoint and not lines:
+            whole.append(checkpoint)
+            print(f"checkpoint {name}: {_sizes_text(checkpoint)}: whole")
         damaged += bool(lines)
-    if step is not None and not looked_at:
+    if step is not None and not examined:
         there = ", ".join(str(one) for one in sorted(manifest.steps(files))) or "none"
         raise ValueError(f"there is no checkpoint of step {step} (there are: {there}); set store.step to one of these")
     if damaged:
         then = "the newest is whole, and the others go in their turn" if newest_is_whole else _REMEDY
         are = "is" if damaged == 1 else "are"
-        print(f"{damaged} of {_count(looked_at, 'checkpoint')} {are} damaged; {then}")
+        print(f"{damaged} of {_count(examined, 'checkpoint')} {are} damaged; {then}")
     return whole, damaged
 
 
@@ -269,51 +274,57 @@ def _numbers(files: Files) -> list[int]:
     return found
 
 
-def _examined(files: Files, number: int, known: Known, step: int | None = None) -> tuple[str, Kept | None, list[str]]:
+def _examined(
+    files: Files, number: int, known: Known, step: int | None = None
+) -> tuple[str, SavedCheckpoint | None, list[str]]:
     """(name for people; the checkpoint, None where its manifest cannot be read; what is wrong with its files and blocks).
 
     step   look no further into those of other steps
     """
     try:
-        kept = manifest.read(files, number)
+        checkpoint = manifest.read(files, number)
     except (Damaged, OSError) as error:
         return f"number {number}", None, [str(error)]
-    looked_at = step is None or kept.step == step
-    return kept.name, kept, manifest.problems_of(kept, every_block=True, known=known) if looked_at else []
+    examined = step is None or checkpoint.step == step
+    return (
+        checkpoint.name,
+        checkpoint,
+        manifest.problems_of(checkpoint, every_block=True, known=known) if examined else [],
+    )
 
 
-def _metadata_problems(kept: Kept) -> dict[int, str]:
+def _metadata_problems(checkpoint: SavedCheckpoint) -> dict[int, str]:
     """Of the generations that have blocks of this checkpoint, by number: those that zarr would not open, and why."""
-    store = kept.store()
+    store = checkpoint.store()
     try:
-        entries = kept.entries(store)
+        entries = checkpoint.entries(store)
     except (Damaged, OSError):  # named already
         return {}
     found = ((number, store.metadata_problem(number)) for number in sorted({e.generation for e in entries.values()}))
     return {number: line for number, line in found if line}
 
 
-def _write_metadata(kept: Kept) -> bool:
+def _write_metadata(checkpoint: SavedCheckpoint) -> bool:
     """Write the zarr.json files anew that need it; whether any did."""
-    problems = _metadata_problems(kept)
-    store = kept.store()
-    store.generations = kept.generations()
+    problems = _metadata_problems(checkpoint)
+    store = checkpoint.store()
+    store.generations = checkpoint.generations()
     for number, line in problems.items():
         store.write_metadata(number)
         print(f"{line}; its zarr.json files were written anew")
     return bool(problems)
 
 
-def _said(kept: Kept) -> str:
-    store = kept.store()
-    entries = kept.entries(store)
+def _sizes_text(checkpoint: SavedCheckpoint) -> str:
+    store = checkpoint.store()
+    entries = checkpoint.entries(store)
     row_bytes = sum(
         column.chunk_bytes(store.block)
         for entry in entries.values()
         for column in store.generations[entry.generation].columns
     )
-    total = bytes_text(row_bytes + sum(kept.body.sizes.values()))
-    return f"{_count(len(entries), 'block')}, {_count(len(kept.body.files), 'file')}, {total}"
+    total = bytes_text(row_bytes + sum(checkpoint.body.sizes.values()))
+    return f"{_count(len(entries), 'block')}, {_count(len(checkpoint.body.files), 'file')}, {total}"
 
 
 def _set_aside(files: Files) -> list[str]:
@@ -325,13 +336,13 @@ def _set_aside(files: Files) -> list[str]:
     ]
 
 
-def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
+def _unnamed(files: Files, checkpoints: list[SavedCheckpoint]) -> list[str]:
     """Paths of what no checkpoint names.
 
-    kept   all of them, whole. What was set aside stays too, with its files and generations, as far as its manifest can be read
+    checkpoints  all of them, whole. What was set aside stays too, with its files and generations, as far as its manifest can be read
     """
-    store = kept[0].store()
-    garbage = store.restore([(one.number, one.entries(store)) for one in reversed(kept)], next_generation=1)
+    store = checkpoints[0].store()
+    garbage = store.restore([(one.number, one.entries(store)) for one in reversed(checkpoints)], next_generation=1)
     for generation in store.generations.values():
         wanted = {"zarr.json", *(column.name for column in generation.columns)}
         root = f"{ROWS}/{generation.name}"
@@ -341,7 +352,9 @@ def _unnamed(files: Files, kept: list[Kept]) -> list[str]:
             for name, size in there.items()
             if (shapes.is_directory if size == DIRECTORY else shapes.is_file)(f"{root}/{name}") and size >= DIRECTORY
         ]
-    named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body.files}
+    named = {manifest.path_of(one.number) for one in checkpoints} | {
+        path for one in checkpoints for path in one.body.files
+    }
     for aside in _set_aside(files):
         named.add(aside)
         with suppress(Damaged, OSError):

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.results.charts import COLOURS
 from engine.results.whole_files import write_file
 from engine.rows.active_rows import EMPTY
@@ -24,21 +24,21 @@ _LARGEST_CELLS = 16_000  # some 7 pixels each
 _MOST_BLOCKS = 2**28  # that are told apart: 2 GiB of numbers
 
 
-def ages_of(kept: Kept, blocks: int) -> np.ndarray:
+def ages_of(checkpoint: SavedCheckpoint, blocks: int) -> np.ndarray:
     """Steps since each block last had an active row, int64 [blocks]; 0: it has one; -1: it was never visited.
 
     Of the stored blocks `last_step` alone is read: the steps that were done when a row left the device.
     """
     if blocks > _MOST_BLOCKS:
         raise Damaged(f"its manifest speaks of {blocks:,} blocks, more than a run can have")
-    store = kept.store()
+    store = checkpoint.store()
     latest = np.full(blocks, NEVER_VISITED, dtype=np.int64)
-    for block, entry in kept.entries(store).items():
+    for block, entry in checkpoint.entries(store).items():
         latest[block] = departure(store.read_last_step(block, entry)).max()  # the map was checked: block < blocks
-    for active in kept.active():
+    for active in checkpoint.active():
         visited = active["position"][active["stamp"] != EMPTY]  # full PIC has rows in slots that no step has visited
-        latest[visited // store.block] = kept.step
-    return np.where(latest == NEVER_VISITED, NEVER_VISITED, kept.step - latest)
+        latest[visited // store.block] = checkpoint.step
+    return np.where(latest == NEVER_VISITED, NEVER_VISITED, checkpoint.step - latest)
 
 
 def by_decade(ages: np.ndarray) -> list[tuple[str, int]]:
@@ -83,7 +83,7 @@ def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
     # A line is named by its first block.
     numbers = [int(line) for line in MaxNLocator(nbins=8, integer=True).tick_values(0, lines - 1) if 0 <= line < lines]
     axes.yaxis.set_major_locator(FixedLocator([number + 0.5 for number in numbers]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{int(at) * columns * per_cell:,}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda row, _: f"{int(row) * columns * per_cell:,}"))
     axes.set_xticks([])
     axes.tick_params(length=0, labelcolor=COLOURS["muted"])
     axes.spines[:].set_visible(False)

@@ -39,7 +39,7 @@ class LaneSoftmax:
     def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
         rows, views = self.rows, len(samples.rows_grad_V)
         device = rows.w_KD.device
-        travel = Travel(self.ranks, rows.lanes.in_batch_order(samples.kept_RP.size), samples.kept_RP, views)
+        travel = Travel(self.ranks, rows.lanes.in_batch_order(samples.forward_RP.size), samples.forward_RP, views)
         z_XD = travel.gather(samples.z_XD)
         targets_X = torch.from_numpy(travel.targets(samples.slots_B)).to(device)
         weight_X = torch.from_numpy(travel.of_places(samples.weight_RP)).to(rows.w_KD)

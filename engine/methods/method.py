@@ -25,7 +25,7 @@ import torch
 
 from datasets.batch import Batch
 from engine.disk.body import RowSizes
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.disk.restored_rows import Windows
 from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
@@ -45,13 +45,13 @@ class MicroBatch:
 
     z_XD        the features of these places, [V B, D], the trunk's views one after the other, detached
     places_B    int64, which of this rank's places they are
-    kept_RP     bool [R, P], of each rank's places in this micro-batch those that go through its network; the same on every rank
+    forward_RP  bool [R, P], of each rank's places in this micro-batch those that go through its network; the same on every rank
     weight_RP   float64 [R, P], what the loss of a view of this place weighs; 0 = empty
     """
 
     z_XD: torch.Tensor
     places_B: np.ndarray
-    kept_RP: np.ndarray
+    forward_RP: np.ndarray
     weight_RP: np.ndarray
 
 
@@ -91,7 +91,7 @@ class Given:
     """What a run has for its method, whichever that is.
 
     seed           of the run
-    ranks, lanes   the processes; the lanes of this one
+    ranks, lanes   the ranks; the lanes of this one
     schedule       which image is visited when
     trunk          the network that is trained
     network        makes that network anew, as it was before any training, on the host
@@ -172,7 +172,7 @@ class Method(ABC):
         """State by lane, with its blocks: that of a row table, whose files have checks of their own. None: there is none."""
         return None
 
-    def load_by_lane(self, kept: Kept, log: dict[str, np.ndarray]) -> None:
+    def load_by_lane(self, checkpoint: SavedCheckpoint, log: dict[str, np.ndarray]) -> None:
         """Take up what a checkpoint has of this rank's lanes. log: what `log` gave for the steps so far, and the loss."""
 
     def log(self, first: int) -> dict[str, np.ndarray]:
@@ -196,18 +196,18 @@ class Method(ABC):
         return 0.0
 
 
-def combined(told: list[dict[str, Figure]]) -> dict[str, float]:
+def combined(by_rank: list[dict[str, Figure]]) -> dict[str, float]:
     """The figures of all ranks as one number each."""
     result = {}
-    for name, (first, combine) in told[0].items():
-        values = [figures[name].value for figures in told]
+    for name, (first, combine) in by_rank[0].items():
+        values = [figures[name].value for figures in by_rank]
         assert combine in ("sum", "largest", "same"), (name, combine)
         assert combine != "same" or all(value == first or value != value for value in values), (name, values)
         result[name] = sum(values) if combine == "sum" else first if combine == "same" else max(values)
     return result
 
 
-def kept_places(filled_RP: np.ndarray) -> np.ndarray:
+def forward_places(filled_RP: np.ndarray) -> np.ndarray:
     """The places that go through the trunk: the filled ones, since blank images would bend batch statistics.
 
     Fewer than two on all ranks cannot be normalised over a batch; then all go, and the empty ones weigh nothing in the loss.

@@ -18,7 +18,7 @@ import torch
 
 from datasets.batch import Batch
 from engine.disk.body import RowSizes
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.disk.restored_rows import last_window, load_rows
 from engine.methods.lane_softmax import LaneSoftmax
 from engine.methods.method import Figure, Given, LaneState, Method, MicroBatch, Schedule
@@ -94,7 +94,7 @@ class Pic(Method):
         if self._slots_P is None:  # once an optimizer step
             with self.stages("admit"):
                 self._slots_P = self._admit(z_XD, micro.places_B)
-        samples = Samples(z_XD, self._slots_P[micro.places_B], micro.kept_RP, micro.weight_RP, self.rows_grad_V)
+        samples = Samples(z_XD, self._slots_P[micro.places_B], micro.forward_RP, micro.weight_RP, self.rows_grad_V)
         return self.softmax.add(samples)
 
     def apply(self, lr: float) -> None:
@@ -111,8 +111,8 @@ class Pic(Method):
         sizes = RowSizes(host.block, host.weight.shape[1], host.size, host.weight.dtype.name)
         return LaneState(sizes, self._blocks_to_save(), {**rows.state(), "resident": np.array(host.blocks(), np.int64)})
 
-    def load_by_lane(self, kept: Kept, log: dict[str, np.ndarray]) -> None:
-        load_rows(kept, self.rows, last_window(self.schedule, kept.step), log["eta"])
+    def load_by_lane(self, checkpoint: SavedCheckpoint, log: dict[str, np.ndarray]) -> None:
+        load_rows(checkpoint, self.rows, last_window(self.schedule, checkpoint.step), log["eta"])
 
     def log(self, first: int) -> dict[str, np.ndarray]:
         """The learning rates of the rows, NaN where a step was skipped."""
@@ -153,8 +153,8 @@ class Pic(Method):
     def _blocks_to_save(self) -> Iterator[tuple[int, Any]]:
         """Blocks of the host tier go to its store; from a store in memory, what the disk lacks goes on."""
         store = self.rows.host.store
-        for block, kept_rows in self.rows.host.take_unsaved():
-            store.write_for_checkpoint(block, kept_rows)
+        for block, block_rows in self.rows.host.take_unsaved():
+            store.write_for_checkpoint(block, block_rows)
         yield from store.unsaved()
 
 
@@ -162,10 +162,10 @@ def make(settings: Settings, given: Given) -> Pic:
     """The method of a run; see configs/methods.py and Given."""
     table, ranks = given.table(), given.ranks
     softmax: Softmax
-    if table.held:
+    if table.partitioned:
         from engine.methods.zero3_softmax import Zero3Softmax  # deepspeed comes with it
 
-        softmax = Zero3Softmax(table.rows, table.held, ranks, temperature=settings.temperature)
+        softmax = Zero3Softmax(table.rows, table.partitioned, ranks, temperature=settings.temperature)
     else:
         gradient = row_gradient(table.rows, ranks, micro_batches=given.micro_batches, clip=table.clip)
         softmax = LaneSoftmax(table.rows, ranks, gradient, temperature=settings.temperature)

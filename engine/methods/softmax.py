@@ -22,14 +22,14 @@ class Samples:
 
     z_XD        the features of these places, [V B, D], views one after the other, detached, in the rows' dtype
     slots_B     int64, the slot of each place's row on this rank; -1 = empty
-    kept_RP     bool [R, P], of each rank's places those that go through its network; the same on every rank
+    forward_RP  bool [R, P], of each rank's places those that go through its network; the same on every rank
     weight_RP   float64 [R, P], what the loss of a view of this place weighs; 0 = empty
     rows_grad_V bool of each view, False: its loss sends no gradient into rows
     """
 
     z_XD: torch.Tensor
     slots_B: np.ndarray
-    kept_RP: np.ndarray
+    forward_RP: np.ndarray
     weight_RP: np.ndarray
     rows_grad_V: list[bool]
 

@@ -21,24 +21,24 @@ from kernels.sampled_softmax import combine, softmax_forward_negatives
 
 
 class Zero3Softmax:
-    """Implements engine.methods.softmax.Softmax. `held` is what `rows` are held by."""
+    """Implements engine.methods.softmax.Softmax. `partitioned` keeps the values of `rows`."""
 
     name = "zero3"
     why = "ZeRO-3 gathers the rows on every rank and reduces their gradient"
     rows_step = "deepspeed (SGD)"
 
-    def __init__(self, rows: ActiveRows, held: PartitionedRows, ranks: Ranks, *, temperature: float) -> None:
-        self.rows, self.held, self.ranks, self.temperature = rows, held, ranks, temperature
+    def __init__(self, rows: ActiveRows, partitioned: PartitionedRows, ranks: Ranks, *, temperature: float) -> None:
+        self.rows, self.partitioned, self.ranks, self.temperature = rows, partitioned, ranks, temperature
 
     def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
         rows, views = self.rows, len(samples.rows_grad_V)
         backend = rows.kernels["sampled_softmax"]
-        rank, each, device = self.ranks.rank, len(self.held.w_SD), rows.w_KD.device
-        if self.held.zero.is_new_step:  # rows were admitted since the last
-            self.held.publish()
+        rank, each, device = self.ranks.rank, len(self.partitioned.w_SD), rows.w_KD.device
+        if self.partitioned.zero.is_new_step:  # rows were admitted since the last
+            self.partitioned.publish()
         targets_B = np.where(samples.slots_B >= 0, samples.slots_B + rank * each, -1)
         targets_X = torch.from_numpy(np.tile(targets_B, views)).to(device)
-        weight_B = samples.weight_RP[rank, samples.kept_RP[rank]]
+        weight_B = samples.weight_RP[rank, samples.forward_RP[rank]]
         weight_X = torch.from_numpy(np.tile(weight_B, views)).to(rows.w_KD)
         rows_need_grad_X = torch.tensor(samples.rows_grad_V).repeat_interleave(len(targets_B)).to(device)
         mask_K = self._mask()
@@ -60,18 +60,18 @@ class Zero3Softmax:
             return drows_KD
 
         # Handed over while the rows are here. Whether the step is applied is decided later; `discard` forgets it.
-        self.held.add(gradient_of)
+        self.partitioned.add(gradient_of)
         return loss, dz_XD, finite
 
     def apply(self, eta: float) -> None:
-        applied = self.held.zero.update(eta)
+        applied = self.partitioned.zero.update(eta)
         assert applied, "ZeRO refused a step of the rows whose gradient was found finite"
 
     def discard(self) -> None:
-        self.held.zero.discard()
+        self.partitioned.zero.discard()
 
     def _mask(self) -> torch.Tensor:
         """bool [R S]: which slots of all ranks hold a row; a rank with fewer slots than others leaves the last of its part empty."""
-        mask_S = torch.zeros(len(self.held.w_SD), dtype=torch.uint8, device=self.rows.w_KD.device)
+        mask_S = torch.zeros(len(self.partitioned.w_SD), dtype=torch.uint8, device=self.rows.w_KD.device)
         mask_S[: self.rows.size] = 1 if (mask_K := self.rows.mask()) is None else mask_K
         return self.ranks.gather(mask_S, "mask of slots").bool()

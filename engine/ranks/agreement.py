@@ -10,8 +10,8 @@ from engine.ranks.ranks import Ranks
 
 def require_same(ranks: Ranks, what: str, mine: object) -> None:
     """ValueError where the ranks were not all given the same."""
-    told = ranks.share(mine)
-    different = [str(rank) for rank, theirs in enumerate(told) if theirs != told[0]]
+    by_rank = ranks.share(mine)
+    different = [str(rank) for rank, theirs in enumerate(by_rank) if theirs != by_rank[0]]
     if different:
         raise ValueError(
             f"rank {', '.join(different)} has another {what} than rank 0; start all with the same words and the same files"

@@ -1,4 +1,4 @@
-"""Numbers that a launcher leaves in environment variables: which process this is, of how many, and where the others are.
+"""Numbers that a launcher leaves in environment variables: which rank this is, of how many, and where the others are.
 
 A variable that is set and empty (`WORLD_SIZE= python launch.py`, an unset one in a job script) is one that is not set. This
 module imports nothing heavy: launch.py asks it before torch is there.
@@ -17,7 +17,7 @@ _BOUNDS = {
     "LOCAL_SIZE": (1, 2**20),  # deepspeed's
     "MASTER_PORT": (0, 65535),
 }
-_WAY_OUT = "unset it, or start with deepspeed or torchrun, which set it (README: several processes)"
+_WAY_OUT = "unset it, or start with deepspeed or torchrun, which set it (engine/RANKS.md)"
 
 
 def is_set(name: str) -> bool:
@@ -51,14 +51,14 @@ def number_or_zero(name: str) -> int:
 
 
 def check_environment() -> None:
-    """ValueError where what the launcher says of this process is no number, or does not fit together; sets nothing."""
+    """ValueError where what the launcher says of this rank is no number, or does not fit together; sets nothing."""
     size = environment_number("WORLD_SIZE", 1)
     for name in _BOUNDS:
         environment_number(name, 1)
-    said = size if is_set("WORLD_SIZE") else "not set, which means 1"
+    shown_size = size if is_set("WORLD_SIZE") else "not set, which means 1"
     for name in ("RANK", "LOCAL_RANK"):
         number = environment_number(name, 0)
         if number >= size:
             raise ValueError(
-                f"the environment variable {name} is {number}, and WORLD_SIZE is {said}: processes are numbered from 0; {_WAY_OUT}"
+                f"the environment variable {name} is {number}, and WORLD_SIZE is {shown_size}: ranks are numbered from 0; {_WAY_OUT}"
             )

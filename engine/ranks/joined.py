@@ -3,7 +3,7 @@
     with joined(device, ..., explain) as (ranks, at_end):
         at_end.callback(...)
 
-What is open takes its time to close, and a launcher may not wait. So an error is told first, and what `at_end` has is closed then.
+What is open takes its time to close, and a launcher may not wait. So an error is told first, and what `cleanup` has is closed then.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 
 import torch
 
-from engine.ranks import ranks as processes
+from engine.ranks import ranks as group
 from engine.ranks.launcher import stop_with_launcher
 from engine.ranks.ranks import Ranks
 from engine.ranks.watch import Watch
@@ -37,9 +37,9 @@ def joined(
     print_error  shows words, with this rank's number
     All but rank 0 print nothing meanwhile. Where there are several ranks, an error ends in SystemExit, after one of them has told it.
     """
-    ranks = processes.start(device, timeout_seconds, patience_seconds)
+    ranks = group.start(device, timeout_seconds, patience_seconds)
     watch = Watch(
-        processes.board,
+        group.connect_table,
         ranks.rank,
         ranks.size,
         ranks.node_rank,
@@ -49,24 +49,24 @@ def joined(
     )
     watch.start()
     stop_with_launcher()
-    with ExitStack() as at_end:
+    with ExitStack() as cleanup:
         if not ranks.is_first:
-            at_end.enter_context(redirect_stdout(at_end.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            cleanup.enter_context(redirect_stdout(cleanup.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         try:
-            yield ranks, at_end
+            yield ranks, cleanup
             ranks.wait()  # rank 0 has written what people read, and all leave together
         except BaseException as error:
             if ranks.size == 1:
                 raise
-            raise SystemExit(_told(error, watch, explain, print_error)) from error
+            raise SystemExit(_reported(error, watch, explain, print_error)) from error
     watch.ended()
     if ranks.size > 1:
-        processes.stop()
+        group.stop()
 
 
-def _told(error: BaseException, watch: Watch, explain: Explain, print_error: Callable[[str], None]) -> int:
+def _reported(error: BaseException, watch: Watch, explain: Explain, print_error: Callable[[str], None]) -> int:
     """Let one of the ranks tell the error; the exit code."""
-    if processes.of_the_wire(error):
+    if group.of_the_wire(error):
         watch.diagnose(error)
     # The others leave when they hear of it, and then the launcher ends this process; it is to say its words first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

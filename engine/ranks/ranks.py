@@ -1,12 +1,12 @@
-"""The processes of a run and what they tell each other; the only module that imports torch.distributed.
+"""The ranks of a run and what they tell each other; the only module that imports torch.distributed.
 
-Launchers (deepspeed, torchrun, srun) tell a process its rank through environment variables. Under plain python there is one process,
+Launchers (deepspeed, torchrun, srun) tell a process its rank through environment variables. Under plain python there is one rank,
 which needs no port: its group lives in a store in memory, so that runs side by side cannot clash. With one rank every
 call below returns what it was given and nothing is sent.
 
-There are two roads. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
+There are two ways. Tensors travel over the backend of their device (NCCL for GPUs, gloo for CPUs), and a collective that is not
 complete after `timeout_seconds` raises. Words (`share`, `from_first`, `wait`) are pickled, travel over gloo, and have `patience_seconds`,
-because one rank may decode or write while the others wait; a process that is gone is noticed earlier (engine/ranks/watch.py).
+because one rank may decode or write while the others wait; a rank that is gone is noticed earlier (engine/ranks/watch.py).
 
 What is sent is counted, in bytes that leave one rank in the usual ring algorithms: (R - 1) times its part for an all-gather,
 (R - 1)/R of the whole for a reduce-scatter, twice that for an all-reduce. gloo sends a reduce-scatter as an all-reduce; headers and
@@ -29,11 +29,11 @@ _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tenso
 _scatter_sum = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class Road:
-    """Words between the same thread of all ranks, in the order in which it says them; Ranks.another_road makes one for a thread.
+class Channel:
+    """Words between the same thread of all ranks, in the order in which it says them; Ranks.new_channel makes one for a thread.
 
     patience_seconds   how long a rank waits for the words of another
-    calls              begun so far on this road; on the main thread's for whoever looks at who is behind
+    calls              begun so far on this channel; on the main thread's for whoever looks at who is behind
     """
 
     def __init__(self, rank: int = 0, size: int = 1, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -67,11 +67,11 @@ class Road:
         return words[0]
 
 
-class Ranks(Road):
-    """This process among the R of a run; `start` makes it.
+class Ranks(Channel):
+    """This rank among the R of a run; `start` makes it.
 
     rank, size       r and R
-    node_rank        this process among those of its machine, as the launcher says
+    node_rank        this rank among those of its machine, as the launcher says
     node_size        how many these are
     timeout_seconds  how long a collective of tensors may take
     tensor_calls     those of the calls that were of tensors
@@ -141,9 +141,9 @@ class Ranks(Road):
             self.calls += 1
             dist.barrier(group=self._words)
 
-    def another_road(self) -> Road:
-        """A road of words for another thread: every rank asks for one at the same moment of its main thread."""
-        return Road(self.rank, self.size, self.patience_seconds)
+    def new_channel(self) -> Channel:
+        """A channel of words for another thread: every rank asks for one at the same moment of its main thread."""
+        return Channel(self.rank, self.size, self.patience_seconds)
 
     def _reduce(self, values: torch.Tensor, operation: Any, what: str) -> torch.Tensor:
         if self.size > 1:
@@ -158,7 +158,7 @@ class Ranks(Road):
 
 
 def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds: float = _PATIENCE_SECONDS) -> Ranks:
-    """Join the run's processes, as the launcher's environment describes them.
+    """Join the run's ranks, as the launcher's environment describes them.
 
     Raises ValueError where that is not complete or no number, or where the others do not come within the time.
     """
@@ -172,7 +172,7 @@ def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds
     if missing:
         raise ValueError(
             f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; start with deepspeed or torchrun, "
-            "or set what they set (README: several processes)"
+            "or set what they set (engine/RANKS.md)"
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
     # NCCL ends a process without a word when its time is over; engine/ranks/watch.py comes before that.
@@ -185,8 +185,8 @@ def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds
         count = torch.cuda.device_count()
         if device.index >= count:
             raise ValueError(
-                f"process {device.index} of this machine has no GPU: torch sees {count}, numbered from 0; "
-                "launch as many processes as there are GPUs, and let each of them see all"
+                f"local rank {device.index} has no GPU: torch sees {count}, numbered from 0; "
+                "launch as many ranks as there are GPUs, and let each of them see all"
             )
         torch.cuda.set_device(device)
     try:
@@ -194,13 +194,13 @@ def start(device: torch.device, timeout_seconds: float = 120.0, patience_seconds
         return Ranks(dist.get_rank(), dist.get_world_size(), device, timeout_seconds, patience_seconds)
     except RuntimeError as error:
         raise ValueError(
-            f"the processes cannot reach each other ({str(error).splitlines()[0]});\n"
+            f"the ranks cannot reach each other ({str(error).splitlines()[0]});\n"
             "see that MASTER_ADDR is the first node's, and set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME for GPUs) to the network "
             "interface that the nodes share"
         ) from None
 
 
-def board() -> Any:
+def connect_table() -> Any:
     """A connection of its own to the table of short texts that the launcher or rank 0 keeps, for engine/ranks/watch.py.
 
     It has set(key, text), get(key) -> bytes and check([key]) -> bool, and raises where the table is gone.
@@ -212,12 +212,12 @@ def board() -> Any:
 
 
 def of_the_wire(error: BaseException) -> bool:
-    """Whether an error is that of a collective: another process is gone, or did not come in time. Backends say so in words alone."""
+    """Whether an error is that of a collective: another rank is gone, or did not come in time. Backends say so in words alone."""
     words = ("gloo", "nccl", "tcpstore", "timed out", "connection closed", "connection reset", "connection refused")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def stop() -> None:
-    """Leave the run's processes."""
+    """Leave the run's ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,11 +1,11 @@
-"""Who is lost: a process that was killed or frozen is noticed by the others, one of them says so, and all of them stop.
+"""Who is lost: a rank that was killed or frozen is noticed by the others, one of them says so, and all of them stop.
 
 A collective cannot tell: it blocks for ever (NCCL), or says that some connection was closed (gloo). So every rank writes a line of its
 own into a table of short texts about once a second (its beat), and reads the lines of the others:
 
     rank/2 -> {"who": "process 4711 on node-a", "beat": 812, "calls": 9744, "raised": null, "words": null, ...}
 
-A dead process's line stands still, a slow one's goes on. A line that did not change for `timeout_seconds` is that of a lost rank, and
+A dead rank's line stands still, a slow one's goes on. A line that did not change for `timeout_seconds` is that of a lost rank, and
 `beats_missed_seconds` are enough once a collective has raised anywhere, or where a rank of the same machine sees that the process is gone.
 Where lines go on and a rank has not come to an exchange of tensors in which others wait, for `timeout_seconds`, it is stuck. Times are
 taken on the watcher's own clock, which does not count while the watcher itself stands still (Ctrl-Z, a paused machine). The lowest
@@ -13,10 +13,10 @@ rank that is there says what happened and puts the words into its line. Who read
 heard them, and leaves too.
 
 Rank 0 or its launcher keeps the table. When it raises or does not answer, its keeper is lost, and nobody can know who else is
-there: rank 1 says it, and the first process of every other machine. Calls of a frozen table never return, whatever their timeout,
+there: rank 1 says it, and the first rank of every other machine. Calls of a frozen table never return, whatever their timeout,
 so one thread talks to it and another judges, from memory alone; the main thread does neither. The keeper leaves last.
 
-Left out: a call that keeps the interpreter to itself for longer than `timeout_seconds` looks like a lost process. R ranks make
+Left out: a call that keeps the interpreter to itself for longer than `timeout_seconds` looks like a lost rank. R ranks make
 R^2 reads a beat, which one table answers up to some hundred ranks.
 """
 
@@ -38,7 +38,7 @@ from engine.ranks.process_table import fields
 _GO_ON = "checkpoints that were written before are whole, and the same command goes on from the newest"
 
 
-class Board(Protocol):
+class Table(Protocol):
     """A table of short texts that all ranks reach, as torch's TCPStore is one. Any exception means that its keeper is gone."""
 
     def set(self, key: str, text: str, /) -> Any: ...
@@ -57,7 +57,7 @@ class Line:
     beat    how often it wrote
     calls   exchanges that it has begun
     tensors those of them that are in the middle of a step, where nobody may keep the others waiting
-    heard   whether it has read words of another rank
+    has_read  whether it has read words of another rank
     raised  what a collective raised here
     words   what it says about the end of the run; it leaves, and so must the others
     ended   it has done all its work
@@ -69,7 +69,7 @@ class Line:
     beat: int = 0
     calls: int = 0
     tensors: int = 0
-    heard: bool = False
+    has_read: bool = False
     raised: str | None = None
     words: str | None = None
     ended: bool = False
@@ -82,8 +82,8 @@ def _say(message: str) -> None:
 class Watch:
     """Beats for this rank and watches the others, from `start` until `ended` or `failed`. With one rank nothing is done at all.
 
-    board_of              opens a connection to the table; called once, on the thread that uses it
-    node_rank             this process among those of its machine
+    connect               opens a connection to the table; called once, on the thread that uses it
+    node_rank             this rank among those of its machine
     timeout_seconds       without a beat, after which a rank is lost
     calls                 exchanges begun so far: (all, those of tensors). Called from threads, as `where`
     where                 what was done last, as "step 17"
@@ -92,7 +92,7 @@ class Watch:
 
     def __init__(
         self,
-        board_of: Callable[[], Board],
+        connect: Callable[[], Table],
         rank: int,
         size: int,
         node_rank: int,
@@ -108,16 +108,16 @@ class Watch:
         self.rank, self.size, self.node_rank = rank, size, node_rank
         self.timeout_seconds, self.beats_missed_seconds = timeout_seconds, beats_missed_seconds
         self.beat_seconds = beat_seconds
-        self._board_of, self._calls, self._where, self._say, self._leave = board_of, calls, where, say, leave
+        self._connect, self._calls, self._where, self._say, self._leave = connect, calls, where, say, leave
         self._others = [other for other in range(size) if other != rank]
         self._threads: list[threading.Thread] = []
         self._wake = threading.Event()
         self._news = threading.Condition()  # guards all that follows; `calls` and `where` are called under it
         self._lines = [Line() for _ in range(size)]
         self._lines[rank] = Line(f"process {os.getpid()} on {socket.gethostname()}", os.getpid(), _place())
-        self._told = Line()  # this rank's line as the table has it
+        self._published = Line()  # this rank's line as the table has it
         self._gone: str | None = None  # why the table does not answer
-        self._now_seconds, self._looked_at = 0.0, time.monotonic()
+        self._now_seconds, self._clock_seconds = 0.0, time.monotonic()
         self._changed_seconds = [0.0] * size  # when a line last changed; at [rank], when the table last answered
         self._raised_seconds: float | None = None  # when it was first known that a collective raised,
         self._words_seconds: float | None = None  # and that there are words
@@ -130,7 +130,7 @@ class Watch:
         """Begin to beat and to watch; every rank calls this at about the same time."""
         if self.size == 1:
             return
-        self._looked_at = time.monotonic()
+        self._clock_seconds = time.monotonic()
         self._threads = [threading.Thread(target=task, daemon=True) for task in (self._talk, self._judge)]
         for thread in self._threads:
             thread.start()
@@ -143,10 +143,10 @@ class Watch:
         with self._news:
             if self._give_way():
                 return
-            self._tell(ended=True)
+            self._change(ended=True)
             if self.rank == 0:
                 self._wait(lambda: all(map(self._is_leaving, self._others)), self.timeout_seconds)
-            self._wait(lambda: self._told.ended, 2 * self.beat_seconds)
+            self._wait(lambda: self._published.ended, 2 * self.beat_seconds)
         self.stop()
 
     def failed(self, text: str) -> bool:
@@ -164,11 +164,11 @@ class Watch:
         with self._news:
             if self._give_way():
                 return False
-            self._tell(words=text)
+            self._change(words=text)
             # The others look for these words, though they may have written theirs before.
-            self._wait(lambda: self._told.words is not None, 2 * self.beat_seconds)
+            self._wait(lambda: self._published.words is not None, 2 * self.beat_seconds)
             if self.rank == 0:
-                self._wait(self._is_heard, 3 * self.beat_seconds)
+                self._wait(self._is_read, 3 * self.beat_seconds)
             else:
                 self._wait(lower_rank_says_it, 5 * self.beat_seconds)
             says_it = not lower_rank_says_it()
@@ -179,7 +179,7 @@ class Watch:
         """A collective raised `error`: find out which rank is lost or behind, and leave. Takes timeout_seconds and some beats at most."""
         if self._threads:
             with self._news:
-                self._tell(raised=_first_line(error))
+                self._change(raised=_first_line(error))
                 begun = self._now()  # by the clock of the judging thread, which says more than this one
                 while not self._left and self._now() - begun <= self.timeout_seconds + 10 * self.beat_seconds:
                     self._news.wait(self.beat_seconds)
@@ -203,36 +203,36 @@ class Watch:
 
     def _talk(self) -> None:
         try:
-            board = self._board_of()
+            table = self._connect()
             while not self._stopping:
                 self._wake.clear()
-                self._beat(board)
+                self._beat(table)
                 self._wake.wait(self.beat_seconds)
         except Exception as error:
             with self._news:
                 self._gone = _first_line(error)
                 self._news.notify_all()
 
-    def _beat(self, board: Board) -> None:
+    def _beat(self, table: Table) -> None:
         """Read all lines, then write this rank's, so that it tells at once what was heard."""
         for rank in self._others:
             # A line that is not there yet would be waited for; one that ended does not change.
-            if self._lines[rank].ended or not (self._lines[rank].beat or board.check([f"rank/{rank}"])):
+            if self._lines[rank].ended or not (self._lines[rank].beat or table.check([f"rank/{rank}"])):
                 continue
-            line = Line(**json.loads(board.get(f"rank/{rank}")))
+            line = Line(**json.loads(table.get(f"rank/{rank}")))
             with self._news:
                 if line != self._lines[rank]:
                     self._lines[rank], self._changed_seconds[rank] = line, self._now()
                     self._stood_still_seconds = 0.0
         with self._news:
-            heard = any(self._lines[rank].words is not None for rank in self._others)
+            has_read = any(self._lines[rank].words is not None for rank in self._others)
             line = self._lines[self.rank]
             calls, tensors = self._calls()
-            line = replace(line, beat=line.beat + 1, calls=calls, tensors=tensors, heard=heard)
+            line = replace(line, beat=line.beat + 1, calls=calls, tensors=tensors, has_read=has_read)
             self._lines[self.rank] = line
-        board.set(f"rank/{self.rank}", json.dumps(asdict(line)))
+        table.set(f"rank/{self.rank}", json.dumps(asdict(line)))
         with self._news:
-            self._told, self._changed_seconds[self.rank] = line, self._now()
+            self._published, self._changed_seconds[self.rank] = line, self._now()
             self._news.notify_all()
 
     # The thread that judges
@@ -251,8 +251,8 @@ class Watch:
             with suppress(OSError, ValueError):  # nobody reads it any more
                 self._say(verdict)
             with self._news:
-                self._tell(words=verdict)
-                self._wait(self._is_heard, 3 * self.beat_seconds)
+                self._change(words=verdict)
+                self._wait(self._is_read, 3 * self.beat_seconds)
         self._leave(1)
         with self._news:  # for a `leave` that comes back
             self._left = self._stopping = True
@@ -273,7 +273,7 @@ class Watch:
 
         gone = next(filter(self._is_gone, self._others), None)
         if gone is not None and not own.raised:  # which NCCL would tell nobody
-            self._tell(raised=f"process {self._lines[gone].process} is gone")
+            self._change(raised=f"process {self._lines[gone].process} is gone")
         errors = [line.raised for line in self._lines if line.raised]
         if errors and self._raised_seconds is None:
             self._raised_seconds = now
@@ -344,8 +344,8 @@ class Watch:
 
     def _now(self) -> float:
         """Seconds since the start in which this process ran: a look that comes late counts as one beat."""
-        looked_at = time.monotonic()
-        passed_seconds, self._looked_at = looked_at - self._looked_at, looked_at
+        clock_seconds = time.monotonic()
+        passed_seconds, self._clock_seconds = clock_seconds - self._clock_seconds, clock_seconds
         self._stood_still_seconds = max(self._stood_still_seconds, passed_seconds)
         self._now_seconds += min(passed_seconds, self.beat_seconds)
         return self._now_seconds
@@ -365,10 +365,10 @@ class Watch:
         line = self._lines[rank]
         return line.ended or line.words is not None or self._silence_seconds(rank) > self.beats_missed_seconds
 
-    def _is_heard(self) -> bool:
-        return all(self._lines[rank].heard or self._is_leaving(rank) for rank in self._others)
+    def _is_read(self) -> bool:
+        return all(self._lines[rank].has_read or self._is_leaving(rank) for rank in self._others)
 
-    def _tell(self, **news: Any) -> None:
+    def _change(self, **news: Any) -> None:
         self._lines[self.rank] = replace(self._lines[self.rank], **news)
         self._wake.set()
 

@@ -96,22 +96,22 @@ def remove_zarr(path: Path) -> None:
 
 def foreign_in(path: Path, below: str) -> list[str]:
     """Of the export `below` in `path`, or all of them (""): paths of what no export wrote."""
-    return _remove(path, below, only_look=True)
+    return _remove(path, below, only_list=True)
 
 
-def _remove(directory: Path, below: str, only_look: bool = False) -> list[str]:
+def _remove(directory: Path, below: str, only_list: bool = False) -> list[str]:
     stays = []
     with os.scandir(directory / below) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         path = f"{below}/{entry.name}" if below else entry.name
         if entry.is_dir(follow_symlinks=False) and shapes.is_export_directory(path):
-            stays += _remove(directory, path, only_look)
+            stays += _remove(directory, path, only_list)
         elif not entry.is_file(follow_symlinks=False) or not shapes.is_export(path):
             stays.append(path)
-        elif not only_look:
+        elif not only_list:
             os.unlink(entry.path)
-    if not stays and not only_look:
+    if not stays and not only_list:
         os.rmdir(directory / below)
     return stays
 

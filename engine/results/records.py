@@ -53,8 +53,8 @@ class Records:
 
     def figure_names(self) -> list[str]:
         """The figures that the run's method gave, by the names that they have in summary and metrics; none of a run of before."""
-        said = [line.get("figures") for line in (*self.metrics[-1:], self.summary)]
-        names = [name for one in said if isinstance(one, list) for name in one if isinstance(name, str)]
+        lists = [line.get("figures") for line in (*self.metrics[-1:], self.summary)]
+        names = [name for one in lists if isinstance(one, list) for name in one if isinstance(name, str)]
         return list(dict.fromkeys(names))
 
     def has_rows(self) -> bool:

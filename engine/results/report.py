@@ -98,8 +98,8 @@ def _head(name: str, records: Records) -> str:
     ]
     status = _words(records.summary.get("status")) or "no summary: still running, or killed"
     about = [words for field in ("job", "method") if (words := _words(records.summary.get(field)))]
-    if (processes := records.figure("ranks") or 1) > 1:
-        about.append(f"{processes:.0f} processes")
+    if (ranks := records.figure("ranks") or 1) > 1:
+        about.append(f"{ranks:.0f} ranks")
     unreadable = records.unreadable_lines
     return "\n".join(
         [
@@ -283,8 +283,8 @@ def _memory(records: Records) -> list[str]:
     caption = "Upper bar: planned. Lower bar: measured, the largest count at any logged step."
     if not planned:
         caption = "The largest count at any logged step; the run left no plan to compare it with."
-    if (processes := records.figure("ranks") or 1) > 1:
-        caption += f" Device and host: of the largest of {processes:.0f} processes; disk: of all."
+    if (ranks := records.figure("ranks") or 1) > 1:
+        caption += f" Device and host: of the largest of {ranks:.0f} ranks; disk: of all."
     return [
         figure(memory_svg(tiers, planned, measured), caption),
         table(["tier", "planned", "measured", "measured / planned"], rows),

@@ -169,15 +169,15 @@ def reserve(handle: int, size_bytes: int, path: Path) -> None:
 
 def _lacking(error: OSError, handle: int, size_bytes: int, path: Path) -> OSError:
     """The same error with the file's name, what it takes, and what the disk lacks."""
-    said = os.strerror(error.errno or 0)
+    reason = os.strerror(error.errno or 0)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with suppress(OSError):
             os.ftruncate(handle, 0)  # what was taken is free again
         about = os.fstatvfs(handle)
         free = about.f_bavail * about.f_frsize
         lacking = f"; {size_bytes - free:,} are lacking" if free < size_bytes else ", and a limit or a quota forbids it"
-        said += f" (the file takes {size_bytes:,} bytes, {free:,} are free{lacking})"
-    return OSError(error.errno, said, str(path))
+        reason += f" (the file takes {size_bytes:,} bytes, {free:,} are free{lacking})"
+    return OSError(error.errno, reason, str(path))
 
 
 def _sync(directory: Path) -> None:

@@ -55,7 +55,7 @@ class ActiveRows:
     norm_floor    an admitted row shorter than this is rescaled to it, with its momentum; 0: never
     kernels       the backend of each op that works on these rows (engine/rows/implementations.py): here row_update and catch_up, and
                   sampled_softmax for the step
-    held_by       None, or (w, u) of somebody who keeps them, at least [sum of capacities, D]: they are worked on where they are
+    row_storage   (w, u) to work in, of at least [sum of capacities, D], where another object keeps them; None: they are made here
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ActiveRows:
         norm_floor: float,
         device: torch.device,
         kernels: dict[str, str],
-        held_by: tuple[torch.Tensor, torch.Tensor] | None = None,
+        row_storage: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self.kernels = kernels
         self.host, self.log, self.lanes, self.start, self.norm_floor = host, log, lanes, start, norm_floor
@@ -80,8 +80,8 @@ class ActiveRows:
         self.capacities = capacities
         self.first_slots = np.concatenate([[0], np.cumsum(capacities)])
         self.size = int(self.first_slots[-1])
-        if held_by:
-            self.w_KD, self.u_KD = (held[: self.size] for held in held_by)
+        if row_storage:
+            self.w_KD, self.u_KD = (rows[: self.size] for rows in row_storage)
             assert self.w_KD.shape == (self.size, dim) and self.w_KD.dtype == dtype, (self.w_KD.shape, self.w_KD.dtype)
         else:
             self.w_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)

@@ -71,9 +71,9 @@ class Folding:
         length_B = np.linalg.norm(after_w, axis=1)
         m, decay = float(self.log.momentum), float(self.log.weight_decay)
         matters_B = np.maximum(np.linalg.norm(after_u, axis=1), max(decay / (1 - m), 1e-12) * length_B)
-        told_B = lost_B <= _HALF_ULP * matters_B
-        v_BD = np.where(told_B[:, None], after_w.astype(w_BD.dtype), w_BD)
-        return v_BD, np.where(told_B, -2 - last_step_B, last_step_B)
+        is_exact_B = lost_B <= _HALF_ULP * matters_B
+        v_BD = np.where(is_exact_B[:, None], after_w.astype(w_BD.dtype), w_BD)
+        return v_BD, np.where(is_exact_B, -2 - last_step_B, last_step_B)
 
     def fold_block(self, rows: Block, step: int) -> Block:
         """The block with all its old rows folded; without momentum where that leaves no row that needs it."""

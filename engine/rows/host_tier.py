@@ -121,7 +121,7 @@ class HostTier:
 
     def resident(self, block: int) -> Block:
         """A view of a resident block; rows that are active are out of date in it."""
-        return self._at(self._place[block])
+        return self._rows_at(self._place[block])
 
     def __contains__(self, block: int) -> bool:
         return block in self._place
@@ -135,7 +135,7 @@ class HostTier:
         for block, place in sorted(self._place.items()):
             if self._unsaved[place]:
                 self._unsaved[place] = False
-                yield block, self._at(place).copy()
+                yield block, self._rows_at(place).copy()
 
     def load(self, resident: Iterable[int], window: Iterable[int]) -> None:
         """Take in what a checkpoint kept; the store has all of it that was ever visited."""
@@ -165,11 +165,11 @@ class HostTier:
             self.blocks_read += 1
         elif self.store.holds(block):
             place = self._take_place()
-            self._waiting(lambda: self.store.read_block(block, self._at(place)), self._readers is not None)
+            self._waiting(lambda: self.store.read_block(block, self._rows_at(place)), self._readers is not None)
             self.blocks_read += 1
         else:
             place = self._take_place()
-            rows = self._at(place)
+            rows = self._rows_at(place)
             assert rows.momentum is not None
             rows.weight[:], rows.momentum[:], rows.last_step[:] = 0, 0, NEVER_VISITED
         self._place[block] = place
@@ -180,7 +180,7 @@ class HostTier:
     def _begin_to_read(self, block: int) -> None:
         if self._readers is not None and self.store.holds(block):
             place = self._take_place()
-            self._reads[block] = place, self._readers.submit(self.store.read_block, block, self._at(place))
+            self._reads[block] = place, self._readers.submit(self.store.read_block, block, self._rows_at(place))
 
     def _waiting(self, read, counted: bool) -> None:  # type: ignore[no-untyped-def]
         start = time.perf_counter()
@@ -212,7 +212,7 @@ class HostTier:
         assert self.folding
         return bool((rows.last_step + self.folding.steps <= step).all())
 
-    def _at(self, place: int) -> Block:
+    def _rows_at(self, place: int) -> Block:
         rows = self._rows(place)
         return Block(self.weight[rows], self.momentum[rows], self.last_step[rows])
 

@@ -23,7 +23,7 @@ def names(choices: dict[str, Choice]) -> dict[str, str]:
     return {op: choice.name for op, choice in choices.items()}
 
 
-def said(choices: dict[str, Choice], before: dict[str, str] | None) -> list[str]:
+def kernel_lines(choices: dict[str, Choice], before: dict[str, str] | None) -> list[str]:
     """Lines for people: what runs and why, and what is another implementation than `before`, in the run so far."""
     lines = [f"{op} runs on {choice.name} ({choice.why})" for op, choice in choices.items()]
     for op, choice in choices.items():

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 class RowTable:
     """
     rows        of this rank's lanes, without content
-    held        who keeps the active rows where DeepSpeed partitions them; None: they keep themselves
+    partitioned the active rows where DeepSpeed partitions them; None: `rows` keeps them itself
     lr_scale    learning rate of the rows over the trunk's
     clip        largest norm of the gradient of all active rows together; 0: any
     read_ahead  slides of the window by which blocks are read before they are needed
     """
 
     rows: ActiveRows
-    held: "PartitionedRows | None"
+    partitioned: "PartitionedRows | None"
     lr_scale: float
     clip: float
     read_ahead: int
 
     def close(self) -> None:
         """Release threads and DeepSpeed's buffers."""
-        if self.held:
-            self.held.zero.close()
+        if self.partitioned:
+            self.partitioned.zero.close()
         self.rows.host.close()

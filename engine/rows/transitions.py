@@ -70,23 +70,23 @@ class TransitionLog:
         # Rows of one batch left at few different steps; a start has one end here.
         distinct, first, inverse = np.unique(starts_M, return_index=True, return_inverse=True)
         product = np.tile(np.eye(2, dtype=EXTENDED), (len(distinct), 1, 1))
-        at, end = distinct.astype(np.int64), ends_M[first]
+        step_M, end = distinct.astype(np.int64), ends_M[first]
         assert (end[inverse.reshape(-1)] == ends_M).all()
         height = max(int(end.max(initial=0)).bit_length(), 1)
         # Climb while the segment that starts here is the left end of nothing larger, then come down towards `end`.
         for level in range(height):
-            odd = (at >> level) & 1 == 1
-            aligned = at & ((1 << level) - 1) == 0
-            self._advance(at, product, level, odd & aligned & (at + (1 << level) <= end))
+            odd = (step_M >> level) & 1 == 1
+            aligned = step_M & ((1 << level) - 1) == 0
+            self._advance(step_M, product, level, odd & aligned & (step_M + (1 << level) <= end))
         for level in reversed(range(height)):
-            self._advance(at, product, level, at + (1 << level) <= end)
-        assert (at == end).all()
+            self._advance(step_M, product, level, step_M + (1 << level) <= end)
+        assert (step_M == end).all()
         return product.astype(np.float64)[inverse.reshape(-1)]
 
-    def _advance(self, at: np.ndarray, product: np.ndarray, level: int, chosen: np.ndarray) -> None:
+    def _advance(self, step_M: np.ndarray, product: np.ndarray, level: int, chosen: np.ndarray) -> None:
         if chosen.any():
-            product[chosen] = multiply(self._segments(level, at[chosen] >> level), product[chosen])
-            at[chosen] += 1 << level
+            product[chosen] = multiply(self._segments(level, step_M[chosen] >> level), product[chosen])
+            step_M[chosen] += 1 << level
 
     def _segments(self, level: int, indices: np.ndarray) -> np.ndarray:
         """The products of the given segments of 2^level steps, extended [n, 2, 2]."""

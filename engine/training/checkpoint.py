@@ -42,13 +42,13 @@ from safetensors.torch import save as torch_save
 from engine.disk import manifest
 from engine.disk.body import Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty, write_whole
-from engine.disk.manifest import Kept
+from engine.disk.manifest import SavedCheckpoint
 from engine.disk.shapes import PART_OF_A_RUN, shown
 from engine.disk.sweep import foreign_line
 from engine.disk.write_behind import WriteBehind
 from engine.methods.method import Method
 from engine.ranks.lanes import Lanes
-from engine.ranks.ranks import Ranks, Road
+from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class _Chain:
     rows: int = 0
     since: int = 0
 
-    def take_up(self, said: Table) -> None:
+    def take_up(self, table: Table) -> None:
         """Go on with the table of which a manifest says this."""
-        self.full, self.rows, self.since = said.full, said.rows, said.since
+        self.full, self.rows, self.since = table.full, table.rows, table.since
 
     def full_is_due(self, changed: int) -> bool:
         return self.full is None or self.since + changed > self.rows
@@ -77,16 +77,16 @@ class Checkpoints:
     files    where they lie
     disk     the store on disk; where rows live in memory it is used by checkpoints alone
     keep     how many are kept
-    road     between the writer's threads of all ranks
+    channel  between the writer's threads of all ranks
     """
 
-    def __init__(self, files: Files, disk: WriteBehind, keep: int, road: Road | None = None) -> None:
+    def __init__(self, files: Files, disk: WriteBehind, keep: int, channel: Channel | None = None) -> None:
         assert keep >= 1
-        self.files, self.disk, self.keep, self.road = files, disk, keep, road or Road()
+        self.files, self.disk, self.keep, self.channel = files, disk, keep, channel or Channel()
         self.lanes: Lanes = disk.disk.lanes
-        self.newest: Kept | None = None  # committed, or recovered
+        self.newest: SavedCheckpoint | None = None  # committed, or recovered
         self.waited_seconds = 0.0  # for an earlier checkpoint; whoever reports it sets it back
-        self._kept: list[Kept] = []
+        self._saved: list[SavedCheckpoint] = []
         self._garbage: list[str] = []  # of a damaged checkpoint or a killed run; goes with the next commit
         self._map = _Chain()
         self._log = _Chain()
@@ -94,21 +94,21 @@ class Checkpoints:
         self._on_way = False
         self._is_keeper = True
 
-    def restore(self, kept: list[Kept], sweep: bool, is_keeper: bool = True) -> None:
-        """Go on after the last of `kept` (engine/disk/recovery.py). No rank may write before all have come back from here.
+    def restore(self, checkpoints: list[SavedCheckpoint], sweep: bool, is_keeper: bool = True) -> None:
+        """Go on after the last of `checkpoints` (engine/disk/recovery.py). No rank may write before all have come back from here.
 
         sweep       remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
         is_keeper   of the ranks on this disk, the one that looks after what is no lane's
         """
         self._is_keeper = is_keeper
         store = self.disk.disk
-        versions = [(one.number, one.entries(store, self.lanes)) for one in kept]
-        last = kept[-1] if kept else None
-        generations = {generation.name for one in kept for generation in one.generations().values()}
+        versions = [(one.number, one.entries(store, self.lanes)) for one in checkpoints]
+        last = checkpoints[-1] if checkpoints else None
+        generations = {generation.name for one in checkpoints for generation in one.generations().values()}
         self._garbage = store.restore(
             versions, last.body.next_generation if last else 1, generations if is_keeper else None
         )
-        self._kept, self.newest = list(kept), last
+        self._saved, self.newest = list(checkpoints), last
         if last:
             self._log.take_up(last.body.log)
             parts = last.parts(self.lanes)
@@ -117,7 +117,9 @@ class Checkpoints:
                 if delta := parts[0].blocks.delta:
                     self._changed = set(last.arrays(delta)["block"].tolist())
         if is_keeper:
-            named = {manifest.path_of(one.number) for one in kept} | {path for one in kept for path in one.body.files}
+            named = {manifest.path_of(one.number) for one in checkpoints} | {
+                path for one in checkpoints for path in one.body.files
+            }
             self._garbage += manifest.unnamed(self.files, named)
             if line := foreign_line(self.files, chunks=False):
                 print(line)
@@ -143,7 +145,7 @@ class Checkpoints:
             start = time.perf_counter()
             self.disk.drain()
             self.waited_seconds += time.perf_counter() - start
-        by_lane, is_first = method.by_lane(), self.road.is_first
+        by_lane, is_first = method.by_lane(), self.channel.is_first
         for block, rows in by_lane.blocks if by_lane else ():
             self.disk.write_for_checkpoint(block, rows)
         first = 0 if self._log.full_is_due(step - self._log.rows) else self._log.rows
@@ -173,18 +175,20 @@ class Checkpoints:
     @property
     def bytes(self) -> int:
         """On the disk: rows, and the files of the checkpoints that are kept, as far as they are these lanes'."""
-        sizes = {path: kept.body.sizes[path] for kept in self._kept for path in kept.files_of(self.lanes)}
+        sizes = {
+            path: checkpoint.body.sizes[path] for checkpoint in self._saved for path in checkpoint.files_of(self.lanes)
+        }
         return self.disk.bytes + sum(sizes.values())
 
     def _commit(self, snapshot: "_Snapshot") -> None:
-        store, road = self.disk.disk, self.road
+        store, channel = self.disk.disk, self.channel
         store.sync()
-        there = road.to_first(list(self.files.listing("")))  # every rank's disk may have other left-overs
-        directory = road.from_first(new_directory(snapshot.step, {name for names in there for name in names}))
+        there = channel.to_first(list(self.files.listing("")))  # every rank's disk may have other left-overs
+        directory = channel.from_first(new_directory(snapshot.step, {name for names in there for name in names}))
         self.files.make_directory(directory)
         part, contents = self._part(snapshot, directory)
         log: Table | None = None
-        if road.is_first:
+        if channel.is_first:
             log, content = _table(self._log, snapshot.first_logged == 0, snapshot.log, f"{directory}/log")
             contents |= content
             for name, tensors in snapshot.components.items():
@@ -201,25 +205,25 @@ class Checkpoints:
                 path, earlier = table.full, self.newest.body
                 files[path], sizes[path] = earlier.files[path], earlier.sizes[path]
         self.files.sync_directory(directory)
-        if road.is_first:
+        if channel.is_first:
             self.files.make_directory(manifest.MANIFESTS)
         elif self._is_keeper and PART_OF_A_RUN not in self.files.listing(""):
             remove_any(self.files, PART_OF_A_RUN + TEMPORARY)  # of a run that was killed just here
             write_whole(self.files, PART_OF_A_RUN, [b""])
         self.files.sync_directory("")
-        said = road.to_first(Written(part, files, sizes, store.next_generation))
+        written = channel.to_first(Written(part, files, sizes, store.next_generation))
         body: Body | None = None
         if log:
-            number = max([manifest.next_number(self.files), *(kept.number + 1 for kept in self._kept)])
+            number = max([manifest.next_number(self.files), *(checkpoint.number + 1 for checkpoint in self._saved)])
             state = RunState.of(snapshot.state)
-            body = Body.of_ranks(said, number, snapshot.step, directory, snapshot.sizes, log, state, snapshot.shared)
+            body = Body.of_ranks(written, number, snapshot.step, directory, snapshot.sizes, log, state, snapshot.shared)
             manifest.publish(self.files, body)
             self._drop_old_manifests()
-        body = road.from_first(body)
+        body = channel.from_first(body)
         assert body
         store.committed(body.number)
-        self.newest = Kept(self.files, body)
-        self._kept.append(self.newest)
+        self.newest = SavedCheckpoint(self.files, body)
+        self._saved.append(self.newest)
         self._drop_old()
         self._remove_garbage()
         self._on_way = False
@@ -242,25 +246,25 @@ class Checkpoints:
 
     def _drop_old_manifests(self) -> None:
         """Those that the checkpoint just published is to replace; rank 0's work."""
-        dropped = self._kept[: max(0, len(self._kept) + 1 - self.keep)]
+        dropped = self._saved[: max(0, len(self._saved) + 1 - self.keep)]
         if dropped:
             # For good, before any file that they name goes: a checkpoint never comes back without its blocks.
-            for kept in dropped:
-                remove_any(self.files, manifest.path_of(kept.number))
+            for checkpoint in dropped:
+                remove_any(self.files, manifest.path_of(checkpoint.number))
             self.files.sync_directory(manifest.MANIFESTS)
 
     def _drop_old(self) -> None:
         """The files that only dropped checkpoints name; each rank removes its own, and what nobody wrote but one rank alone."""
-        dropped, self._kept = self._kept[: -self.keep], self._kept[-self.keep :]
+        dropped, self._saved = self._saved[: -self.keep], self._saved[-self.keep :]
         if not dropped:
             return
-        named = {path for kept in self._kept for path in kept.body.files}
-        gone = {path for kept in dropped for path in kept.files_of(self.lanes)} - named
+        named = {path for checkpoint in self._saved for path in checkpoint.body.files}
+        gone = {path for checkpoint in dropped for path in checkpoint.files_of(self.lanes)} - named
         for path in sorted(gone):
             remove_any(self.files, path)
         for directory in sorted({path.rpartition("/")[0] for path in gone}):
             remove_if_empty(self.files, directory)
-        self.disk.disk.drop_before(self._kept[0].number)
+        self.disk.disk.drop_before(self._saved[0].number)
 
     def _remove_garbage(self) -> None:
         if not self._garbage:
@@ -304,16 +308,16 @@ def _table(chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str) 
     else:
         chain.since += count
     assert chain.full
-    said = Table(full=chain.full, delta=None if full else name, rows=chain.rows, since=chain.since)
-    return said, {name: numpy_save(arrays)}
+    table = Table(full=chain.full, delta=None if full else name, rows=chain.rows, since=chain.since)
+    return table, {name: numpy_save(arrays)}
 
 
-def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
+def load_trunk(checkpoint: SavedCheckpoint, trunk: "Trunk", ranks: Ranks) -> None:
     """Put a fresh trunk where the checkpoint left it; rank 0 reads it and tells the others, whose disk may be another.
 
     Raises Damaged at rank 0.
     """
-    state = (read_trunk(kept), kept.tensors("momentum")) if ranks.is_first else None
+    state = (read_trunk(checkpoint), checkpoint.tensors("momentum")) if ranks.is_first else None
     if state:
         model, momentum = state
         odd = [name for name, u in momentum.items() if name not in model or model[name].shape != u.shape]
@@ -322,14 +326,14 @@ def load_trunk(kept: Kept, trunk: "Trunk", ranks: Ranks) -> None:
     trunk.load(*ranks.from_first(state))
 
 
-def read_trunk(kept: Kept) -> dict[str, torch.Tensor]:
+def read_trunk(checkpoint: SavedCheckpoint) -> dict[str, torch.Tensor]:
     """Parameters and buffers of the network. Raises Damaged."""
-    return kept.tensors("trunk")
+    return checkpoint.tensors("trunk")
 
 
-def load_shared(kept: Kept, method: Method, ranks: Ranks) -> None:
+def load_shared(checkpoint: SavedCheckpoint, method: Method, ranks: Ranks) -> None:
     """Give the method its components; rank 0 reads them and tells the others. Raises Damaged at rank 0."""
-    shared = kept.body.shared
+    shared = checkpoint.body.shared
     if shared:
-        state = {name: kept.tensors(f"shared-{name}") for name in shared} if ranks.is_first else None
+        state = {name: checkpoint.tensors(f"shared-{name}") for name in shared} if ranks.is_first else None
         method.load_shared(ranks.from_first(state))

@@ -43,13 +43,13 @@ class Interval:
         """The line after `done` steps; then a new interval begins. Takes up peaks and the trunk's seconds in `totals`."""
         now, seconds = time.perf_counter(), self.stages.take()
         totals.trunk_seconds += seconds.get("trunk_forward", 0.0) + seconds.get("trunk_backward", 0.0)
-        told = self.ranks.share(self._own())
-        tiers = {tier: max(own["bytes"][tier] for own in told) for tier in ("device", "host")}
-        tiers["disk"] = sum(own["bytes"]["disk"] for own in told)
-        process_peak = max(own["process_peak"] for own in told)
+        by_rank = self.ranks.share(self._own())
+        tiers = {tier: max(own["bytes"][tier] for own in by_rank) for tier in ("device", "host")}
+        tiers["disk"] = sum(own["bytes"]["disk"] for own in by_rank)
+        process_peak = max(own["process_peak"] for own in by_rank)
         totals.peak_host_bytes = max(totals.peak_host_bytes, process_peak)
         totals.peak_device_bytes = max(totals.peak_device_bytes, tiers["device"])
-        figures = combined([own["figures"] for own in told])
+        figures = combined([own["figures"] for own in by_rank])
         line = {
             "step": done,
             "loss": mean_of_finite(totals.losses[-log_every:]),
@@ -58,9 +58,9 @@ class Interval:
             "seconds": seconds,
             "interval_seconds": now - self._start,
             "bytes": {**tiers, "process_peak": process_peak},
-            "prefetch_waits": max((own["waits"] for own in told), key=lambda waits: waits["seconds"]),
+            "prefetch_waits": max((own["waits"] for own in by_rank), key=lambda waits: waits["seconds"]),
             "backends": self.method.backends,
-            "ranks": len(told),
+            "ranks": len(by_rank),
             "figures": list(figures),
             "skipped_steps": totals.skipped_steps,
             "elapsed_seconds": totals.step_seconds,
@@ -82,8 +82,8 @@ class Interval:
 
     def _bytes(self) -> dict[str, int]:
         """Of device and host. On a GPU the device's are the allocator's peak; on a CPU the method's and the trunk's, by count."""
-        held = self.method.bytes()
+        method_bytes = self.method.bytes()
         if self.ranks.device.type == "cuda":
-            return {"device": torch.cuda.max_memory_allocated(), "host": held["host"]}
+            return {"device": torch.cuda.max_memory_allocated(), "host": method_bytes["host"]}
         weights = sum(parameter.nbytes for parameter in self.trunk.network.parameters())
-        return {"device": held["device"] + 3 * weights, "host": held["host"]}
+        return {"device": method_bytes["device"] + 3 * weights, "host": method_bytes["host"]}

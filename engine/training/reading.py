@@ -61,7 +61,7 @@ class Reading:
     unread: int = 0
     has_read: bool = False
     _first: list[str] = field(default_factory=list)  # in this window: what an error names
-    _untold: list[Unreadable] = field(default_factory=list)
+    _unreported: list[Unreadable] = field(default_factory=list)
     _nothing: int = 0  # steps in a row
 
     @property
@@ -69,14 +69,14 @@ class Reading:
         """Images that could not be read, each once."""
         return len(self.known) + self.beyond
 
-    def kept(self) -> dict[str, object]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint's manifest keeps of it."""
         return {"unreadable": list(self.known.items()), "window_reads": [self.visited, self.unread]}
 
-    def take_up(self, kept: RunState, images: int) -> None:
+    def take_up(self, state: RunState, images: int) -> None:
         """Go on after a checkpoint whose manifest says this, of a run that had read so many images."""
-        self.know(instance for instance, _ in kept.unreadable or [])
-        self.visited, self.unread = kept.window_reads or (0, 0)
+        self.know(instance for instance, _ in state.unreadable or [])
+        self.visited, self.unread = state.window_reads or (0, 0)
         self.has_read = images > 0
 
     def know(self, instances: Iterable[int]) -> None:
@@ -91,7 +91,7 @@ class Reading:
         if step % self.steps_per_window == 0:
             self.visited = self.unread = 0
             self._first.clear()
-        self._untold += unreadable
+        self._unreported += unreadable
         filled, unread = int((places_RP == FILLED).sum()), int((places_RP == UNREADABLE).sum())
         self.visited += filled + unread
         self.unread += unread
@@ -110,10 +110,10 @@ class Reading:
             )
         return None
 
-    def tell(self, ranks: Ranks) -> list[str]:
+    def report(self, ranks: Ranks) -> list[str]:
         """A line for each image that no line named before; every rank calls it, and hears of the images of all."""
         lines, entries = [], []
-        for one in (one for told in ranks.share(self._untold) for one in told):
+        for one in (one for of_rank in ranks.share(self._unreported) for one in of_rank):
             named = f"{one.name} ({one.reason})"
             if len(self._first) < _NAMED and named not in self._first:
                 self._first.append(named)
@@ -131,7 +131,7 @@ class Reading:
             }
             entries.append(json.dumps(entry) + "\n")
             lines.append(f"cannot read {one.name}: {one.reason}; its place stays empty")
-        self._untold = []
+        self._unreported = []
         if self.lines and entries:
             with self.lines() as file:
                 file.writelines(entries)

@@ -86,24 +86,24 @@ class Run:
 
     def restore(self) -> None:
         """Go on after the newest checkpoint, or begin."""
-        kept, ranks = self.checkpoints.newest, self.ranks
-        if kept is None:
+        checkpoint, ranks = self.checkpoints.newest, self.ranks
+        if checkpoint is None:
             if ranks.is_first:  # of a run that was killed before its first checkpoint
                 for name in _FROM_THE_START:
                     self.output.remove(name)
             self.method.start()
             ranks.at_step = 0
             return
-        load_trunk(kept, self.trunk, ranks)
-        was = kept.body.state
+        load_trunk(checkpoint, self.trunk, ranks)
+        was = checkpoint.body.state
         if was.loss_scale:
             self.trunk.loss_scale = was.loss_scale[0], was.loss_scale[1]
-        log = ranks.from_first(kept.log() if ranks.is_first else None)
-        load_shared(kept, self.method, ranks)
-        self.method.load_by_lane(kept, log)
+        log = ranks.from_first(checkpoint.log() if ranks.is_first else None)
+        load_shared(checkpoint, self.method, ranks)
+        self.method.load_by_lane(checkpoint, log)
         self.totals = Totals.restored(was.totals or {}, log["loss"])
         self.images.reading.take_up(was, self.totals.images)
-        self.step = ranks.at_step = kept.step
+        self.step = ranks.at_step = checkpoint.step
 
     def train(self) -> None:
         """Steps up to the end, or until a stop is asked for, or until the loss stays non-finite.
@@ -119,12 +119,12 @@ class Run:
             taken = self.images.take(self.step, self.ranks, self.stages)
             if taken is None:
                 break
-            self._look_at_unreadable(*taken)
+            self._check_unreadable(*taken)
             lr = self._take_step(*taken, start)
             interval.count_waits()
             stopped_by = self.stop.agreed(self.ranks)
             if self._is_due(course.log_every) or self.step == course.end or stopped_by:
-                self._tell_unreadable()
+                self._report_unreadable()
                 line = interval.line(self.step, self.totals, lr, course.log_every)
                 for listener in self.listeners:
                     listener.update(line)
@@ -148,23 +148,23 @@ class Run:
         """Look at the network; ends early where a stop is asked for."""
         with suppress(Stopped):
             network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
-            lines = [evaluator.look(network, stopped) or {} for evaluator in self.evaluators]
+            lines = [evaluator.evaluate(network, stopped) or {} for evaluator in self.evaluators]
             if self.ranks.is_first:
                 head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
                 with self.output.lines("evaluations.jsonl") as file:
                     file.write(json_text(merged(head, *lines)) + "\n")
                 for evaluator, line in zip(self.evaluators, lines, strict=True):
-                    self._note(evaluator.said(f"after step {self.step}", line))
+                    self._note(evaluator.text(f"after step {self.step}", line))
             self.ranks.wait()
 
     def save(self) -> None:
         """Begin a checkpoint of the state as it is."""
-        self._tell_unreadable()
+        self._report_unreadable()
         state = {
             **self.about.state,
-            "totals": self.totals.kept(),
+            "totals": self.totals.state(),
             "loss_scale": self.trunk.loss_scale,
-            **self.images.reading.kept(),
+            **self.images.reading.state(),
         }
         self.checkpoints.save(self.step, self.method, self.trunk.state(), self.totals.losses, state)
         self._images_at_checkpoint = self.totals.images
@@ -278,20 +278,20 @@ class Run:
         ranks.at_step = self.step
         return lr
 
-    def _look_at_unreadable(self, batch: Batch, places_RP: np.ndarray) -> None:
+    def _check_unreadable(self, batch: Batch, places_RP: np.ndarray) -> None:
         """Count what cannot be read in this step, which was not taken yet; raises where that ends the run."""
         reason = self.images.reading.add(self.step, places_RP, batch.unreadable)
         if self.images.must_stop(places_RP):
             self._end_at_unreadable()
         if reason:
-            self._tell_unreadable()
+            self._report_unreadable()
             first = self.images.reading.first_names()
             raise TooMuchUnread(f"{reason}; the first: {first}, up to step {self.step}; {self._last_good()}")
 
     def _end_at_unreadable(self) -> NoReturn:
         reading = self.images.reading
         known = len(reading.known)
-        reading.tell(self.ranks)
+        reading.report(self.ranks)
         has_read = self.totals.images > self._images_at_checkpoint
         if self.step and (has_read or len(reading.known) > known):
             self.save()
@@ -312,8 +312,8 @@ class Run:
         newest = self.checkpoints.newest
         return f"the last good checkpoint is {newest.name}" if newest else "there is no checkpoint yet"
 
-    def _tell_unreadable(self) -> None:
-        for line in self.images.reading.tell(self.ranks):
+    def _report_unreadable(self) -> None:
+        for line in self.images.reading.report(self.ranks):
             self._note(line)
 
     def _note(self, text: str) -> None:

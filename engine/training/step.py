@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch
-from engine.methods.method import Method, MicroBatch, kept_places
+from engine.methods.method import Method, MicroBatch, forward_places
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.reading import FILLED, UNREADABLE
@@ -100,12 +100,12 @@ def train_step(
 
     method.begin(batch, filled_RP)
     for places in dealing.places(filled_RP.shape[1]):
-        kept_RP = kept_places(filled_RP[:, places])
-        kept = places[kept_RP[ranks.rank]]
+        forward_RP = forward_places(filled_RP[:, places])
+        forward_B = places[forward_RP[ranks.rank]]
         with stages("trunk_forward"):
-            z_XD = trunk.forward(views_of(batch, dealing.views, kept))
+            z_XD = trunk.forward(views_of(batch, dealing.views, forward_B))
         with stages("softmax"):
-            micro = MicroBatch(z_XD.detach(), kept, kept_RP, weight_RP[:, places])
+            micro = MicroBatch(z_XD.detach(), forward_B, forward_RP, weight_RP[:, places])
             loss, dz_XD, finite = method.add(micro)
             loss, finite = agreed(ranks, loss, finite)
             loss_sum += loss
@@ -125,12 +125,12 @@ def train_step(
     return StepResult(loss_sum if count and finite else float("nan"), applied, finite, count)
 
 
-def views_of(batch: Batch, views: Sequence[int], kept: np.ndarray) -> list[torch.Tensor]:
-    """The views that go through the trunk, of the places `kept`."""
+def views_of(batch: Batch, views: Sequence[int], forward_B: np.ndarray) -> list[torch.Tensor]:
+    """The views that go through the trunk, of the places `forward_B`."""
     chosen = [batch.views[view] for view in views]
-    if len(kept) == len(batch.filled_G):  # views may be in page-locked memory, and a selection is not
+    if len(forward_B) == len(batch.filled_G):  # views may be in page-locked memory, and a selection is not
         return chosen
-    return [view[torch.from_numpy(kept)] for view in chosen]
+    return [view[torch.from_numpy(forward_B)] for view in chosen]
 
 
 def places_of(batch: Batch) -> np.ndarray:
@@ -150,6 +150,6 @@ def agreed(ranks: Ranks, loss: float, finite: bool) -> tuple[float, bool]:
     """The loss of all ranks, and whether all was finite on all of them."""
     if ranks.size == 1:
         return loss, finite
-    told = torch.tensor([loss if finite else 0.0, float(not finite)], dtype=torch.float64, device=ranks.device)
-    loss, not_finite = ranks.sum(told, "loss").tolist()
+    sums = torch.tensor([loss if finite else 0.0, float(not finite)], dtype=torch.float64, device=ranks.device)
+    loss, not_finite = ranks.sum(sums, "loss").tolist()
     return loss, not_finite == 0

@@ -66,7 +66,7 @@ class StopSignal:
         return self.name
 
 
-class Heard:
+class WatchedOutput:
     """A text stream that asks the run to stop when nobody reads it any more, and swallows what is written from then on.
 
     Whoever ends a run from a distance, as DeepSpeed's launcher does on Ctrl-C, may cut its output before its signal arrives.

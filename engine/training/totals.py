@@ -51,12 +51,12 @@ class Totals:
         return None
 
     @classmethod
-    def restored(cls, kept: dict[str, Any], losses: Iterable[float]) -> "Totals":
-        """What `kept` gave, also in an earlier version, which counted visits to images that could not be read."""
+    def restored(cls, state: dict[str, Any], losses: Iterable[float]) -> "Totals":
+        """What `state` gave, also in an earlier version, which counted visits to images that could not be read."""
         names = {one.name for one in fields(cls)} - {"losses"}
-        return cls(**{name: kept[name] for name in names & kept.keys()}, losses=array("d", losses))
+        return cls(**{name: state[name] for name in names & state.keys()}, losses=array("d", losses))
 
-    def kept(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps of it."""
         return {name: value for name, value in vars(self).items() if name != "losses"}
 

@@ -45,8 +45,8 @@ def synchronised(network: nn.Module, ranks: Ranks) -> nn.Module:
     for name, module in layers.items():
         if type(module) not in _OURS:
             raise ValueError(
-                f"layer {name or 'network'} is a {type(module).__name__}, which several processes cannot share; "
-                "choose a backbone with nn.BatchNorm1d, 2d or 3d, or one process"
+                f"layer {name or 'network'} is a {type(module).__name__}, which several ranks cannot share; "
+                "choose a backbone with nn.BatchNorm1d, 2d or 3d, or one rank"
             )
     if ranks.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -100,7 +100,7 @@ class _Synchronised(_BatchNorm):
             running_C.mul_(1 - share).add_(now_C.to(running_C.dtype), alpha=share)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Synchronised":
-        memo[id(self.ranks)] = self.ranks  # a copy belongs to the same processes
+        memo[id(self.ranks)] = self.ranks  # a copy belongs to the same ranks
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))
         return copied

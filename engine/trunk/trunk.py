@@ -19,7 +19,7 @@ class Trunk:
     """A network under DeepSpeed.
 
     network   module: list of views -> z [V*B, D], also for B = 0
-    ranks     the processes that train it together
+    ranks     the ranks that train it together
     train     puts a module under DeepSpeed: engine.trunk.zero.ZeroEngine with its settings
     """
 
@@ -76,8 +76,8 @@ class Trunk:
         return self._zero.loss_scale
 
     @loss_scale.setter
-    def loss_scale(self, kept: tuple[float, int]) -> None:
-        self._zero.loss_scale = kept
+    def loss_scale(self, scale_and_steps: tuple[float, int]) -> None:
+        self._zero.loss_scale = scale_and_steps
 
     def for_evaluation(self) -> nn.Module:
         """The network as a rank can run it alone: the trained one itself, or where ranks have parts of its weights a copy for the moment.

@@ -162,11 +162,11 @@ class ZeroEngine:
         return None
 
     @loss_scale.setter
-    def loss_scale(self, kept: tuple[float, int]) -> None:
+    def loss_scale(self, saved: tuple[float, int]) -> None:
         if self._own_scale:
-            self._own_scale.scale, self._own_scale.good_steps = kept
+            self._own_scale.scale, self._own_scale.good_steps = saved
         elif scaler := self.engine.torch_autocast_z0_gradscaler:
-            scaler.load_state_dict({**scaler.state_dict(), "scale": kept[0], "_growth_tracker": kept[1]})
+            scaler.load_state_dict({**scaler.state_dict(), "scale": saved[0], "_growth_tracker": saved[1]})
 
     def discard(self) -> None:
         """Forget the gradients of this step."""
@@ -177,8 +177,8 @@ class ZeroEngine:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers, float32 on the host, gathered from every ZeRO stage; all ranks call it together."""
-        kept = self.module.state_dict().keys()
-        model = {name: _on_host(buffer) for name, buffer in self.module.named_buffers() if name in kept}
+        names = self.module.state_dict().keys()
+        model = {name: _on_host(buffer) for name, buffer in self.module.named_buffers() if name in names}
         for name, parameter in self.module.named_parameters():
             model[name] = _on_host(safe_get_full_fp32_param(parameter) if _is_partitioned(parameter) else parameter)
         return model
@@ -316,8 +316,8 @@ def _forget_accumulated(zero_optimizer: Any) -> None:
     """Drop what ZeRO accumulated apart from .grad, as its own overflow path does."""
     zero_optimizer.zero_grad()
     if hasattr(zero_optimizer, "all_grad_tensors"):  # stages 1 and 2; stage 3 overwrites at the first micro-batch
-        for kept in (zero_optimizer.averaged_gradients, zero_optimizer.all_grad_tensors):
-            kept.update(dict.fromkeys(kept))
+        for gradients in (zero_optimizer.averaged_gradients, zero_optimizer.all_grad_tensors):
+            gradients.update(dict.fromkeys(gradients))
         zero_optimizer.micro_step_id = -1
 
 

@@ -73,7 +73,7 @@ class DiskRun:
             lanes=lanes,
         )
         self.disk = WriteBehind(disk, limit_bytes, threaded)
-        self.checkpoints = Checkpoints(self.files, self.disk, keep, ranks.another_road())
+        self.checkpoints = Checkpoints(self.files, self.disk, keep, ranks.new_channel())
         self.checkpoints.restore(kept, sweep=not self.complaints, is_keeper=ranks.is_first or own_disk)
         ranks.wait()
         store = MemoryStore() if in_memory else self.disk

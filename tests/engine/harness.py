@@ -124,11 +124,11 @@ def capacities(case, lanes):
 
 
 def make_engine(
-    case, rows_class=ActiveRows, log_class=TransitionLog, store=None, resumes=False, ranks=ALONE, held_by=None
+    case, rows_class=ActiveRows, log_class=TransitionLog, store=None, resumes=False, ranks=ALONE, row_storage=None
 ):
     """Fresh rows for a case, as launch.py makes them; their store is in memory unless one is given.
 
-    resumes: they will be loaded from a checkpoint. held_by: as in ActiveRows.
+    resumes: they will be loaded from a checkpoint. row_storage: as in ActiveRows.
     """
     schedule, lanes = case.schedule, Lanes(case.lanes, ranks.rank, ranks.size)
     full = case.active >= case.size
@@ -163,7 +163,7 @@ def make_engine(
                 case.kernels,
             )
         ),
-        held_by=held_by,
+        row_storage=row_storage,
     )
     if everything_active and not resumes:
         host.slide(lanes.chosen(range(-(-case.size // case.block))), step=0)
@@ -206,7 +206,7 @@ def lane_softmax(case, rows, ranks=ALONE):
 
 def method_of(case, rows, ranks=ALONE, softmax=None):
     """PIC with these rows."""
-    table = RowTable(rows, held=None, lr_scale=1.0, clip=0.0, read_ahead=case.read_ahead)
+    table = RowTable(rows, partitioned=None, lr_scale=1.0, clip=0.0, read_ahead=case.read_ahead)
     softmax = softmax or lane_softmax(case, rows, ranks)
     return Pic(table, softmax, ranks, case.schedule, rows_grad_V=list(case.rows_grad) or [True] * case.views)
 

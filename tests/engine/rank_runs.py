@@ -52,7 +52,7 @@ def make_rows(case, ranks, sharding, **options):
     from engine.methods.zero3_softmax import Zero3Softmax
 
     held = held_rows(case, ranks)
-    rows = make_engine(case, ranks=ranks, held_by=(held.w_SD, held.u_SD), **options)
+    rows = make_engine(case, ranks=ranks, row_storage=(held.w_SD, held.u_SD), **options)
     return rows, Zero3Softmax(rows, held, ranks, temperature=case.temperature)
 
 

@@ -173,7 +173,7 @@ def test_without_rows_a_checkpoint_is_whole_and_gives_nothing_for_them(root):
     for rank in range(2):
         lanes = Lanes(2, rank, 2)
         manifest.check(kept, lanes)
-        manifest.look(kept, is_newest=False, lanes=lanes)
+        manifest.inspect_checkpoint(kept, is_newest=False, lanes=lanes)
         assert kept.parts(lanes) == [Part(rank, 2)]
         assert kept.files_of(lanes) == (list(contents_of()) if rank == 0 else [])
     check_run_state(kept.body)

@@ -118,5 +118,5 @@ def test_a_lock_that_could_not_be_written_is_not_held(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         Lock(tmp_path)
     monkeypatch.undo()
-    assert not lock._held
+    assert not lock._locked_here
     Lock(tmp_path).release()

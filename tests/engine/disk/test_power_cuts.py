@@ -240,8 +240,8 @@ class BlocksBeforeManifests(Checkpoints):
     """Blocks go before the manifest that names them has gone for good."""
 
     def _drop_old_manifests(self):
-        if len(self._kept) >= self.keep:  # the new one is not among them yet
-            self.disk.disk.drop_before(self._kept[len(self._kept) + 1 - self.keep].number)
+        if len(self._saved) >= self.keep:  # the new one is not among them yet
+            self.disk.disk.drop_before(self._saved[len(self._saved) + 1 - self.keep].number)
         super()._drop_old_manifests()
 
 

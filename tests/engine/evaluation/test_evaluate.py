@@ -6,7 +6,7 @@ import torch
 
 from datasets.batch import ImageSet
 from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels
-from engine.ranks.ranks import Road
+from engine.ranks.ranks import Channel
 from tests.on_ranks import on_ranks
 
 PROTOCOL = Protocol(k=5, temperature=0.07, features="backbone", limit=10_000, query_limit=300)
@@ -38,7 +38,7 @@ def look(ranks, labelled=True):
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_ranks_finds_the_same_and_shares_the_decoding(count, labelled):
-    decoded, alone = look(Road(), labelled)
+    decoded, alone = look(Channel(), labelled)
     (parts, told), *others = on_ranks(count, look, labelled)
     assert told[:2] == alone[:2]
     np.testing.assert_array_equal(told[2], alone[2])
@@ -52,7 +52,7 @@ def test_any_number_of_ranks_finds_the_same_and_shares_the_decoding(count, label
 
 
 def test_an_image_that_cannot_be_decoded_is_no_neighbour_and_no_query():
-    _, (figures, rankme, gallery_MD, queries) = look(Road())
+    _, (figures, rankme, gallery_MD, queries) = look(Channel())
     assert np.isnan(gallery_MD[3]).all() and np.isfinite(rankme)
     right = figures["few"] * 19
     assert abs(right - round(right)) < 1e-9  # a share of 19, not of 20

@@ -17,7 +17,7 @@ from datasets.schedule import Schedule
 from engine.evaluation import knn
 from engine.evaluation.evaluate import Protocol, evaluate
 from engine.jobs import memory_plan, parts, sizes
-from engine.ranks.ranks import Road
+from engine.ranks.ranks import Channel
 from tests.conftest import TINY
 
 
@@ -169,7 +169,7 @@ def test_what_an_evaluation_takes_is_no_more_than_planned(monkeypatch: pytest.Mo
 
     def look() -> object:
         protocol = Protocol(k, 0.07, "backbone", gallery, queries)
-        return evaluate(lambda batch: batch, images("gallery", gallery), [images("q", queries)], protocol, Road())
+        return evaluate(lambda batch: batch, images("gallery", gallery), [images("q", queries)], protocol, Channel())
 
     items = memory_plan.evaluation_items(
         gallery=gallery, query_sets=1, queries=queries, width=width, k=k, channels=1, side=8

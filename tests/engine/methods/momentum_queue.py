@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from configs.fields import AboveZero, Fraction, Positive
 from configs.methods import MethodSettings
-from engine.methods.method import Figure, Method, kept_places
+from engine.methods.method import Figure, Method, forward_places
 from engine.trunk.batch_norm import synchronised
 
 
@@ -43,7 +43,7 @@ class MomentumQueue(Method):
 
     def begin(self, batch, filled_RP):
         self.before = [buffer.clone() for buffer in self.copy.buffers()]
-        kept = torch.from_numpy(kept_places(filled_RP)[self.ranks.rank])
+        kept = torch.from_numpy(forward_places(filled_RP)[self.ranks.rank])
         self.filled_G = torch.from_numpy(filled_RP.reshape(-1))[self.order_G]
         self.keys_PD = torch.zeros(len(kept), self.settings.dim)
         self.keys_PD[kept] = self.copy.train()([batch.views[1][kept]])
@@ -52,7 +52,7 @@ class MomentumQueue(Method):
         z_BD = micro.z_XD.clone().requires_grad_()
         positive_B1 = (z_BD * self.keys_PD[torch.from_numpy(micro.places_B)]).sum(1, keepdim=True)
         logits = torch.cat([positive_B1, z_BD @ self.queue_KD.T], 1) / self.settings.temperature
-        weight_B = torch.from_numpy(micro.weight_RP[self.ranks.rank, micro.kept_RP[self.ranks.rank]]).float()
+        weight_B = torch.from_numpy(micro.weight_RP[self.ranks.rank, micro.forward_RP[self.ranks.rank]]).float()
         loss = weight_B @ cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64), reduction="none")
         loss.backward()
         return float(loss.detach()), z_BD.grad, bool(loss.isfinite() and z_BD.grad.isfinite().all())

@@ -40,9 +40,9 @@ class WholeBatch(Method):
         return math.log(2 * self.batch - 1)
 
     def add(self, micro):
-        travel = Travel(self.ranks, self.lanes.in_batch_order(micro.kept_RP.size), micro.kept_RP, 2)
+        travel = Travel(self.ranks, self.lanes.in_batch_order(micro.forward_RP.size), micro.forward_RP, 2)
         z_XD = travel.gather(micro.z_XD).clone().requires_grad_()
-        ranks_RP = np.broadcast_to(np.arange(self.ranks.size)[:, None], micro.kept_RP.shape)
+        ranks_RP = np.broadcast_to(np.arange(self.ranks.size)[:, None], micro.forward_RP.shape)
         mine_X = torch.from_numpy(travel.of_places(ranks_RP) == self.ranks.rank)
         weight_X = torch.from_numpy(travel.of_places(micro.weight_RP)).float()
         partner_X = torch.arange(len(z_XD)).roll(len(z_XD) // 2)

@@ -62,7 +62,7 @@ def test_a_rank_is_below_the_number_of_processes(monkeypatch, name):
     for size, said in (("2", "WORLD_SIZE is 2"), ("", "WORLD_SIZE is not set, which means 1")):
         monkeypatch.setenv("WORLD_SIZE", size)
         monkeypatch.setenv(name, "2")
-        with pytest.raises(ValueError, match=f"{name} is 2, and {said}: processes are numbered from 0"):
+        with pytest.raises(ValueError, match=f"{name} is 2, and {said}: ranks are numbered from 0"):
             check_environment()
     monkeypatch.setenv("WORLD_SIZE", "3")
     check_environment()
@@ -91,4 +91,4 @@ def test_the_process_group_begins_with_empty_variables_and_refuses_wrong_ones(mo
     with pytest.raises(ValueError, match="MASTER_PORT is"):
         ranks.start(cpu)
     with pytest.raises(ValueError, match="MASTER_PORT is"):
-        ranks.board()
+        ranks.connect_table()

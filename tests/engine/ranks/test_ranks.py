@@ -2,21 +2,21 @@
 
 import time
 
-from engine.ranks.ranks import Road, of_the_wire
+from engine.ranks.ranks import Channel, of_the_wire
 from tests.on_ranks import on_ranks
 
 
 def hear_from_one_that_is_busy(ranks):
-    """(calls of this rank, seconds until it gave up, whether that is an error of the wire), of a road with a second of patience."""
-    road = Road(ranks.rank, ranks.size, patience_seconds=1.0)
+    """(calls of this rank, seconds until it gave up, whether that is an error of the wire), of a channel with a second of patience."""
+    channel = Channel(ranks.rank, ranks.size, patience_seconds=1.0)
     if ranks.is_first:
         time.sleep(3.0)
-        return road.calls, None, None
+        return channel.calls, None, None
     began = time.monotonic()
     try:
-        road.from_first(None)
+        channel.from_first(None)
     except RuntimeError as error:
-        return road.calls, time.monotonic() - began, of_the_wire(error)
+        return channel.calls, time.monotonic() - began, of_the_wire(error)
     raise AssertionError("rank 0 said nothing")
 
 
@@ -28,8 +28,8 @@ def test_a_rank_that_says_nothing_for_too_long_is_given_up_and_has_begun_fewer_e
 
 
 def test_patience_is_the_roads_of_other_threads_too():
-    assert on_ranks(2, patience_of_another_road) == [7200.0, 7200.0]
+    assert on_ranks(2, patience_of_a_new_channel) == [7200.0, 7200.0]
 
 
-def patience_of_another_road(ranks):
-    return ranks.another_road().patience_seconds
+def patience_of_a_new_channel(ranks):
+    return ranks.new_channel().patience_seconds

@@ -180,9 +180,9 @@ def test_the_number_of_processes_is_told_where_there_were_several(whole_run):
         write_run(whole_run, [metrics_line(20)], [], summary={**SUMMARY, "ranks": count}, plan=PLAN)
         pages.append(html_of(whole_run))
     one, two = pages
-    assert "processes" not in re.sub(r"<pre>.*?</pre>", "", one, flags=re.DOTALL)
-    assert "pretrain · pic · 2 processes" in two
-    assert "Device and host: of the largest of 2 processes; disk: of all." in two
+    assert " ranks" not in re.sub(r"<pre>.*?</pre>", "", one, flags=re.DOTALL)
+    assert "pretrain · pic · 2 ranks" in two
+    assert "Device and host: of the largest of 2 ranks; disk: of all." in two
 
 
 def test_sections_come_in_their_order(whole_run: Path) -> None:

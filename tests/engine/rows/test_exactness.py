@@ -73,8 +73,11 @@ def test_every_micro_batch_takes_its_share_of_a_ragged_batch():
     case = Case(active=32, micro_batches=2, passes=1.2)
     rows, oracle, _ = run_both(case)
     assert worst(case, rows, oracle) <= 1e-12
-    assert step_module.kept_places(np.array([[True, False], [False, True]])).tolist() == [[True, False], [False, True]]
-    assert step_module.kept_places(np.array([[True, False], [False, False]])).all()
+    assert step_module.forward_places(np.array([[True, False], [False, True]])).tolist() == [
+        [True, False],
+        [False, True],
+    ]
+    assert step_module.forward_places(np.array([[True, False], [False, False]])).all()
 
 
 def test_float32_error_is_at_most_twice_that_of_dense_float32_sgd():

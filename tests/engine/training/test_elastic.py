@@ -137,7 +137,7 @@ def test_disks_in_another_order_are_refused_and_stay_as_they_are(tmp_path):
 
 def test_what_a_killed_run_left_on_one_nodes_disk_is_not_written_into(tmp_path):
     on_ranks(2, leg, (CASE, tmp_path, 14), {"own_disks": True})
-    newest = manifest.recover(DiskFiles(tmp_path / "0"), look=lambda kept, newest: None)[0][-1]
+    newest = manifest.recover(DiskFiles(tmp_path / "0"), inspect=lambda checkpoint, newest: None)[0][-1]
     active = tmp_path / "0" / newest.parts()[0].active
     active.write_bytes(b"damaged")  # so that nothing is swept at once, and step 14 is done again
     left = tmp_path / "1" / "step-000000021"

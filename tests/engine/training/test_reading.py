@@ -94,7 +94,7 @@ def test_a_run_that_is_cut_into_pieces_is_judged_as_a_whole_one():
             first = reading(max_share=0.1, end=cut)
             assert all(first.add(step, steps[step], []) is None for step in range(cut))
             second = reading(max_share=0.1, end=end)
-            second.take_up(RunState.of(json.loads(json.dumps(first.kept()))), images=8 * cut)
+            second.take_up(RunState.of(json.loads(json.dumps(first.state()))), images=8 * cut)
             assert all(second.add(step, steps[step], []) is None for step in range(cut, end)), (cut, end)
 
 
@@ -122,8 +122,8 @@ def test_an_image_is_told_counted_and_listed_once_with_its_reason(tmp_path):
     run = reading(lines=lines, known={5: 50})
     run.add(0, places(6, 2, 0), [image(3), image(5)])
     run.add(1, places(6, 2, 0), [image(3), image(4)])
-    assert run.tell(ALONE) == [f"cannot read {i}.jpg: not an image; its place stays empty" for i in (3, 4)]
-    assert run.tell(ALONE) == []
+    assert run.report(ALONE) == [f"cannot read {i}.jpg: not an image; its place stays empty" for i in (3, 4)]
+    assert run.report(ALONE) == []
     assert run.count == 3 and run.first_names() == ", ".join(f"{i}.jpg (not an image)" for i in (3, 5, 4))
     assert [json.loads(line)["name"] for line in (tmp_path / "list").read_text().splitlines()] == ["3.jpg", "4.jpg"]
     assert listed(tmp_path / "list") == {3: 30, 4: 40}
@@ -150,7 +150,7 @@ def told_by_ranks(ranks):
     run = reading(max_share=0.3)
     places_RP = np.array([[FILLED, FILLED, UNREADABLE], [UNREADABLE, FILLED, EMPTY]], np.uint8)
     own = [image(7)] if ranks.rank == 0 else [image(8)]
-    return run.add(3, places_RP, own), run.tell(ranks), run.count, run.first_names()
+    return run.add(3, places_RP, own), run.report(ranks), run.count, run.first_names()
 
 
 def test_ranks_decide_and_tell_alike():
