@@ -73,7 +73,10 @@ class RowSizes:
 
 @dataclass(frozen=True)
 class SavedGeneration:
-    """What a part says of a generation of blocks (engine/disk/zarr_store.py). shared: None where the JSON does not say, as format 2."""
+    """What a part says of a generation of blocks (engine/disk/zarr_store.py).
+
+    shared    whether other ranks write into its directory; None where the JSON does not say
+    """
 
     name: str
     columns: tuple[Column, ...]

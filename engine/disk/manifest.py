@@ -243,8 +243,6 @@ def read_at(files: Files, path: str) -> SavedCheckpoint:
         body = content["body"]
         if content["sha256"] != _digest(body):
             raise Damaged("its manifest does not match its checksum")
-        if body["format"] == 2:
-            body = _from_format_2(body)
         if body["format"] != FORMAT:
             raise Damaged(f"format {shapes.shown(str(body['format']))} instead of {FORMAT}")
         check_body(body, number)
@@ -359,13 +357,6 @@ def problems_of(
         if complaint := known[version]:
             lines.append(complaint)
     return list(dict.fromkeys(lines))  # what several files have in common is found once for each
-
-
-def _from_format_2(body: dict[str, Any]) -> dict[str, Any]:
-    """One rank wrote it, and it says of the whole what a part says now."""
-    part = {name: body.pop(name) for name in ("blocks", "stored_blocks", "generations")}
-    part |= {"rank": 0, "ranks": 1, "active": f"{body['directory']}/active.safetensors"}
-    return {**body, "format": FORMAT, "parts": [part]}
 
 
 def _names(files: Files, directory: str) -> set[str]:
