@@ -32,6 +32,7 @@ if strangers := [
 
 from configs import schema
 from datasets.shown import shown_lines
+from engine.jobs import help_text
 from engine.jobs.chosen_sizes import lanes_of
 from engine.jobs.explained import explanation, print_error
 from engine.ranks.environment import check_environment, environment_number, number_or_zero
@@ -74,7 +75,12 @@ def main(arguments: list[str]) -> int:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train and use parametric instance classifiers.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Train and use parametric instance classifiers.",
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="a JSON file; configs/README.md explains every key")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and the memory plan, train nothing"

@@ -1,0 +1,18 @@
+JOBS = {
+    "pretrain": "train; the same command again goes on (the default)",
+    "knn": "evaluate the saved backbone of a run again",
+    "export": "write backbone, embeddings and rows of the newest checkpoint",
+    "store": "look after the rows on the disk: inspect, verify, scrub, repair or export, as store.verb says",
+}
+_EXAMPLES = (
+    "configs/pic_sampled.json",
+    "configs/photos.json output=runs/photos data.root=/path/to/images",
+    "configs/photos.json output=runs/photos data.root=/path/to/images job=export",
+)
+
+
+def help_text() -> str:
+    """The jobs and three examples, below the options of `launch.py --help`."""
+    jobs = "\n".join(f"  job={name:9} {what}" for name, what in JOBS.items())
+    examples = "\n".join(f"  launch.py --config {words}" for words in _EXAMPLES)
+    return f"jobs:\n{jobs}\n\nexamples:\n{examples}"
