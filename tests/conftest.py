@@ -1,10 +1,15 @@
-"""What tests share: a tiny run on digits, and the launch of it in this process."""
+"""What tests share: one thread a process, a tiny run on digits, and the launch of it in this process."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
+
+# Tests run side by side, and each starts processes. Libraries count their threads when they are loaded, so this comes before torch.
+for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_threads] = "1"
+
 import torch
 
 import launch
