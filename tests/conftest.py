@@ -74,3 +74,11 @@ def _own_glyphs_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power here: what is synced, and when, is for tests/engine/faulty_files.py and for other processes."""
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: os.fstat(handle if isinstance(handle, int) else handle.fileno()) and None
+    )
