@@ -32,7 +32,7 @@ from tests.oracle import DensePIC
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**12)
 def drawn(dim, *words):
     """Normal numbers [dim] in float64: a function of the words."""
     generator = torch.Generator().manual_seed(hash(words) % 2**31)
@@ -40,30 +40,30 @@ def drawn(dim, *words):
 
 
 class RememberingSchedule(Schedule):
-    """Computes each answer once: tests ask the same schedule for the same steps hundreds of times."""
+    """Computes an answer once: tests ask the same schedule for the same steps hundreds of times. What it remembers has a bound."""
 
-    @cache  # noqa: B019 (a schedule lives as long as the cases that have it)
+    @lru_cache(maxsize=256)  # noqa: B019 (the last answers of all schedules)
     def _positions(self, step):
         return super().positions(step)
 
     def positions(self, step):
         return self._positions(step).copy()
 
-    @cache  # noqa: B019
+    @lru_cache(maxsize=256)  # noqa: B019
     def _window_stripes(self, window):
         return super().window_stripes(window)
 
     def window_stripes(self, window):
         return self._window_stripes(window).copy()
 
-    @cache  # noqa: B019
+    @lru_cache(maxsize=256)  # noqa: B019
     def _window_blocks(self, window):
         return super().window_blocks(window)
 
     def window_blocks(self, window):
         return self._window_blocks(window).copy()
 
-    @cache  # noqa: B019
+    @lru_cache(maxsize=256)  # noqa: B019
     def _instances(self, positions, shape):
         return super().instances(np.frombuffer(positions, dtype=np.int64).reshape(shape))
 
