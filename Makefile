@@ -15,7 +15,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 pip_install = copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp pyproject.toml "$$copy" && \
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$copy[$$extras]"
 
-.PHONY: install demo test check bench gpu kernels coverage clean
+.PHONY: install demo test quick check bench gpu kernels coverage clean
 
 install: $(VENV)/installed
 
@@ -29,6 +29,10 @@ demo: install
 
 test: install
 	$(PYTEST) $(TOGETHER)
+
+# The inner loop: all rooms, without the tests of tests/slow_tests.txt.
+quick: install
+	$(PYTEST) $(TOGETHER) --quick
 
 coverage: install
 	$(PYTEST) $(TOGETHER) --cov=engine --cov=datasets --cov-report=term --cov-fail-under=90

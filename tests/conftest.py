@@ -13,6 +13,7 @@ for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import torch
 
 import launch
+from tests.slow_tests import is_slow, slow_tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,18 @@ TINY = {
     "evaluate": {"k": 5},
     "deepspeed": {"zero_optimization": {"stage": 0}},
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the tests that tests/slow_tests.txt names")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = slow_tests()
+        left_out = [item for item in items if is_slow(item.nodeid, slow)]
+        items[:] = [item for item in items if not is_slow(item.nodeid, slow)]
+        config.hook.pytest_deselected(items=left_out)
 
 
 class Runner:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.slow_tests import is_slow, measured, slow_tests
 
 ROOMS = ("configs", "datasets", "engine", "kernels", "launch", "tests")
 SOURCES = [
@@ -331,3 +333,21 @@ def test_configs_are_json_schema_and_readme():
         if path.suffix != ".json" and path.name != "__pycache__"
     }
     assert there == {"README.md", "__init__.py", "schema.py", "fields.py", "methods.py", "texts.py", "earlier.py"}
+
+
+def test_every_slow_test_is_there():
+    for line in sorted(slow_tests()):
+        name, *parts = line.split("::")
+        path = REPOSITORY / name
+        assert path.is_file(), line
+        # A class may have its tests from elsewhere.
+        assert not parts or re.search(rf"^(class|def|) ?{parts[0]}\b", path.read_text(), re.MULTILINE), line
+
+
+def test_a_test_is_slow_by_the_sum_of_its_cases_and_with_its_file():
+    printed = (
+        "0.30s call     tests/a.py::test_b[1]\n0.30s setup    tests/a.py::test_b[x::y]\n0.40s call tests/a.py::test_c\n"
+    )
+    assert measured(printed) == {"tests/a.py::test_b"}
+    assert is_slow("tests/a.py::test_b[2]", {"tests/a.py::test_b"}) and is_slow("tests/a.py::test_b", {"tests/a.py"})
+    assert not is_slow("tests/a.py::test_bc", {"tests/a.py::test_b"})
