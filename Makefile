@@ -5,12 +5,17 @@ BIN := $(VENV)/bin
 # faiss for the GPU where an NVIDIA driver answers, for the CPU elsewhere.
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 CODE := launch.py configs datasets engine kernels tests
+# One test a core and at most four: each has torch, DeepSpeed and the processes of its test, about 2 GB, and one thread (tests/conftest.py).
+# A worker that is done takes half of what another has left, so that the tests of a file stay together and all workers end together.
+TOGETHER := -n logical --maxprocesses 4 --dist worksteal
+# Without bytecode every process of a test compiles the sources again.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 
 # What pyproject.toml and its $$extras name. From a copy, because pip leaves build/ and *.egg-info where it builds.
 pip_install = copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp pyproject.toml "$$copy" && \
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$copy[$$extras]"
 
-.PHONY: install demo test check bench gpu kernels coverage clean
+.PHONY: install demo test quick check bench gpu kernels coverage clean
 
 install: $(VENV)/installed
 
@@ -23,16 +28,20 @@ demo: install
 	$(BIN)/python launch.py --config configs/pic_sampled.json
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(PYTEST) $(TOGETHER)
+
+# The inner loop: all rooms, without the tests of tests/slow_tests.txt.
+quick: install
+	$(PYTEST) $(TOGETHER) --quick
 
 coverage: install
-	$(BIN)/python -m pytest -q --cov=engine --cov=datasets --cov-report=term --cov-fail-under=90
+	$(PYTEST) $(TOGETHER) --cov=engine --cov=datasets --cov-report=term --cov-fail-under=90
 
 check: install
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy launch.py configs datasets engine kernels
-	$(BIN)/python -m pytest -q tests/test_rooms.py
+	$(PYTEST) tests/test_rooms.py
 	$(BIN)/python -m kernels.compiled --check-cuda
 
 # Two other stores come along for comparison; nothing else needs them.

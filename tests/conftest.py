@@ -1,13 +1,19 @@
-"""What tests share: a tiny run on digits, and the launch of it in this process."""
+"""What tests share: one thread a process, a tiny run on digits, and the launch of it in this process."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
+
+# Tests run side by side, and each starts processes. Libraries count their threads when they are loaded, so this comes before torch.
+for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_threads] = "1"
+
 import torch
 
 import launch
+from tests.slow_tests import is_slow, slow_tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -25,6 +31,18 @@ TINY = {
     "evaluate": {"k": 5},
     "deepspeed": {"zero_optimization": {"stage": 0}},
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the tests that tests/slow_tests.txt names")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = slow_tests()
+        left_out = [item for item in items if is_slow(item.nodeid, slow)]
+        items[:] = [item for item in items if not is_slow(item.nodeid, slow)]
+        config.hook.pytest_deselected(items=left_out)
 
 
 class Runner:
@@ -69,3 +87,11 @@ def _own_glyphs_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power here: what is synced, and when, is for tests/engine/faulty_files.py and for other processes."""
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: os.fstat(handle if isinstance(handle, int) else handle.fileno()) and None
+    )

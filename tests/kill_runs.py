@@ -4,8 +4,9 @@ A child trains on a directory, with the writer's thread, readers, a checkpoint e
 random instant, and the next child goes on with what it left. A child that reaches its end must have the digest of the run that was
 never killed; the next one then starts over. At last one is let run to its end.
 
-The instant is uniform over the time that a whole run takes, or over a quarter or a sixteenth of it, so that a directory sees several
-kills before its run ends and some fall while a child still recovers. What a child said was saved, the next one must find.
+The instant is uniform over the processor time that a whole run takes, or over a quarter or a sixteenth of it, so that a directory sees
+several kills before its run ends and some fall while a child still recovers. A busy machine slows the child and its instant alike. What a
+child said was saved, the next one must find.
 
 A child is a fork of a process that has torch loaded and one thread, so a kill costs milliseconds and not the seconds of an import.
 """
@@ -15,7 +16,9 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: this process must have one thread
 
 import argparse
+import contextlib
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -26,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
+import torch.fx.experimental.symbolic_shapes  # like the line above: torch imports it at its first backward, every child for itself
 
 from engine.disk.files import TEMPORARY, DiskFiles
 from engine.disk.lock import Lock
@@ -33,6 +38,7 @@ from tests.engine.faulty_files import Training
 from tests.engine.harness import Case
 
 EVERY = 12
+ENDED_OR_NOT = os.WEXITED | os.WNOHANG | os.WNOWAIT
 # 40 blocks, 3 passes, 180 steps: every block is written, read and dropped several times.
 CASE = Case(
     size=240, active=32, window=48, stride=24, batch=8, block=6, lanes=2, dim=8, passes=3.0, dtype=np.float32, readers=1
@@ -89,6 +95,14 @@ def said(process, reading):
     return os.waitpid(process, 0)[1], words
 
 
+def wait_for_processor_seconds(process, seconds):
+    """Return once a child has used so much processor time, or has ended."""
+    clock = (~process << 3) | 2  # Linux: the clock of all threads of a process
+    with contextlib.suppress(OSError):  # it has ended
+        while time.clock_gettime(clock) < seconds and os.waitid(os.P_PID, process, ENDED_OR_NOT) is None:
+            time.sleep(0.0005)
+
+
 def kill_runs(kills, seed, root, case=CASE):
     """Returns what happened. AssertionError where a run lost or changed anything."""
     assert len(os.listdir("/proc/self/task")) == 1, "a fork of several threads is no copy of the process"
@@ -98,9 +112,10 @@ def kill_runs(kills, seed, root, case=CASE):
     status, words = said(*start(root / "undisturbed", case, saves=False))
     assert status == 0, words
     want = dict(words)["end"]
-    begun = time.perf_counter()
+    begun = resource.getrusage(resource.RUSAGE_CHILDREN)
     status, words = said(*start(root / "whole", case))
-    duration = time.perf_counter() - begun
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    duration = ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime
     assert status == 0 and dict(words)["end"] == want, words
 
     directory, saved = root / "0", 0
@@ -108,7 +123,7 @@ def kill_runs(kills, seed, root, case=CASE):
         last = done["kills"] == kills
         process, reading = start(directory, case)
         if not last:
-            time.sleep(luck.uniform(0, duration / luck.choice([1, 4, 16])))
+            wait_for_processor_seconds(process, luck.uniform(0, duration / luck.choice([1, 4, 16])))
             os.kill(process, signal.SIGKILL)
         status, words = said(process, reading)
         assert not [rest for word, rest in words if word in ("complaint", "error")], words
@@ -127,7 +142,7 @@ def kill_runs(kills, seed, root, case=CASE):
             done["kills before the run went on"] += not found
             done["kills that left a half-written file"] += any(directory.rglob("*" + TEMPORARY))
         if last:
-            return {**done, "seed": seed, "seconds of a whole run": round(duration, 2)}
+            return {**done, "seed": seed, "processor seconds of a whole run": round(duration, 2)}
         if ended:
             shutil.rmtree(directory)
             directory, saved = root / str(done["ends"]), 0

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.slow_tests import is_slow, measured, slow_tests
 
 ROOMS = ("configs", "datasets", "engine", "kernels", "launch", "tests")
 SOURCES = [
@@ -191,12 +193,77 @@ def test_every_key_of_the_schema_is_explained_in_the_docs():
     assert not missing
 
 
+# Where a section is read under another name: what holds it, beside the section itself.
+HOLDERS = {"method": {"config.rows", "settings"}, "data.augment.crops": {"crop"}}
+# These are made of data.augment, key by key, so that what they read of themselves is read of it.
+AUGMENTATIONS = {REPOSITORY / "datasets" / "grey.py", REPOSITORY / "datasets" / "photos.py"}
+# Keys that are read under another name: by a property of their section, or as an argument.
+READ_AS = {"optimizer.rows_weight_decay": "decay_of_rows", "data.augment.views": "view_count"}
+
+
+def chain_of(node: ast.AST) -> str:
+    """`a.b.c` as written; "" where it does not begin with a name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    above = chain_of(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{above}.{node.attr}" if above and isinstance(node, ast.Attribute) else ""
+
+
+def attributes_read(text: str) -> set[str]:
+    """Every `a.b.c` that a file reads; where a was assigned d.e in that file, `d.e.b.c` as well."""
+    tree, given = ast.parse(text), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                pairs = (
+                    zip(target.elts, node.value.elts, strict=False)
+                    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                    else [(target, node.value)]
+                )
+                given += [(one.id, chain_of(value)) for one, value in pairs if isinstance(one, ast.Name)]
+    reads = {
+        chain_of(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    for name, value in given:
+        if value:
+            reads |= {value + read.removeprefix(name) for read in reads if read.startswith(f"{name}.")}
+    return reads
+
+
+def unread_keys(keys: list[str], reads: set[str]) -> list[str]:
+    """Keys `section.key` of which nothing reads that attribute of that section."""
+    ends = {
+        ".".join(parts[-depth:]) for parts in (read.split(".") for read in reads) for depth in range(1, len(parts) + 1)
+    }
+    unread = []
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        name = READ_AS.get(key, name)
+        holders = {section.rpartition(".")[2] or "config", *HOLDERS.get(section, ())}
+        if not any(f"{holder}.{name}" in ends for holder in holders):
+            unread.append(key)
+    return unread
+
+
 def test_every_key_of_the_schema_is_read_somewhere():
     from configs.schema import _known_keys
 
-    code = "\n".join(path.read_text() for path in [*in_room("engine"), *in_room("datasets"), REPOSITORY / "launch.py"])
-    unread = [key for key in _known_keys() if key.split(".")[-1] not in code]
-    assert not unread
+    reads: set[str] = set()
+    for path in [*in_room("engine"), *in_room("datasets"), REPOSITORY / "launch.py"]:
+        of_file = attributes_read(path.read_text())
+        reads |= of_file
+        if path in AUGMENTATIONS:
+            reads |= {f"augment.{read.removeprefix('self.')}" for read in of_file if read.startswith("self.")}
+    assert unread_keys(_known_keys(), reads) == []
+
+
+def test_a_key_that_nothing_reads_is_found_whatever_else_has_its_name():
+    keys = ["steps", "evaluate.k", "evaluate.limit", "store.step", "optimizer.rows_weight_decay"]
+    named = "k = 1\nprint(run.k, 'evaluate.k', self.limit, batch.step, steps)\nconfig.evaluate.k = 2\n"
+    assert unread_keys(keys, attributes_read(named)) == keys
+    read = "asked, wanted = config.evaluate, self.config.store\nuse(asked.k, wanted.step, config.steps, asked.limit)\n"
+    assert unread_keys(keys, attributes_read(read)) == keys[4:]
+    assert unread_keys(keys[4:], attributes_read("config.optimizer.decay_of_rows")) == []
 
 
 MOST_LINES, MOST_ARGUMENTS = 60, 10
@@ -266,3 +333,21 @@ def test_configs_are_json_schema_and_readme():
         if path.suffix != ".json" and path.name != "__pycache__"
     }
     assert there == {"README.md", "__init__.py", "schema.py", "fields.py", "methods.py", "texts.py", "earlier.py"}
+
+
+def test_every_slow_test_is_there():
+    for line in sorted(slow_tests()):
+        name, *parts = line.split("::")
+        path = REPOSITORY / name
+        assert path.is_file(), line
+        # A class may have its tests from elsewhere.
+        assert not parts or re.search(rf"^(class|def|) ?{parts[0]}\b", path.read_text(), re.MULTILINE), line
+
+
+def test_a_test_is_slow_by_the_sum_of_its_cases_and_with_its_file():
+    printed = (
+        "0.30s call     tests/a.py::test_b[1]\n0.30s setup    tests/a.py::test_b[x::y]\n0.40s call tests/a.py::test_c\n"
+    )
+    assert measured(printed) == {"tests/a.py::test_b"}
+    assert is_slow("tests/a.py::test_b[2]", {"tests/a.py::test_b"}) and is_slow("tests/a.py::test_b", {"tests/a.py"})
+    assert not is_slow("tests/a.py::test_bc", {"tests/a.py::test_b"})

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -31,6 +32,48 @@ from tests.oracle import DensePIC
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
 
 
+@lru_cache(maxsize=2**12)
+def drawn(dim, *words):
+    """Normal numbers [dim] in float64: a function of the words."""
+    generator = torch.Generator().manual_seed(hash(words) % 2**31)
+    return torch.randn(dim, generator=generator, dtype=torch.float64)
+
+
+class RememberingSchedule(Schedule):
+    """Computes an answer once: tests ask the same schedule for the same steps hundreds of times. What it remembers has a bound."""
+
+    @lru_cache(maxsize=256)  # noqa: B019 (the last answers of all schedules)
+    def _positions(self, step):
+        return super().positions(step)
+
+    def positions(self, step):
+        return self._positions(step).copy()
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _window_stripes(self, window):
+        return super().window_stripes(window)
+
+    def window_stripes(self, window):
+        return self._window_stripes(window).copy()
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _window_blocks(self, window):
+        return super().window_blocks(window)
+
+    def window_blocks(self, window):
+        return self._window_blocks(window).copy()
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def _instances(self, positions, shape):
+        return super().instances(np.frombuffer(positions, dtype=np.int64).reshape(shape))
+
+    def instances(self, positions_B):
+        return self._instances(np.asarray(positions_B, dtype=np.int64).tobytes(), np.shape(positions_B)).copy()
+
+
+remembering_schedule = cache(RememberingSchedule)
+
+
 class GivenFeatures:
     """A trunk whose features are made up for each step; it keeps the gradients it is sent."""
 
@@ -43,10 +86,8 @@ class GivenFeatures:
         """z [V, len(ids), D] of unit length in float64: a function of (seed, step, instance, view)."""
         z = torch.zeros(self.views, len(ids), self.dim, dtype=torch.float64)
         for view, (place, i) in itertools.product(range(self.views), enumerate(ids)):
-            generator = torch.Generator().manual_seed(hash((self.seed, int(i), view)) % 2**31)
-            always = torch.randn(self.dim, generator=generator, dtype=torch.float64)
-            now = torch.Generator().manual_seed(hash((self.seed, self.step, int(i), view)) % 2**31)
-            z[view, place] = always + 0.5 * torch.randn(self.dim, generator=now, dtype=torch.float64)
+            always = drawn(self.dim, self.seed, int(i), view)
+            z[view, place] = always + 0.5 * drawn(self.dim, self.seed, self.step, int(i), view)
         return torch.nn.functional.normalize(z, dim=2)
 
     def forward(self, views):
@@ -102,7 +143,7 @@ class Case:
 
     @property
     def schedule(self):
-        return Schedule(
+        return remembering_schedule(
             self.seed, self.size, self.window, self.stride, self.batch, self.block, self.lanes, self.reshuffle
         )
 

@@ -150,7 +150,7 @@ def test_the_disk_bench_notices_a_disk_that_is_too_slow(tmp_path: Path, monkeypa
     read = DiskFiles.read_into
 
     def slow_read(files: DiskFiles, path: str, parts: list[memoryview]) -> int:
-        time.sleep(0.2)
+        time.sleep(1.0)  # far longer than the steps until the block is needed, on a busy machine too
         return read(files, path, parts)
 
     load = bench_disk.load_rows

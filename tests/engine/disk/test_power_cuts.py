@@ -132,21 +132,23 @@ def survey(recorded, checkpoints_class=Checkpoints, first=0, train_each=5, kill_
     train_each, kill_each   after how many operations a run is trained to its end, and the process killed; 0: never
     """
     case, states, done = recorded.case, recorded.states, Counter()
-    trained, looked_at = set() if train_each else set(states), {}
+    trained, looked_at = set() if train_each else set(states), []
     end = states[case.steps]
     for k, platter in recorded.files.platters():
         if k < first:
             continue
         acknowledged, begun = recorded.acknowledged_before(k), recorded.begun_before(k)
         promised = max(acknowledged, default=0), max(begun, default=0), min(KEEP, len(acknowledged))
+        before, looked_at = looked_at, []
         try:
             for number, fate in enumerate(fates(k)):
                 tree = platter.after_power_cut(fate)
                 chosen = train_each and k % train_each == 0 and number == k // train_each % 5
                 done["states"] += 1
-                if looked_at.get(number) == (tree, promised) and not chosen:
-                    continue  # the same disk as after the operation before
-                looked_at[number] = tree, promised
+                seen = (tree, promised) in before or (tree, promised) in looked_at
+                looked_at.append((tree, promised))
+                if seen and not chosen:
+                    continue  # the same disk as after the operation before, or as another fate left
                 training = recovered(case, VolatileFiles(tree), states, *promised)
                 done["distinct states"] += 1
                 if chosen or training.first_step not in trained:

@@ -20,7 +20,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_digest_of_one_that_n
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {what: int(count) for what, count in re.findall(r"^([a-z -]+): (\d+)$", done.stdout, re.MULTILINE)}
