@@ -29,6 +29,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Self
 
+import pytest
+
+from tests.conftest import leave_out_drawings
 from tests.on_ranks import free_port, server_context
 
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -58,6 +61,7 @@ class _Task:
     limits: dict[str, int]
     fault: Callable[[], None] | None
     encoding: str
+    drawings: bool
     streams: tuple[Path, Path]
     longest_seconds: int
 
@@ -69,6 +73,7 @@ class Running:
     limits     names of resource.setrlimit -> value
     fault      called in each process before the start, a function at the top of a module
     encoding   of the process's streams
+    drawings   whether the report has them; they take longer than a tiny run
     pids       of the processes, in the order of ranks
 
     The streams go to the files stdout and stderr in `directory`; where there is a named pipe already, it is used.
@@ -84,6 +89,7 @@ class Running:
         limits: dict[str, int] | None = None,
         fault: Callable[[], None] | None = None,
         encoding: str = "utf-8",
+        drawings: bool = True,
         timeout_seconds: float = 300.0,
     ) -> None:
         self._streams = directory / "stdout", directory / "stderr"
@@ -93,12 +99,18 @@ class Running:
         launched = _launched(count) if count > 1 else [{}]
         self._end = time.monotonic() + timeout_seconds
         self._processes = []
-        longest = math.ceil(timeout_seconds) + 60
+        kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
         for each in launched:
-            variables = {"OMP_NUM_THREADS": "1", **each, **(env or {})}
-            kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
             task = _Task(
-                arguments, directory, {**kept, **variables}, limits or {}, fault, encoding, self._streams, longest
+                arguments=arguments,
+                directory=directory,
+                env={**kept, "OMP_NUM_THREADS": "1", **each, **(env or {})},
+                limits=limits or {},
+                fault=fault,
+                encoding=encoding,
+                drawings=drawings,
+                streams=self._streams,
+                longest_seconds=math.ceil(timeout_seconds) + 60,
             )
             process = server_context().Process(target=_run, args=(task,))
             process.start()
@@ -193,6 +205,8 @@ def _run(task: _Task) -> None:
 
     code = 1
     try:
+        if not task.drawings:
+            leave_out_drawings(pytest.MonkeyPatch())
         if task.fault:
             task.fault()
         for name, value in task.limits.items():

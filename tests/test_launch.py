@@ -29,6 +29,7 @@ from engine.training import run as run_module
 from kernels.compiled import NotCompiled, choose
 from kernels.sampled_softmax import ops as softmax_ops
 from tests.conftest import REPOSITORY, TINY
+from tests.pooled_start import Running
 
 TOTAL = 6 * 1472 // 64  # 1437 digits fill 23 stripes of 64
 
@@ -421,45 +422,33 @@ def long_run(run, config):
     """A process of its own on a config, for far more epochs than a test waits for."""
     path = run.directory / "config.json"
     path.write_text(json.dumps(config))
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "launch.py",
-        "--config",
-        str(path),
-        f"output={run.output}",
-        "epochs=2000",
-    ]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["--config", str(path), f"output={run.output}", "epochs=2000"]
+    return Running(words, run.directory, drawings=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_signal_ends_a_real_process_with_a_checkpoint(run, number):
-    process = long_run(run, {**TINY, "data": {**TINY["data"], "workers": 1}})
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 10/"):
-            process.send_signal(number)
-            break
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "checkpoint written after step" in out
-    assert "Traceback" not in err
+    with long_run(run, {**TINY, "data": {**TINY["data"], "workers": 1}}) as process:
+        process.wait_for("step 10/")
+        os.kill(process.pids[0], number)
+        start = process.wait()
+    assert start.code == 0, start.err
+    assert "checkpoint written after step" in start.out
+    assert "Traceback" not in start.err
     assert run.summary()["status"] == f"stopped by {signal.Signals(number).name}"
     assert list((run.output / "checkpoints").glob("step-*"))
 
 
 def test_a_run_whose_output_nobody_reads_any_more_ends_with_a_checkpoint(run):
     # DeepSpeed's launcher of several nodes cuts the connection before it sends a signal.
-    process = long_run(run, TINY)
-    assert process.stdout is not None and process.stderr is not None
-    with process, process.stdout, process.stderr:
-        for line in process.stdout:
-            if line.startswith("step 10/"):
-                process.stdout.close()
-                break
-        assert process.wait(timeout=120) == 0, process.stderr.read()
+    os.mkfifo(run.directory / "stdout")
+    with long_run(run, TINY) as process:
+        with (run.directory / "stdout").open() as said:
+            for line in said:
+                if line.startswith("step 10/"):
+                    break
+        start = process.wait()
+    assert start.code == 0, start.err
     assert run.summary()["status"] == "stopped by SIGPIPE"
     assert list((run.output / "checkpoints").glob("step-*"))
 
