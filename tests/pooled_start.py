@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from torch.distributed import TCPStore
 
 from tests.conftest import leave_out_drawings
-from tests.on_ranks import free_port, server_context
+from tests.on_ranks import server_context
 
+_HOST = "127.0.0.1"
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -96,7 +98,10 @@ class Running:
         for path in self._streams:
             if not path.is_fifo():
                 path.write_bytes(b"")
-        launched = _launched(count) if count > 1 else [{}]
+        launched: list[dict[str, str]] = [{}]
+        if count > 1:  # as torchrun does: the ranks' table is the launcher's, and stays when rank 0 has left
+            self._table = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+            launched = _launched(count, self._table.port)
         self._end = time.monotonic() + timeout_seconds
         self._processes = []
         kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
@@ -172,13 +177,15 @@ def pooled_start(arguments: list[str], directory: Path, *, timeout_seconds: floa
         return running.wait()
 
 
-def _launched(count: int) -> list[dict[str, str]]:
-    """The variables that a launcher on one machine sets, for each rank."""
+def _launched(count: int, port: int) -> list[dict[str, str]]:
+    """The variables that torchrun sets, for each rank."""
     same = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_ADDR": _HOST,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
     return [{**same, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
