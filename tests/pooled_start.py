@@ -102,7 +102,6 @@ class Running:
         if count > 1:  # as torchrun does: the ranks' table is the launcher's, and stays when rank 0 has left
             self._table = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
             launched = _launched(count, self._table.port)
-        self._end = time.monotonic() + timeout_seconds
         self._processes = []
         kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
         for each in launched:
@@ -120,6 +119,9 @@ class Running:
             process = server_context().Process(target=_run, args=(task,))
             process.start()
             self._processes.append(process)
+        self._end = (
+            time.monotonic() + timeout_seconds
+        )  # from here on, for the first start waits until the server is there
         self.pids = [process.pid or 0 for process in self._processes]
 
     def __enter__(self) -> Self:
@@ -171,7 +173,7 @@ class Running:
         return codes
 
 
-def pooled_start(arguments: list[str], directory: Path, *, timeout_seconds: float = 60.0, **options: object) -> Start:
+def pooled_start(arguments: list[str], directory: Path, *, timeout_seconds: float = 200.0, **options: object) -> Start:
     """Start launch.py with these arguments in `directory` and wait for its end; options: those of Running."""
     with Running(arguments, directory, timeout_seconds=timeout_seconds, **options) as running:  # type: ignore[arg-type]
         return running.wait()
