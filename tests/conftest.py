@@ -28,7 +28,7 @@ TINY = {
     "method": {"active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},
     "optimizer": {"lr": 0.03, "warmup_epochs": 0.5, "rows_lr_scale": 10.0, "rows_weight_decay": 0.0},
     "checkpoint": {"every_steps": 30, "keep": 2},
-    "evaluate": {"k": 5},
+    "evaluate": {"k": 5, "limit": 200, "query_limit": 100},
     "deepspeed": {"zero_optimization": {"stage": 0}},
 }
 
@@ -65,8 +65,16 @@ class Runner:
         return [json.loads(line) for line in (self.output / name).read_text().splitlines()]
 
 
+def leave_out_drawings(patch: pytest.MonkeyPatch) -> None:
+    """Have reports made with all their words and tables, and without drawings, which take longer than a tiny run."""
+    for name in ("curve_svg", "memory_svg", "map_html"):
+        patch.setattr(f"engine.results.report.{name}", lambda *_, **__: "")
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Runner:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Tiny runs whose reports have no drawings; those of `finished` have them."""
+    leave_out_drawings(monkeypatch)
     return Runner(tmp_path)
 
 

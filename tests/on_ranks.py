@@ -48,6 +48,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, before any fork. What else tests on ranks import, every rank imports for itself; what takes long and starts no
 # thread (test_on_ranks.py) may be added. torch imports the second one, and with it sympy, at its first backward, the third at its first
 # optimizer, and DeepSpeed the fourth in its first engine: five seconds of a core for every rank that imports them by itself.
+# What begins with engine.evaluation is what a run imports on its way (pooled_start.py).
 _PRELOADED = [
     "torch",
     "torch.fx.experimental.symbolic_shapes",
@@ -58,6 +59,17 @@ _PRELOADED = [
     "engine.trunk.zero",
     "deepspeed.runtime.zero.muon.original_muon",
     "tests.engine.harness",
+    "engine.evaluation.nearest",
+    "engine.jobs.export",
+    "engine.jobs.knn",
+    "engine.jobs.pretrain",
+    "engine.jobs.start",
+    "engine.jobs.store",
+    "engine.methods.pic",
+    "engine.training.run",
+    "engine.training.checkpoint",
+    "launch",
+    "tests.conftest",
 ]
 _CONTEXT.set_forkserver_preload(_PRELOADED)
 _GRACE_SECONDS = 1.0  # for other ranks to fail too, once one has

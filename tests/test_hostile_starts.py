@@ -1,7 +1,12 @@
 """Whatever a start meets, it ends in words: no traceback, no wait without end, an exit code that tells whose fault it was."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.hostile_starts import CASES, lay
 from tests.pooled_start import pooled_start
 
@@ -26,6 +31,19 @@ def test_a_hostile_start_ends_in_words(tmp_path, monkeypatch, case):
     if case.code:
         assert 1 <= len(start.message.splitlines()) <= 3 or "stopped: " in start.out, said
     assert "\x1b" not in said and "\u202e" not in said
+
+
+def test_an_interpreter_of_its_own_imports_everything_without_a_home_and_a_temporary_directory(tmp_path):
+    """The forked starts find everything imported."""
+    lay(tmp_path)
+    nowhere = {"TMPDIR": "/dev/null/nowhere", "HOME": "/dev/null/nowhere", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "launch.py", "--config", str(tmp_path / "config.json")]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **nowhere}, capture_output=True, text=True, timeout=230
+    )
+    said = f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0 and "report" in done.stdout, said
+    assert "Traceback" not in said, said
 
 
 def test_there_are_some_hundred_of_them():

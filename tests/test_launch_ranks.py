@@ -1,5 +1,5 @@
-"""Runs of several ranks from the command line, with the real network and the real launchers: the same batches, losses and rows
-whatever the number of processes is, through stops, kills and changes of that number.
+"""Runs of several ranks with the real network: the same batches, losses and rows whatever the number of processes is, through stops,
+kills and changes of that number. What a launcher does is tested under the real ones; all other ranks are forked.
 """
 
 import json
@@ -9,16 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from datasets.batch import Probe
+from datasets.loader import StepDataset
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
+from engine.training import run as run_module
 from tests.conftest import REPOSITORY, TINY
 from tests.on_ranks import free_port
+from tests.pooled_start import Running
 
 pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent
@@ -30,9 +35,12 @@ TOLERANCE = 2e-3
 
 
 class Runs:
-    """Launches of launch.py, or of a script in its place, on one config; the output directory is `directory`/run."""
+    """Starts of launch.py on one config; the output directory is `directory`/run.
 
-    script: str | Path = "launch.py"
+    fault   called in each process before a start that is forked (tests/pooled_start.py)
+    """
+
+    fault: Callable[[], None] | None = None
 
     def __init__(self, directory, **changes):
         self.directory, self.output = directory, directory / "run"
@@ -42,29 +50,30 @@ class Runs:
             json.dumps({**TINY, "optimizer": SLOWER, "output": str(self.output), "log_every": 4, **changes})
         )
 
-    def words(self, count, launcher, *overrides):
+    def __call__(self, count, *overrides):
+        """Forked ranks, to their end: (exit code, what they said)."""
+        with self.running(count, *overrides) as running:
+            start = running.wait()
+        return start.code, start.out + start.err
+
+    def running(self, count, *overrides):
+        words = ["--config", str(self.config), *overrides]
+        return Running(words, self.directory, count=count, fault=self.fault, drawings=False)
+
+    def launch(self, count, launcher, *overrides):
+        """The process of a real launcher."""
         head = {
-            "python": [sys.executable],
             "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
             "deepspeed": [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(count)],
         }[launcher]
-        return [*head, str(self.script), "--config", str(self.config), *overrides]
-
-    def start(self, count, *overrides, launcher="torchrun"):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         return subprocess.Popen(
-            self.words(count, launcher, *overrides),
+            [*head, "launch.py", "--config", str(self.config), *overrides],
             cwd=REPOSITORY,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def __call__(self, count, *overrides, launcher=None):
-        process = self.start(count, *overrides, launcher=launcher or ("python" if count == 1 else "torchrun"))
-        out, _ = process.communicate(timeout=300)
-        return process.returncode, out
 
     def summary(self):
         return json.loads((self.output / "summary.json").read_text())
@@ -79,14 +88,11 @@ class Runs:
         assert code == 0, out
         return np.load(max((self.output / "exports").glob("rows-*.npy"), key=lambda path: path.stat().st_mtime))
 
-    def wait_for(self, process, step):
-        """Until metrics.jsonl tells of this step."""
-        for _ in range(1200):
-            if (self.output / "metrics.jsonl").exists() and max([0, *self.losses()]) >= step:
-                return
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.1)
-        raise AssertionError(f"step {step} was not reached")
+    def wait_for(self, step, has_ended):
+        """Until metrics.jsonl tells of this step. AssertionError where has_ended() becomes true before."""
+        while not (self.output / "metrics.jsonl").exists() or max([0, *self.losses()]) < step:
+            assert not has_ended(), f"it ended before step {step}"
+            time.sleep(0.05)
 
 
 def ranks_of(launcher):
@@ -126,23 +132,21 @@ def assert_same_run(runs, undisturbed, words):
 def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tmp_path, undisturbed):
     runs = Runs(tmp_path / "runs", checkpoint={"every_steps": 5, "keep": 2}, ranks={"timeout_seconds": 20})
     # Two processes, until the launcher is told to stop, as a cluster does that takes the machine back.
-    launcher = runs.start(2, f"steps={STEPS}", launcher="deepspeed")
-    runs.wait_for(launcher, 4)
+    launcher = runs.launch(2, "deepspeed", f"steps={STEPS}")
+    runs.wait_for(4, lambda: launcher.poll() is not None)
     launcher.send_signal(signal.SIGTERM)
-    out, _ = launcher.communicate(timeout=120)
+    out, _ = launcher.communicate(timeout=300)
     stopped = runs.summary()
     assert stopped["status"] == "stopped by SIGTERM", out
     assert "SIGTERM: checkpoint written after step" in out
     assert 4 <= stopped["steps"] < STEPS
 
     # Four, of which one is killed.
-    launcher = runs.start(4, f"steps={STEPS}")
-    runs.wait_for(launcher, stopped["steps"] // 4 * 4 + 12)
+    launcher = runs.launch(4, "torchrun", f"steps={STEPS}")
+    runs.wait_for(stopped["steps"] // 4 * 4 + 12, lambda: launcher.poll() is not None)
     victim = ranks_of(launcher)[2]
     victim.kill()
-    killed = time.monotonic()
-    out, _ = launcher.communicate(timeout=120)
-    assert time.monotonic() - killed < 60
+    out, _ = launcher.communicate(timeout=300)
     assert launcher.returncode != 0
     assert f"going on after step {stopped['steps']} " in out
     lost = [line for line in out.splitlines() if line.startswith("error:")]
@@ -200,8 +204,9 @@ def test_mixed_precision_keeps_rows_in_float32_and_a_skipped_step_leaves_them(tm
 
 def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_path):
     runs = Runs(tmp_path / "runs")
-    code, out = runs(3, "steps=4")
-    assert code != 0 and not runs.output.exists()
+    launcher = runs.launch(3, "torchrun", "steps=4")
+    out, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode != 0 and not runs.output.exists()
     lines = [line for line in out.splitlines() if line.startswith("error:")]
     assert lines == [
         "error: 3 ranks were launched, which do not divide schedule.lanes (4); "
@@ -211,94 +216,71 @@ def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_pa
 
 def test_a_mistake_that_all_find_is_said_once_and_one_that_one_finds_is_said_by_it(tmp_path):
     runs = Runs(tmp_path / "runs")
-    code, out = runs(2, "steps=4", "schedule.window=64000", "schedule.stride=64000")
-    assert code != 0 and out.count("error: ") == 1, out
+    launcher = runs.launch(2, "torchrun", "steps=4", "schedule.window=64000", "schedule.stride=64000")
+    out, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode != 0 and out.count("error: ") == 1, out
     assert not runs.output.exists()
 
 
-# What launch.py does where one rank differs from the others: started by its ranks in its place, with what each is to change.
-HINDERED = """
-import sys
-sys.path.insert(0, {root!r})
-import launch
-from engine.ranks import ranks
-def hinder(rank):
-{how}
-start = ranks.start
-def started(*arguments):
-    made = start(*arguments)
-    hinder(made.rank)
-    return made
-ranks.start = started
-sys.exit(launch.main(sys.argv[1:]))
-"""
+def a_report_that_finds_the_disk_full():
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if os.environ["RANK"] == "0":
+        run_module.report_of = full
+
+
+def another_set_of_images_on_each_rank():
+    real, rank = Probe.fingerprint, os.environ["RANK"]
+    Probe.fingerprint = lambda probe: real(probe) + rank
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("fault", "said"),
     [
         (
-            """
-    from engine.training import run
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-    if rank == 0:
-        run.report_of = full
-""",
+            a_report_that_finds_the_disk_full,
             "error: [Errno 28] No space left on device; checkpoints that were written before are whole",
         ),
         (
-            """
-    from datasets.batch import Probe
-    real = Probe.fingerprint
-    Probe.fingerprint = lambda probe: real(probe) + str(rank)
-""",
+            another_set_of_images_on_each_rank,
             "error: rank 1 has another set of evaluation images than rank 0; start all with the same words and the same files",
         ),
     ],
     ids=["report", "probe"],
 )
-def test_what_one_rank_finds_ends_all_with_its_words_and_no_traceback(tmp_path, how, said):
+def test_what_one_rank_finds_ends_all_with_its_words_and_no_traceback(tmp_path, fault, said):
     runs = Runs(tmp_path / "runs")
-    runs.script = tmp_path / "hindered.py"
-    runs.script.write_text(HINDERED.format(root=str(REPOSITORY), how=how))
+    runs.fault = fault
     code, out = runs(2, "steps=4")
     lines = [line for line in out.splitlines() if line.startswith(("error:", "rank"))]
     assert code != 0 and lines == [said], out
-    # The launcher has a traceback of its own.
-    assert str(REPOSITORY / "engine") not in out and "launch.py" not in out, out
+    assert "Traceback" not in out and str(REPOSITORY / "engine") not in out, out
 
 
-WAITING = """
-    import os, signal, threading, time
-    from datasets.loader import StepDataset
+def batches_of_rank_1_that_do_not_come():
     real = StepDataset.__getitem__
+
     def slow(dataset, step):
         if step >= 3:
             time.sleep(600)
         return real(dataset, step)
-    def stop_once_it_is_heard():
-        while signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.SIG_IGN):
-            time.sleep(0.1)
-        time.sleep(3)
-        os.kill(os.getpid(), signal.SIGTERM)
-    if rank == 1:
+
+    if os.environ["RANK"] == "1":
         StepDataset.__getitem__ = slow
-        threading.Thread(target=stop_once_it_is_heard, daemon=True).start()
-"""
 
 
 def test_a_signal_to_a_rank_that_waits_for_images_ends_all_with_a_checkpoint(tmp_path):
-    runs = Runs(tmp_path / "runs", data={**TINY["data"], "workers": 1})
-    runs.script = tmp_path / "hindered.py"
-    runs.script.write_text(HINDERED.format(root=str(REPOSITORY), how=WAITING))
-    code, out = runs(2, "steps=9")
-    assert code == 0, out
-    assert runs.summary()["status"] == "stopped by SIGTERM"
-    steps = runs.summary()["steps"]
-    assert steps <= 3
-    assert ("checkpoint written after step" in out) == (steps > 0)
-    runs.script = "launch.py"
+    runs = Runs(tmp_path / "runs", data={**TINY["data"], "workers": 1}, log_every=1)
+    runs.fault = batches_of_rank_1_that_do_not_come
+    with runs.running(2, "steps=9") as running:
+        runs.wait_for(3, lambda: not running.is_at_work)
+        os.kill(running.pids[1], signal.SIGTERM)
+        start = running.wait()
+    assert start.code == 0, start
+    assert runs.summary()["status"] == "stopped by SIGTERM" and runs.summary()["steps"] == 3
+    assert "checkpoint written after step 3" in start.out
+    runs.fault = None
     code, out = runs(2, "steps=9")
     assert code == 0 and runs.summary()["steps"] == 9, out
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import REPOSITORY, TINY
+from tests.pooled_start import pooled_start
 from tests.two_hosts import RANKS, Hosts, why_not, why_not_by_ssh
 
 # Each launch imports torch three times: in the launcher, in what it starts on a host, in the rank.
@@ -26,15 +27,18 @@ def _possible():
         pytest.skip(reason)
 
 
+def arguments(directory, output, *words):
+    """Those of a run of STEPS steps, and a config in `directory` for it."""
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(TINY))
+    return ["--config", str(directory / "config.json"), f"output={output}", f"steps={STEPS}", *WORDS, *words]
+
+
 def launch(directory, output, *words, **hosts):
     """Run launch.py on hosts as they are asked for, which ends well; returns what was said."""
-    directory.mkdir(exist_ok=True)
-    config = directory / "config.json"
-    config.write_text(json.dumps(TINY))
+    given = arguments(directory, output, *words)
     with Hosts(directory=directory, **hosts) as those:
-        code, said = those.deepspeed(
-            "launch.py", "--config", config, f"output={output}", f"steps={STEPS}", *WORDS, *words
-        )
+        code, said = those.deepspeed("launch.py", *given)
         print(f"{those.way}\n{said}")
         assert code == 0, said
     return said
@@ -55,9 +59,12 @@ def paths(root):
 
 @pytest.fixture(scope="module")
 def on_one_host(_possible, tmp_path_factory):
-    """The output of the same run on one host; nobody writes into it."""
+    """The output of the same run by as many ranks on this machine, without a launcher; nobody writes into it."""
     directory = tmp_path_factory.mktemp("one-host")
-    launch(directory, directory / "run", count=1)
+    start = pooled_start(
+        arguments(directory, directory / "run"), directory, count=RANKS, drawings=False, timeout_seconds=300
+    )
+    assert start.code == 0, start
     return directory / "run"
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from datasets import regular_file
 from datasets.folder import ImageFolder
+from datasets.workers import Workers
 from engine.evaluation import evaluate, nearest
 from engine.training import run as run_module
 from tests.test_bad_input import folder_config, photos  # noqa: F401  a fixture
@@ -204,22 +205,33 @@ def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_and_nohup_does_not(
     assert run.summary()["status"] == "finished"
 
 
-def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos, monkeypatch):  # noqa: F811
-    real = ImageFolder.image
+def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos, monkeypatch, tmp_path):  # noqa: F811
+    real, real_take, taking = ImageFolder.image, Workers.take, threading.Event()
 
     def hang(source, instance):
         if source.instance_name(instance) == "cats/05.jpg" and os.getpid() != here:
+            (tmp_path / "hangs").touch()
             time.sleep(600)
         return real(source, instance)
 
+    def take(*arguments):
+        taking.set()
+        batch = real_take(*arguments)
+        taking.clear()
+        return batch
+
+    def stop_once_it_waits():
+        while not (tmp_path / "hangs").exists() or not taking.is_set():
+            time.sleep(0.05)
+        os.kill(here, signal.SIGTERM)
+
     here = os.getpid()
     monkeypatch.setattr(ImageFolder, "image", hang)
-    timer = threading.Timer(3.0, os.kill, (here, signal.SIGTERM))
-    timer.start()
-    started = time.monotonic()
+    monkeypatch.setattr(Workers, "take", take)
+    thread = threading.Thread(target=stop_once_it_waits, daemon=True)
+    thread.start()
     assert run("steps=12", "data.workers=1", config=folder_config(photos)) == 0
-    timer.cancel()
-    assert time.monotonic() - started < 100
+    thread.join()
     assert run.summary()["status"] == "stopped by SIGTERM"
     assert run.summary()["steps"] < 12
     assert steps_kept(run) == ([run.summary()["steps"]] if run.summary()["steps"] else [])

@@ -142,7 +142,7 @@ def test_the_evaluation_is_planned_for_the_images_that_there_are() -> None:
 
 
 def test_without_labels_there_are_no_queries_to_plan() -> None:
-    plan = host(config(data=PHOTOS), Images([(30, 40, 3)], count=9000))
+    plan = host(config(data=PHOTOS, evaluate={"limit": 10_000}), Images([(30, 40, 3)], count=9000))
     assert not [item for item in plan if "raw" in item or "neighbours" in item]
     assert plan["evaluation: features of gallery and queries"] == 4 * 64 * 7 * 2000
     labelled = host(config(data={**PHOTOS, "labels": "folders"}), Images([(30, 40, 3)]), probe=probe(90, 10))

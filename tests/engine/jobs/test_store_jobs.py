@@ -14,7 +14,7 @@ from engine.disk.files import DiskFiles
 from engine.disk.zarr_store import ROWS
 from engine.jobs import store_jobs, store_picture
 from engine.jobs.store_jobs import export, inspect, repair, scrub, verify
-from tests.conftest import Runner
+from tests.conftest import Runner, leave_out_drawings
 from tests.engine.disk_runs import DiskRun
 from tests.engine.harness import Case, rows_of_engine
 
@@ -456,8 +456,15 @@ def test_an_export_that_is_cut_short_leaves_no_final_name(tmp_path, monkeypatch)
 # Through launch.py, on digits
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nobody_looks_at_reports():
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_drawings(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits(tmp_path_factory, _nobody_looks_at_reports):
     """(a run that was stopped at step 30, exported, and went on to 35; the rows at step 30)."""
     runner = Runner(tmp_path_factory.mktemp("digits"))
     assert runner("steps=30") == 0

@@ -15,7 +15,7 @@ from configs.methods import REGISTRY
 from engine.training import run as run_module
 from engine.training.reading import UNREADABLE
 from tests.conftest import TINY
-from tests.engine.methods.launch_hard import HARD
+from tests.engine.methods.hard import HARD, register
 from tests.engine.methods.momentum_queue import MomentumQueue
 from tests.test_launch_ranks import Runs
 
@@ -110,7 +110,7 @@ def test_a_skipped_step_leaves_the_method_as_it_was(run, kind, monkeypatch):
 
 
 class HardRuns(Runs):
-    script = Path(__file__).with_name("launch_hard.py")
+    fault = staticmethod(register)
 
     def on_two_ranks(self, *words):
         code, out = self(2, *words)
