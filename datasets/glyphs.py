@@ -38,7 +38,7 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont, features
 
 from datasets.batch import ImagesUnavailable
-from datasets.kept import kept
+from datasets.disk_cache import cached_bytes
 from datasets.regular_file import NotRegular, content_of
 from datasets.shown import shown
 
@@ -154,7 +154,9 @@ def characters(face: Face, image_size: int) -> tuple[np.ndarray, np.ndarray]:
             unicodedata.unidata_version,
         )
         key = hashlib.sha256(f"{versions} {face.index} {image_size}\n".encode() + content).hexdigest()
-        found = kept(key, lambda: np.stack(_find_characters(content, face.index, image_size)).astype("<i8").tobytes())
+        found = cached_bytes(
+            key, lambda: np.stack(_find_characters(content, face.index, image_size)).astype("<i8").tobytes()
+        )
     codes, outlines = np.frombuffer(found, "<i8").reshape(2, -1)
     return codes.astype(np.int32), outlines.astype(np.int64)
 

@@ -2,7 +2,7 @@
 
 All N rows are held and trained by torch.optim.SGD; the softmax of a step runs over the active set only, which this file works
 out by itself from the visits: the K/L most recently visited rows of each lane, a batch's visits refreshed before any row
-retires. Rows outside the active set get a zero gradient and go on moving by momentum and weight decay.
+is evicted. Rows outside the active set get a zero gradient and go on moving by momentum and weight decay.
 """
 
 import torch

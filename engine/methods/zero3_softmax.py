@@ -2,7 +2,7 @@
 
 The active rows of all ranks are one parameter [R S, D] of a DeepSpeed engine of their own: ZeRO keeps S whole rows of it on each rank,
 with their momentum, gathers all of them for the softmax of this rank's samples, and reduces their gradient back into parts. Rows come
-and go in this rank's part, by DeepSpeed's local accessors (engine/trunk/zero.py), so admission and retirement are those of lanes.
+and go in this rank's part, by DeepSpeed's local accessors (engine/trunk/zero.py), so admission and eviction are those of lanes.
 
 What that costs beside lanes: every rank gathers K D numbers and sends as many gradients in a step, holds all K rows and their whole
 gradient while it does, and computes with all of them. It is what the paper's authors' peers do with a sharded head; it is here to be

@@ -9,8 +9,8 @@ A dead rank's line stands still, a slow one's goes on. A line that did not chang
 `beats_missed_seconds` are enough once a collective has raised anywhere, or where a rank of the same machine sees that the process is gone.
 Where lines go on and a rank has not come to an exchange of tensors in which others wait, for `timeout_seconds`, it is stuck. Times are
 taken on the watcher's own clock, which does not count while the watcher itself stands still (Ctrl-Z, a paused machine). The lowest
-rank that is there says what happened and puts the words into its line. Who reads words in another's line is silent, notes that it
-heard them, and leaves too.
+rank that is there says what happened and puts the words into its line. A rank that reads words in another's line is silent,
+notes that it has read them, and leaves too.
 
 Rank 0 or its launcher keeps the table. When it raises or does not answer, its keeper is lost, and nobody can know who else is
 there: rank 1 says it, and the first rank of every other machine. Calls of a frozen table never return, whatever their timeout,
@@ -52,15 +52,15 @@ class Table(Protocol):
 class Line:
     """What a rank tells of itself, under one key, so that nobody reads half of it.
 
-    who     its process and machine
+    who       its process and machine
     process, place   its number, and where that number means it: one kernel, one namespace
-    beat    how often it wrote
-    calls   exchanges that it has begun
-    tensors those of them that are in the middle of a step, where nobody may keep the others waiting
+    beat      how often it wrote
+    calls     exchanges that it has begun
+    tensors   those of them that are in the middle of a step, where nobody may keep the others waiting
     has_read  whether it has read words of another rank
-    raised  what a collective raised here
-    words   what it says about the end of the run; it leaves, and so must the others
-    ended   it has done all its work
+    raised    what a collective raised here
+    words     what it says about the end of the run; it leaves, and so must the others
+    ended     it has done all its work
     """
 
     who: str = ""

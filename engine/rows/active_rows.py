@@ -5,7 +5,7 @@ A rank has those of its lanes; everything here is about them alone.
 `admit` makes a step's visited rows active. In order:
 
     1. rows of the batch that are active already are refreshed (their visit is now the latest of their lane)
-    2. the others take free slots, or the slots of the lane's least recently visited rows, which retire to the host tier with
+    2. the others take free slots, or the slots of the lane's least recently visited rows, which are evicted to the host tier with
        last_step = step
     3. each newcomer is caught up: the steps it missed, last_step .. step - 1, are applied at once (engine/rows/transitions.py), on its
        way from the host tier's arrays into its slot (kernels/catch_up)
@@ -46,7 +46,7 @@ class Start:
 class ActiveRows:
     """Rows w and their momentum u in slots, [K, D] each.
 
-    host          the tier that rows come from and retire to
+    host          the tier that rows come from and are evicted to
     log           the transitions applied so far; its length is the step
     lanes         those of this rank
     capacities    slots of each of them (K/L each; a lane's number of rows for the full PIC)
@@ -90,7 +90,7 @@ class ActiveRows:
         self.stamp_K = np.full(self.size, EMPTY, dtype=np.int64)
         self.used = [0] * len(lanes)  # slots of a lane are taken from the left
         self.visited = 0  # distinct instances visited
-        self.readmitted = 0  # rows that retired and came back
+        self.readmitted = 0  # rows that were evicted and admitted again
         self._queues = self._make_queues()
 
     def fill(self, instances_of_positions) -> None:  # type: ignore[no-untyped-def]
@@ -148,7 +148,7 @@ class ActiveRows:
                 slots_G[newcomers[free:]] = oldest
                 evicted.append(oldest)
         if evicted:
-            self._retire(np.concatenate(evicted), step)
+            self._evict(np.concatenate(evicted), step)
         if new_G.any():
             first_view = None if first_view_GD is None else first_view_GD[torch.from_numpy(np.flatnonzero(new_G))]
             self._place(slots_G[new_G], positions_G[new_G], ids_G[new_G], first_view, step)
@@ -224,8 +224,8 @@ class ActiveRows:
         """Rows and momentum on the device."""
         return self.w_KD.nbytes + self.u_KD.nbytes
 
-    def _retire(self, slots: np.ndarray, step: int) -> None:
-        self.host.retire(self.position_K[slots], *self._get(slots), step)
+    def _evict(self, slots: np.ndarray, step: int) -> None:
+        self.host.evict(self.position_K[slots], *self._get(slots), step)
 
     def _place(
         self, slots: np.ndarray, positions: np.ndarray, ids: np.ndarray, first_view: torch.Tensor | None, step: int

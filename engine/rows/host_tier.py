@@ -2,12 +2,12 @@
 
 Rows are gathered and scattered here by position, many at a time. A resident block takes one place of a pool of arrays, so that a
 position becomes one index: place_of(block) * C + offset. For an active row the pool holds its slot on the device; its weight
-and momentum here are out of date until it retires.
+and momentum here are out of date until it is evicted.
 
     ahead       `read_ahead` gives a block a place, and a thread reads it into that place. One that was never visited is not read:
                 the counter-based generator makes its rows when they are admitted
     window      `slide` takes it in; a step waits there only if the read is not done, and that is counted
-    behind      a block whose last row has retired goes back to the store; with folding, T steps later
+    behind      a block whose last row was evicted goes back to the store; with folding, T steps later
 
 A block that is behind and ahead at once stays, unless it leaves rounded or folded: then it goes and comes like any other, so that
 how far is read ahead changes no bit. The pool is planned for all of them; it grows if a ragged window leaves more behind.
@@ -107,7 +107,7 @@ class HostTier:
         self.slot[indices_B] = slots_B
         np.add.at(self._active_rows, indices_B // self.block, 1)
 
-    def retire(self, positions_B: np.ndarray, weight_BD: np.ndarray, momentum_BD: np.ndarray, step: int) -> None:
+    def evict(self, positions_B: np.ndarray, weight_BD: np.ndarray, momentum_BD: np.ndarray, step: int) -> None:
         """These rows come back from the device as they are at the start of `step`."""
         indices_B = self.indices(positions_B)
         self.weight[indices_B] = weight_BD

@@ -186,9 +186,9 @@ class CurrentEtaForTheWholeGap(TransitionLog):
 
 
 class MomentumForgotten(ActiveRows):
-    def _retire(self, slots, step):
+    def _evict(self, slots, step):
         self.u_KD[slots] = 0
-        super()._retire(slots, step)
+        super()._evict(slots, step)
 
 
 class FirstInFirstOut(ActiveRows):
@@ -204,11 +204,11 @@ class FirstInFirstOut(ActiveRows):
 
 
 class OneStepLate(ActiveRows):
-    """Rows retire as if they had already taken this step's transition."""
+    """Rows are evicted as if they had already taken this step's transition."""
 
-    def _retire(self, slots, step):
+    def _evict(self, slots, step):
         positions = self.position_K[slots].copy()
-        super()._retire(slots, step)
+        super()._evict(slots, step)
         for position in positions:
             block = int(position) // self.host.block
             if block in self.host:

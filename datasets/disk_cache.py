@@ -21,11 +21,11 @@ _SEAL = b"\nsha256 of the bytes before: "
 _SEAL_BYTES = len(_SEAL) + 64
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _REMEDY = "set PIC_GLYPHS_CACHE to a directory of your own"
-_said: set[str] = set()
+_printed: set[str] = set()
 
 
-def kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """The content that is kept as `name`; else what `make` returns, which is kept then."""
+def cached_bytes(name: str, make: Callable[[], bytes]) -> bytes:
+    """The content that is in the cache as `name`; else what `make` returns, which is written there."""
     try:
         directory = cache_directory()
         if reason := _unsafe_directory(directory):
@@ -116,6 +116,6 @@ def _seal(body: bytes) -> bytes:
 
 def _say(why: str) -> None:
     """Once in a process: a directory that cannot be written to is one for every file."""
-    if why not in _said:
-        _said.add(why)
+    if why not in _printed:
+        _printed.add(why)
         print(f"glyphs: {why}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import glyphs, kept
+from datasets import disk_cache, glyphs
 from datasets.glyphs import Glyphs
 from tests.datasets.test_glyphs import CHARACTERS, DRAWN, build_font
 
@@ -16,7 +16,7 @@ from tests.datasets.test_glyphs import CHARACTERS, DRAWN, build_font
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIC_GLYPHS_CACHE", str(tmp_path / "above" / "cache"))
-    monkeypatch.setattr(kept, "_said", set())
+    monkeypatch.setattr(disk_cache, "_printed", set())
     return tmp_path / "above" / "cache"
 
 
@@ -159,4 +159,4 @@ def test_the_directory_is_the_variables_else_the_users_own(monkeypatch, tmp_path
     ):
         monkeypatch.setenv("PIC_GLYPHS_CACHE", chosen)
         monkeypatch.setenv("XDG_CACHE_HOME", caches)
-        assert kept.cache_directory() == expected
+        assert disk_cache.cache_directory() == expected
