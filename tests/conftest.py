@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def sync_nothing(handle: object) -> None:
+    """os.fsync that refuses what the real one refuses, and does not wait for the disk."""
+    os.fstat(handle if isinstance(handle, int) else handle.fileno())  # type: ignore[attr-defined]
+
+
 @pytest.fixture(autouse=True)
-def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_wait_for_the_disk() -> Iterator[None]:
     """Nobody cuts the power here: what is synced, and when, is for tests/engine/faulty_files.py and for other processes."""
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: os.fstat(handle if isinstance(handle, int) else handle.fileno()) and None
-    )
+    # Not the fixture `monkeypatch`: it would be undone after the fixtures of a file, which look at what a test left.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", sync_nothing)
+        yield

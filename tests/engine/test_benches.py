@@ -15,6 +15,11 @@ from tests import bench_disk, bench_scale, bench_step, bench_store, bench_suppor
 SHAPE = ["--window", "256", "--stride", "64", "--batch", "16", "--block", "16", "--lanes", "4", "--dim", "8"]
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk() -> None:
+    """In place of the fixture of tests/conftest.py: benches wait for the disk, and only synced pages can be dropped from memory."""
+
+
 def cells_by_line(printed: str) -> dict[str, list[str]]:
     """The lines of all tables: first cell -> the others."""
     lines = [line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|")]
