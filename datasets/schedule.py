@@ -140,7 +140,7 @@ class Schedule:
         if one_window_a_pass and self.appended:
             raise ValueError(
                 f"schedule.window and schedule.stride ({self.window}) are a whole pass, which would grow with the instances; "
-                "start over with --fresh, or take the new images out again"
+                "take the new images out again, or start over with --fresh and give schedule.window and method.active"
             )
         lasted = np.diff(self._eras.first_places_E)
         assert (lasted >= 0).all(), self.history

@@ -25,6 +25,7 @@ WINDOW, SLIDES = 131_072, 8  # the paper's window, and the slides after which it
 _LANES, _BLOCK, _LARGE_BLOCK = 8, 64, 1024  # of 128 numbers a row, with momentum, 1,024 rows are a MiB
 _FREE = ("stride", "window", "active", "block", "lanes", "batch")  # in the order in which a way out sets them free
 _SHOWN = ("window", "stride", "active", "block", "lanes")
+_MOST = 2**53  # of a whole number in a config
 _TRIED = 24  # values of a size that are tried, the nearest ones
 
 
@@ -53,14 +54,8 @@ def chosen(asked: Asked, size: int) -> Sizes:
     Raises ValueError, naming the rule that is broken, the values, and the nearest sizes that keep every rule.
     """
     if size < asked.batch:
-        lanes = (asked.lanes or 1) * asked.micro_batches
-        most = size // lanes * lanes
-        way = (
-            f"set schedule.batch to {most}"
-            if most
-            else "add images, or set schedule.lanes and schedule.micro_batches lower"
-        )
-        raise ValueError(f"{size} images do not fill one batch ({asked.batch}); {way}")
+        way = _one(asked, size, "batch", asked.fixed()) or _others_chosen(asked, size)
+        raise ValueError(f"{size} images do not fill one batch ({asked.batch}); set {way}")
     found = next(_fitting(asked, size, asked.fixed(), {}), None)
     if found is None:
         raise ValueError(f"{_reason(asked, size)}; {_way_out(asked, size)}")
@@ -150,7 +145,7 @@ def _actives(base: Sizes, has_rows: bool, fixed: dict[str, int], wanted: dict[st
         return [None]
     if "active" in fixed:
         return [fixed["active"]]
-    if "active" not in wanted and (base.size <= FULL_UP_TO or base.window >= base.size):
+    if "active" not in wanted and (base.size <= FULL_UP_TO):
         return [None]
     near = wanted.get("active", max(1, base.window // 2))
     low, high = base.batch, base.window // base.lanes * base.lanes
@@ -189,9 +184,19 @@ def _way_out(asked: Asked, size: int) -> str:
                 return "set " + " and ".join(
                     f"{_key(name)} to {getattr(found, name)}" for name in sorted(free, key=_SHOWN.index)
                 )
-    return "set schedule.batch lower, or leave these to be chosen: " + ", ".join(
-        _key(name) for name in names if name != "batch"
-    )
+    return "set " + _others_chosen(asked, size)
+
+
+def _others_chosen(asked: Asked, size: int) -> str:
+    """A batch that does, where the given one does not, and the given sizes that are to be null with it."""
+    free = Asked(asked.batch, asked.micro_batches, asked.reshuffle, has_rows=asked.has_rows)
+    others = [f"{_key(name)} to null" for name in _SHOWN if getattr(asked, name) is not None]
+    if asked.batch <= size and next(_fitting(free, size, {"batch": asked.batch}, {}), None):
+        return " and ".join(others)
+    batch = _one(free, size, "batch", {"batch": asked.batch})
+    if not batch:  # fewer images than micro-batches
+        return f"schedule.micro_batches to at most {size}, and schedule.batch to a multiple of it"
+    return " and ".join([batch, *others])
 
 
 def _one(asked: Asked, size: int, name: str, given: dict[str, int]) -> str | None:
@@ -199,7 +204,8 @@ def _one(asked: Asked, size: int, name: str, given: dict[str, int]) -> str | Non
     fixed = {key: value for key, value in given.items() if key != name}
     if name == "batch":
         unit = asked.micro_batches * fixed.get("lanes", 1)
-        tried = _nearest(given[name], _divisors(fixed["window"]) if "window" in fixed else _around(given[name], unit))
+        near = [*_around(given[name], unit), size // unit * unit]
+        tried = _nearest(given[name], _divisors(fixed["window"]) if "window" in fixed else near)
         found = [
             batch for batch in tried if batch <= size and next(_fitting(asked, size, {**fixed, name: batch}, {}), None)
         ]
@@ -207,7 +213,7 @@ def _one(asked: Asked, size: int, name: str, given: dict[str, int]) -> str | Non
         found = [getattr(sizes, name) for sizes in islice(_fitting(asked, size, fixed, {name: given[name]}), _TRIED)]
     below = max((value for value in found if value <= given[name]), default=None)
     above = min((value for value in found if value > given[name]), default=None)
-    values = [str(value) for value in (below, above) if value is not None]
+    values = [str(value) for value in (below, above) if value is not None and value <= _MOST]
     if name == "active" and size <= FULL_UP_TO and next(_fitting(asked, size, fixed, {}), None):
         values.append("null (all rows)")
     return f"{_key(name)} to {' or '.join(values)}" if values else None

@@ -1,7 +1,7 @@
 """Which tests `make quick` leaves out: those of slow_tests.txt, a line a test or a file.
 
     .venv/bin/python -m pytest -q --durations=0 -vv > durations.txt        # on a quiet machine
-    .venv/bin/python -m tests.slow_tests durations.txt                     # writes slow_tests.txt anew
+    .venv/bin/python -m tests.slow_tests durations.txt                     # writes slow_tests.txt anew; whole files stay
 
 A test is slow where all its cases together, with what they set up, take more than SLOW_SECONDS. One that is not in the list is taken for
 quick, so a new test belongs to `make quick` until somebody measures. tests/test_rooms.py fails where a line names what is not there.
@@ -36,4 +36,6 @@ def measured(durations: str) -> set[str]:
 
 
 if __name__ == "__main__":
-    LIST.write_text("".join(f"{test}\n" for test in sorted(measured(Path(sys.argv[1]).read_text()))))
+    files = {line for line in slow_tests() if "::" not in line}
+    tests = {test for test in measured(Path(sys.argv[1]).read_text()) if test.partition("::")[0] not in files}
+    LIST.write_text("".join(f"{line}\n" for line in sorted(files | tests)))

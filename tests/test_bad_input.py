@@ -57,6 +57,7 @@ def refused(run, capsys, *words, config=None, expect):
         ("optimizer.momentum=1", "optimizer.momentum is 1"),
         ('optimizer={"momentum":0,"nesterov":true}', "nesterov needs a momentum above 0"),
         ("method.active=32", "below schedule.batch"),
+        ("classifier.active=32", "method.active (32) is below schedule.batch (64)"),
         ("method.active=130", "does not divide method.active"),
         ("method.active=768", "above schedule.window"),
         ("schedule.batch=66", "lanes (4) does not divide batch (66); set schedule.batch to 64 or 80"),

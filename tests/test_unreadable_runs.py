@@ -211,7 +211,7 @@ def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos
     def hang(source, instance):
         if source.instance_name(instance) == "cats/05.jpg" and os.getpid() != here:
             (tmp_path / "hangs").touch()
-            time.sleep(600)
+            time.sleep(3600)
         return real(source, instance)
 
     def take(*arguments):
@@ -230,7 +230,7 @@ def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos
     monkeypatch.setattr(Workers, "take", take)
     thread = threading.Thread(target=stop_once_it_waits, daemon=True)
     thread.start()
-    assert run("steps=12", "data.workers=1", config=folder_config(photos)) == 0
+    assert run("steps=12", "data.workers=1", "data.patience_seconds=3000", config=folder_config(photos)) == 0
     thread.join()
     assert run.summary()["status"] == "stopped by SIGTERM"
     assert run.summary()["steps"] < 12

@@ -1,7 +1,7 @@
 """A joined group of ranks: all come in together and leave together, and of an error one of them tells.
 
-    with joined(device, ..., explain) as (ranks, at_end):
-        at_end.callback(...)
+    with joined(device, ..., explain) as (ranks, cleanup):
+        cleanup.callback(...)
 
 What is open takes its time to close, and a launcher may not wait. So an error is told first, and what `cleanup` has is closed then.
 """

@@ -24,6 +24,7 @@ Products products_of(std::string_view name) {
   if (name == "float32") return Products::kFloat32;
   if (name == "tf32") return Products::kTf32;
   if (name == "bfloat16") return Products::kBfloat16;
+  TORCH_CHECK_VALUE(name == "float16", "products is ", name, "; it may be float32, tf32, bfloat16 or float16");
   return Products::kFloat16;
 }
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -77,10 +78,13 @@ def askings(draw):
     kept = draw(st.sets(st.sampled_from(sorted(given_sizes))))
     return Asked(
         batch=batch,
-        micro_batches=draw(st.sampled_from([1, 1, 2])),
+        micro_batches=draw(st.sampled_from([1, 1, 2, 7])),
         reshuffle=draw(st.booleans()),
         **{name: value for name, value in given_sizes.items() if name in kept},
     )
+
+
+WORDS = {"false": False, "null": None, "null (all rows)": None}
 
 
 def ways_of(message):
@@ -88,11 +92,15 @@ def ways_of(message):
     for way in message.partition("; set ")[2].split(", or "):
         parts = [re.fullmatch(r"(?:schedule|method)\.(\w+) to (.+)", part).groups() for part in way.split(" and ")]
         if len(parts) > 1:
-            yield {name: int(value) for name, value in parts}
+            choices = [
+                [(name, WORDS[value] if value in WORDS else int(value)) for value in values.split(" or ")]
+                for name, values in parts
+            ]
+            yield from map(dict, product(*choices))
             continue
         ((name, values),) = parts
         for value in values.split(" or "):
-            yield {name: {"false": False, "null (all rows)": None}[value] if not value.isdigit() else int(value)}
+            yield {name: WORDS[value] if value in WORDS else int(value)}
 
 
 @settings(max_examples=1000, deadline=None)
@@ -106,7 +114,8 @@ def test_what_was_given_stands_and_every_way_out_that_is_named_keeps_every_rule(
         assert rules_that_are_broken(sizes) == []
         assert {name: getattr(sizes, name) for name in asked.fixed()} == asked.fixed()
         return
-    if "do not fill one batch" in message or "lower, or leave these to be chosen" in message:
+    if "micro_batches to at most" in message:
+        assert size < asked.micro_batches
         return
     for way in ways_of(message):
         found = chosen(replace(asked, **way), size)

@@ -254,11 +254,11 @@ def test_writing_is_handed_over_and_bounded(tmp_path):
     store.write_for_checkpoint(8, made_block(8))  # a checkpoint's copy neither waits for room nor takes it
     assert store.waited_seconds == 0
     assert store.host_bytes == 4 * size
-    start = time.perf_counter()
     threading.Timer(1.0, gate.set).start()
+    start = time.perf_counter()
     store.write_block(3, made_block(3))
-    assert time.perf_counter() - start >= 1.0
-    assert 0.1 < store.waited_seconds <= time.perf_counter() - start
+    took = time.perf_counter() - start
+    assert 0.5 * took < store.waited_seconds <= took
     store.drain()
     assert store.host_bytes == 0
     for block in (0, 1, 2, 3, 8):
