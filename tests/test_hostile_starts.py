@@ -11,6 +11,13 @@ from tests.hostile_starts import CASES, lay
 from tests.pooled_start import pooled_start
 
 
+@pytest.fixture(autouse=True)
+def nothing_deep_is_left(tmp_path):
+    """pytest removes old directories by functions that call themselves at every level; rm does not."""
+    yield
+    subprocess.run(["rm", "-rf", str(tmp_path / "photos")], check=True)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_hostile_start_ends_in_words(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)  # traps are laid from here, and it is set back
