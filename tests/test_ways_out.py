@@ -183,7 +183,7 @@ def test_images_that_a_full_run_cannot_take_can_be_taken_away_or_started_over_wi
     config["method"] = {**config["method"], "active": None}
     assert run("steps=2", config=config) == 0
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(photos / "cats" / "new.jpg")
-    assert "start over with --fresh, or take the new images out again" in told(run, capsys, config=config)
+    assert "take the new images out again, or start over with --fresh" in told(run, capsys, config=config)
     config["schedule"] |= {"window": 16, "stride": 8}
     assert run("steps=2", config=config, flags=("--fresh",)) == 0
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(photos / "cats" / "newest.jpg")
