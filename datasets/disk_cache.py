@@ -70,7 +70,7 @@ def _unsafe(path: Path, status: os.stat_result) -> str | None:
     if status.st_uid not in (os.geteuid(), 0):
         return f"{shown(path)} belongs to another user ({status.st_uid})"
     if status.st_mode & _OTHERS:
-        return f"others may write to {shown(path)} (mode {stat.S_IMODE(status.st_mode):04o}; chmod go-w makes it yours alone)"
+        return f"others may write to {shown(path)} (mode {stat.S_IMODE(status.st_mode):04o}); chmod go-w ends that"
     return None
 
 
