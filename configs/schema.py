@@ -118,15 +118,12 @@ class Schedule(Section):
     batch: Positive = 256  # G, instances of an optimizer step over all ranks and micro-batches
     micro_batches: Positive = 1  # A, forward and backward passes that the batch is split into
     window: Positive | None = None  # W, positions; null: a whole pass of up to 131,072 images, 131,072 of more
-    stride: Positive | None = (
-        None  # S, positions by which the window slides; null: the window, or an eighth of one that is chosen
-    )
-    block: Positive | None = (
-        None  # C, positions of a block; null: 64, or 1,024 for more than 131,072 images, or what fits
-    )
-    lanes: Positive | None = (
-        None  # L, the largest number of ranks; null: 8, or the largest of 4, 2 and 1 that fits the batch
-    )
+    # S, positions by which the window slides; null: the window, or an eighth of one that is chosen
+    stride: Positive | None = None
+    # C, positions of a block; null: 64, or 1,024 for more than 131,072 images, or what fits
+    block: Positive | None = None
+    # L, the largest number of ranks; null: 8, or the largest of 4, 2 and 1 that fits the batch
+    lanes: Positive | None = None
     reshuffle: bool = True  # permute whole stripes anew in each pass
 
 

@@ -64,11 +64,12 @@ def chosen(asked: Asked, size: int) -> Sizes:
 
 def require(sizes: Sizes) -> None:
     """Raises ValueError where a rule does not hold, with the nearest sizes that keep all."""
-    if broken := sizes.broken():
+    broken = sizes.broken()
+    if broken and sizes.below_one():  # the message says what to change
+        raise ValueError(broken)
+    if broken:
         given = {field.name: getattr(sizes, field.name) for field in fields(sizes) if field.name != "size"}
-        whole = all(value >= 1 for value in given.values() if value is not None and value is not False)
-        way = _way_out(Asked(**given, has_rows=sizes.active is not None), sizes.size) if whole and sizes.size else ""
-        raise ValueError(f"{broken}; {way}" if way else broken)
+        raise ValueError(f"{broken}; {_way_out(Asked(**given, has_rows=sizes.active is not None), sizes.size)}")
 
 
 def chosen_lanes(batch: int, micro_batches: int) -> int:
@@ -145,7 +146,7 @@ def _actives(base: Sizes, has_rows: bool, fixed: dict[str, int], wanted: dict[st
         return [None]
     if "active" in fixed:
         return [fixed["active"]]
-    if "active" not in wanted and (base.size <= FULL_UP_TO):
+    if "active" not in wanted and base.size <= FULL_UP_TO:
         return [None]
     near = wanted.get("active", max(1, base.window // 2))
     low, high = base.batch, base.window // base.lanes * base.lanes

@@ -48,14 +48,18 @@ class Sizes:
 
     def broken(self) -> str | None:
         """The first rule that does not hold, in words."""
-        order = self._broken_order()
+        order = self.below_one() or self._broken_order()
         return f"schedule: {order}" if order else self._broken_rows()
 
-    def _broken_order(self) -> str | None:
-        """The first rule of the order of visits that does not hold."""
+    def below_one(self) -> str | None:
+        """The first size that is no size at all, in words."""
         for name in ("size", "window", "stride", "batch", "block", "lanes", "micro_batches"):
             if getattr(self, name) < 1:
                 return f"{name} is {getattr(self, name)}; it must be at least 1"
+        return None
+
+    def _broken_order(self) -> str | None:
+        """The first rule of the order of visits that does not hold."""
         together = "lanes" if self.micro_batches == 1 else "lanes x micro_batches"
         pairs = (
             (together, self.lanes * self.micro_batches, "batch", self.batch),

@@ -92,12 +92,12 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout_
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as at_end:
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as cleanup:
         children = []
         for rank in range(count):
             environment = {**os.environ, **launched, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             child = _Child(rank, Path(directory) / str(rank), packed, environment, timeout_seconds)
-            at_end.callback(child.end)
+            cleanup.callback(child.end)
             children.append(child)
         _collect(children, timeout_seconds)
         answers = [child.answer for child in children if child.answer and not child.answer.failed]

@@ -119,9 +119,8 @@ class Running:
             process = server_context().Process(target=_run, args=(task,))
             process.start()
             self._processes.append(process)
-        self._end = (
-            time.monotonic() + timeout_seconds
-        )  # from here on, for the first start waits until the server is there
+        # From here on, because the first start waits until the server is there.
+        self._end = time.monotonic() + timeout_seconds
         self.pids = [process.pid or 0 for process in self._processes]
 
     def __enter__(self) -> Self:

@@ -131,11 +131,11 @@ class Hosts:
         assert count in (1, 2) and not (by_ssh and count == 1)
         self.directory, self.by_ssh = directory, by_ssh
         self.hosts: list[Host] = []
-        self._at_end = ExitStack()
+        self._cleanup = ExitStack()
         try:
             for number in range(count):
                 self.hosts.append(Host(number))
-                self._at_end.callback(self.hosts[-1].close)
+                self._cleanup.callback(self.hosts[-1].close)
             if count == 2:
                 self._join(*self.hosts)
             if own:
@@ -143,14 +143,14 @@ class Hosts:
             if by_ssh:
                 self._start_sshd()
         except BaseException:
-            self._at_end.close()
+            self._cleanup.close()
             raise
 
     def __enter__(self) -> "Hosts":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._at_end.close()
+        self._cleanup.close()
 
     @property
     def way(self) -> str:

@@ -1,3 +1,5 @@
+"""One file a job; here, what `launch.py --help` says of them."""
+
 JOBS = {
     "pretrain": "train; the same command again goes on (the default)",
     "knn": "evaluate the saved backbone of a run again",

@@ -10,6 +10,7 @@ from configs.earlier import translated
 from datasets.size_choice import Asked, chosen, chosen_lanes
 
 _OF_SCHEDULE = ("window", "stride", "block")
+_EARLIER_BLOCK = 64  # of checkpoints that do not say
 
 
 def lanes_of(config: schema.Config) -> int:
@@ -57,9 +58,10 @@ def sized_as(config: schema.Config, saved: dict[str, Any]) -> schema.Config:
     for section, name, given in places:
         values = saved.get(section)
         before = values.get(name) if isinstance(values, dict) else None
-        if given is None and type(before) is int and before >= 1:
-            sizes[name] = before
-    return config.with_sizes({"block": 64 if config.schedule.block is None else config.schedule.block, **sizes})
+        is_size = type(before) is int and before >= 1
+        if given is None:
+            sizes[name] = before if is_size else _EARLIER_BLOCK if name == "block" else None
+    return config.with_sizes(sizes)
 
 
 def choice_in_words(given: schema.Config, config: schema.Config) -> str:

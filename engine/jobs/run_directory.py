@@ -80,9 +80,17 @@ class RunDirectory:
         print(f"going on after step {last.step} from {self.files.root / last.name}")
         return False
 
-    def make_ready(self, planned: dict[str, dict[str, int]], source: Source, schedule: Schedule, fresh: bool) -> None:
+    def make_ready(
+        self,
+        config: schema.Config,
+        planned: dict[str, dict[str, int]],
+        source: Source,
+        schedule: Schedule,
+        fresh: bool,
+    ) -> None:
         """Write what comes before the first step; all ranks call it together.
 
+        config  with a number for each size that was chosen
         fresh   remove what an earlier run left. Raises ValueError where another job began meanwhile
         """
         if self.is_keeper:
@@ -94,7 +102,7 @@ class RunDirectory:
                 self._lock()
                 if manifest.numbers(self.files):
                     raise ValueError(f"another job began in {self.path} just now; choose another output")
-            self.own.write_json("config.json", json.loads(self.config.model_dump_json()))
+            self.own.write_json("config.json", json.loads(config.model_dump_json()))
             self.own.write_json("plan.json", planned)
             self.own.enter(CHECKPOINTS)
             self.files.root.mkdir(exist_ok=True)
@@ -102,7 +110,7 @@ class RunDirectory:
             if len(schedule.history) > 1:  # now nothing else knows the order: a second copy
                 source.save_index(self.own.enter(INDEX))
         self.ranks.wait()
-        if not self.config.ranks.own_disks:
+        if not config.ranks.own_disks:
             require_one_disk(self.path, self.ranks)
 
     def _lock(self) -> None:

@@ -72,7 +72,7 @@ class Start:
         self.check_evaluation()
         ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
         self.make_trunk()
-        self.directory.make_ready(self.planned, self.source, self.schedule, fresh)
+        self.directory.make_ready(self.config, self.planned, self.source, self.schedule, fresh)
         self.open_checkpoints(checkpoints, sweep=not complaints)
         self.make_method()
         self.cleanup.enter_context(self.stop)
@@ -82,7 +82,7 @@ class Start:
     def check_images(self) -> None:
         """Source, views and order; the network that is to see them; what the evaluation asks."""
         self.source, self.augmentation, self.schedule, config = open_data(self.config, self.last)
-        self.choice, self.config, self.directory.config = choice_in_words(self.config, config), config, config
+        self.choice, self.config = choice_in_words(self.config, config), config
         require_same(self.ranks, "images", (len(self.source), self.source.fingerprint()))
         self.total = sizes.total_steps(config, self.schedule)
         sizes.check_shrink(config, self.schedule, self.total)

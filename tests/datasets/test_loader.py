@@ -1,4 +1,4 @@
-"""The loader: the same batches by any road, places that stay empty, errors that can be read, processes that go away."""
+"""The loader: the same batches with any number of workers, places that stay empty, errors that can be read, processes that go away."""
 
 import contextlib
 import multiprocessing

@@ -27,7 +27,7 @@ def test_a_rank_that_says_nothing_for_too_long_is_given_up_and_has_begun_fewer_e
         assert calls == 1 and is_of_the_wire and seconds < 3.0
 
 
-def test_patience_is_the_roads_of_other_threads_too():
+def test_patience_is_that_of_the_channels_of_other_threads_too():
     assert on_ranks(2, patience_of_a_new_channel) == [7200.0, 7200.0]
 
 
