@@ -29,7 +29,7 @@ def read_tree(path: str, overrides: list[str], translated: Callable[[Tree], Tree
                   replaces what the file says whichever name either has; all words together may not name a key in two ways.
     Raises ValueError with at most three lines where the file cannot be read, is not JSON, or where a value is none that a config can hold.
     """
-    name = cut_text(path)
+    name = shown_text(path, 200)  # cut in the middle, so that a long path keeps the file's name
     try:
         text = _decoded(_bytes_of(path, name), name)
         tree = _parsed(text)
@@ -123,7 +123,8 @@ def _parsed_word(word: str) -> tuple[list[str], Any]:
     """section.key=value as (["section", "key"], value)."""
     path, equals, text = word.partition("=")
     if not equals or not path:
-        raise ValueError(f'"{cut_text(word)}" is not an override; write section.key=value')
+        hint = ", or --config before the file of a config" if word.endswith(".json") else ""
+        raise ValueError(f'"{cut_text(word)}" is not an override; write section.key=value{hint}')
     try:
         value = _parsed(text)
     except json.JSONDecodeError:

@@ -166,6 +166,7 @@ def test_text_that_is_no_name_is_refused_with_its_key(file, key):
         ("=1", "is not an override"),
         ("x" * 10_000, '(10,000 characters)" is not an override'),
         ("\udce9", '\\xe9" is not an override'),
+        ("configs/photos.json", "or --config before the file of a config"),
         ("x" * 10_000 + "=1", "unknown key"),
         ("epochs=" + '"' + "y" * 10_000 + '"', "(10,002 characters)"),
         ("backbone.layers=[" + ",".join(["-1"] * 5000) + "]", "backbone.layers"),
@@ -179,6 +180,15 @@ def test_text_that_is_no_name_is_refused_with_its_key(file, key):
 def test_an_override_that_cannot_be_is_refused_in_a_line(file, word, said):
     file.write_text(json.dumps(TINY))
     assert said in refusal(file, word)
+
+
+def test_a_long_path_keeps_the_name_of_the_file(tmp_path):
+    directory = tmp_path / ("d" * 200)
+    directory.mkdir()
+    file = directory / "my_config.json"
+    file.write_text("{")
+    message = refusal(file)
+    assert "/my_config.json is not JSON" in message and len(message) < 300
 
 
 def test_home_is_written_out_where_the_engine_opens_the_path(file, monkeypatch):
