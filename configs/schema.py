@@ -81,6 +81,10 @@ class PhotoAugmentation(Section):
         """Of the views, in pixels."""
         return tuple(crop.size for crop in self.crops for _ in range(crop.count))
 
+    @property
+    def rows_grad_V(self) -> tuple[bool, ...]:
+        return tuple(crop.rows_grad for crop in self.crops for _ in range(crop.count))
+
     @field_validator("crops")
     @classmethod
     def _some_crop_trains_the_rows(cls, crops: tuple[Crop, ...]) -> tuple[Crop, ...]:
@@ -90,10 +94,10 @@ class PhotoAugmentation(Section):
 
 
 class Data(Section):
-    source: Literal["glyphs", "digits", "fashion_mnist", "folder"]
+    source: Literal["glyphs", "digits", "fashion_mnist", "folder", "synthetic"]
     root: Text | None = None  # directory of the images or fonts; null: the source's own default
     image_size: Width = 32  # evaluation size; grey views have it too
-    limit: Positive | None = None  # use the first so many instances only (fashion_mnist)
+    limit: Positive | None = None  # use the first so many instances only (fashion_mnist, synthetic)
     held_out: tuple[Text, ...] = ()  # glyphs: font families kept out of training, used as queries
     labels: Text | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
     exclude: tuple[Text, ...] = ()  # folder: patterns of files and directories that are left out
@@ -110,6 +114,12 @@ class Data(Section):
     def sides(self) -> tuple[int, ...]:
         """Of the V views of an image, in their order, in pixels."""
         return (self.image_size,) * self.augment.views if self.augment.kind == "grey" else self.augment.sides
+
+    @property
+    def rows_grad_V(self) -> tuple[bool, ...]:
+        """Of each view, whether its gradient may reach the rows."""
+        augment = self.augment
+        return (True,) * augment.views if augment.kind == "grey" else augment.rows_grad_V
 
 
 class Schedule(Section):
@@ -137,11 +147,18 @@ Layers = Annotated[tuple[Width | Literal["M"], ...], AfterValidator(_some_width)
 
 
 class Backbone(Section):
-    name: Text = "resnet18"  # a torchvision classification model, or "vgg" with layers
+    name: Text = (
+        "resnet18"  # a torchvision classification model, "vgg" with layers, or "given": features without a network
+    )
     # vgg: widths of its 3x3 convolutions, "M" = halve the image
     layers: Layers | None = None
     grid: Few = 2  # vgg: features are averaged over grid x grid cells of the image
     hidden: Width = 512  # width of the head's hidden layer
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is no network, and features come from datasets/given.py."""
+        return self.name == "given"
 
 
 # By the class of its kind, which is looked up when a config is read; written with all keys of that class.
@@ -374,7 +391,10 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         section = tree.get("method", {})
         known = _known_keys(section.get("kind", DEFAULT_KIND) if isinstance(section, dict) else DEFAULT_KIND)
-        nearest = difflib.get_close_matches(where, known, n=1, cutoff=0.0)[0]
+        alike = [
+            key for key in known if key.rpartition(".")[2] == where.rpartition(".")[2]
+        ]  # only the section is wrong
+        nearest = difflib.get_close_matches(where, alike or known, n=1, cutoff=0.0)[0]
         return f"unknown key {where}; the nearest known one is {nearest}"
     if first["type"] == "missing":
         return f"the config lacks {where}; add it"

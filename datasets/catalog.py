@@ -1,24 +1,27 @@
-"""From the names in a config to a source, an augmentation and a probe. Nothing but naming happens here."""
+"""From the names in a config to a source, an augmentation and a probe. Nothing but naming happens here.
+
+Each source, and what decodes or augments, is imported where it is asked for: a run needs the libraries of its own images alone.
+"""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from datasets.batch import ImageSet, Probe
 from datasets.clean import load_images
-from datasets.digits import Digits
-from datasets.fashion_mnist import FashionMnist
-from datasets.folder import ImageFolder
-from datasets.glyphs import Glyphs
-from datasets.grey import GreyAugment
-from datasets.photos import Crop, PhotoAugment
-from datasets.probes import glyph_probe, labelled_probe, split_probe
 from datasets.source import Source
+from datasets.synthetic import CLASSES, MOST_IMAGES, Synthetic
+
+if TYPE_CHECKING:
+    from datasets.grey import GreyAugment
+    from datasets.photos import PhotoAugment
 
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
+_GALLERY, _QUERIES = 2000, 500  # synthetic images of the evaluation
 
 
 def open_source(
@@ -38,11 +41,12 @@ def open_source(
 
     root, labels: "~" at their beginning is the home directory, as in a shell.
     known: what the source's `save_index` wrote at an earlier start. Only a folder writes one; the others ignore it.
+    limit: so many images, the first ones; synthetic ones have no other N.
     leave_out: a directory under the root that no image is taken from, because the run writes into it.
     ImagesUnavailable, an OSError, where the machine cannot give them.
     """
-    if limit is not None and name != "fashion_mnist":
-        raise ValueError(f"data.limit is for fashion_mnist; {name} has no use for it: set it to null")
+    if limit is not None and name not in ("fashion_mnist", "synthetic"):
+        raise ValueError(f"data.limit is for fashion_mnist and synthetic; {name} has no use for it: set it to null")
     if held_out and name != "glyphs":
         raise ValueError(f"data.held_out names font families; {name} has none: set it to []")
     if labels is not None and name != "folder":
@@ -50,14 +54,30 @@ def open_source(
     if exclude and name != "folder":
         raise ValueError(f"data.exclude is for folders; {name} has no use for it: set it to []")
     directory = _expanded(root)
+    if name == "synthetic":
+        if directory:
+            raise ValueError("data.root: synthetic images have no files; set it to null")
+        if limit is None or limit > MOST_IMAGES:
+            raise ValueError(
+                f"data.limit is {'null' if limit is None else limit}; set it to how many synthetic images there are to be, at most 10^12"
+            )
+        return Synthetic(limit, image_size)
     if name == "glyphs":
+        from datasets.glyphs import Glyphs
+
         return Glyphs(directory, image_size, held_out)
     if name == "digits":
+        from datasets.digits import Digits
+
         return Digits("train")
     if name == "fashion_mnist":
+        from datasets.fashion_mnist import FashionMnist
+
         return FashionMnist(directory or FASHION_MNIST_ROOT, "train", limit)
     if directory is None:
         raise ValueError("data.root is null; set it to your folder of images")
+    from datasets.folder import ImageFolder
+
     by = "folders" if labels == "folders" else _expanded(labels)
     return ImageFolder(directory, by, known, known_count, exclude=exclude, leave_out=leave_out)  # type: ignore[arg-type]
 
@@ -66,7 +86,7 @@ def _expanded(path: str | None) -> Path | None:
     return Path(os.path.expanduser(path)) if path else None
 
 
-def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAugment | PhotoAugment:
+def make_augmentation(settings: dict, image_size: int, channels: int) -> "GreyAugment | PhotoAugment":
     """settings: the config's data.augment section. Raises ValueError where it does not suit the images."""
     fields = {key: value for key, value in settings.items() if key not in ("kind", "views", "crops")}
     if settings["kind"] == "grey":
@@ -74,15 +94,19 @@ def make_augmentation(settings: dict, image_size: int, channels: int) -> GreyAug
             raise ValueError(
                 'data.augment is for grey images, and these have colour; set data.augment={"kind":"photos"}'
             )
+        from datasets.grey import GreyAugment
+
         return GreyAugment(size=image_size, view_count=settings["views"], **fields)
     if channels != 3:
         raise ValueError('data.augment is for photos, and these images are grey; set data.augment={"kind":"grey"}')
+    from datasets.photos import Crop, PhotoAugment
+
     return PhotoAugment(crops=tuple(Crop(**crop) for crop in settings["crops"]), **fields)
 
 
 def make_probe(
     source: Source,
-    augmentation: GreyAugment | PhotoAugment,
+    augmentation: "GreyAugment | PhotoAugment",
     *,
     root: str | None,
     image_size: int,
@@ -90,15 +114,31 @@ def make_probe(
     gallery: str,
 ) -> Probe | None:
     """How this source is evaluated; None where nothing is labelled or held out."""
-    if isinstance(source, Glyphs):
+    from datasets.probes import glyph_probe, labelled_probe, split_probe
+
+    if source.name == "glyphs":
+        from datasets.grey import GreyAugment
+
         if not held_out:
             return None
         assert isinstance(augmentation, GreyAugment)
         return glyph_probe(_expanded(root), image_size, held_out, gallery, jitter=augmentation)
-    if isinstance(source, Digits):
+    if source.name == "digits":
+        from datasets.digits import Digits
+
         return labelled_probe(source, Digits("test"), image_size)
-    if isinstance(source, FashionMnist):
+    if source.name == "fashion_mnist":
+        from datasets.fashion_mnist import FashionMnist
+
         return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size)
+    if source.name == "synthetic":
+        trained, others = (
+            Synthetic(min(len(source), _GALLERY), image_size),
+            Synthetic(_QUERIES, image_size, MOST_IMAGES),
+        )
+        # Of a few dozen images some labels are not there.
+        is_whole = set(trained.labels_of(np.arange(len(trained)))) == set(range(CLASSES))
+        return labelled_probe(trained, others, image_size) if is_whole else None
     return split_probe(source, image_size) if source.labels() is not None else None
 
 

@@ -154,7 +154,7 @@ def _actives(base: Sizes, has_rows: bool, fixed: dict[str, int], wanted: dict[st
 
 
 def _reason(asked: Asked, size: int) -> str:
-    """The first rule that is broken, with the choice for what is not given."""
+    """The first rule that is broken, and what it names that nobody gave."""
     fixed = asked.fixed()
     lanes = fixed.get("lanes", chosen_lanes(asked.batch, asked.micro_batches))
     block = fixed.get("block", _BLOCK if size <= FULL_UP_TO else _LARGE_BLOCK)
@@ -163,9 +163,11 @@ def _reason(asked: Asked, size: int) -> str:
         size, window, fixed.get("stride", window), asked.batch, block, lanes, asked.reshuffle, asked.micro_batches
     )
     sizes = replace(sizes, active=asked.active if asked.has_rows else None)
-    return (
+    broken = (
         sizes.broken() or f"schedule: no window and stride go with batch {asked.batch}, block {block} and lanes {lanes}"
     )
+    choices = [f"{name} {getattr(sizes, name)}" for name in _SHOWN if name in broken.split() and name not in fixed]
+    return f"{broken} (chosen: {', '.join(choices)})" if choices else broken
 
 
 def _way_out(asked: Asked, size: int) -> str:

@@ -49,6 +49,8 @@ def refused(run, capsys, *words, config=None, expect):
     ("word", "expect"),
     [
         ("optimiser.lr=1", "unknown key optimiser; the nearest known one is optimizer"),
+        ("lr=1", "unknown key lr; the nearest known one is optimizer.lr"),
+        ("dim=1", "unknown key dim; the nearest known one is method.dim"),
         ("data.rot=x", "unknown key data.rot; the nearest known one is data.root"),
         ("schedule.batch=lots", "schedule.batch"),
         ("epochs=0", "epochs is 0"),

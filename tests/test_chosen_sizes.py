@@ -25,6 +25,14 @@ def test_the_sizes_that_were_chosen_are_said_and_kept_as_numbers(run, capsys):
     assert "sizes that were chosen" not in capsys.readouterr().out
 
 
+def test_a_message_tells_which_of_its_sizes_nobody_gave(run, capsys):
+    assert run("schedule.window=1000", config=NULL) == 2
+    error = capsys.readouterr().err
+    assert "block x lanes (512) does not divide stride (1000) (chosen: stride 1000, block 64, lanes 8); set " in error
+    assert run("schedule.window=1000", "schedule.stride=1000", config=NULL) == 2
+    assert "(chosen: block 64, lanes 8); set " in capsys.readouterr().err
+
+
 def test_a_run_goes_on_to_the_bit_whether_its_sizes_are_null_or_the_numbers_that_were_chosen(run, capsys):
     assert run("steps=8", config=NULL) == 0
     whole = run.summary()["digest"]

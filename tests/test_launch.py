@@ -220,6 +220,8 @@ def test_a_finished_run_says_so_and_fresh_starts_over(run, capsys):
     before = (run.output / "summary.json").stat().st_mtime_ns
     assert run("steps=6") == 0
     assert "this run is finished" in capsys.readouterr().out
+    assert run("steps=5") == 0
+    assert "6 steps are done, and steps=5 asks for fewer" in capsys.readouterr().out
     assert (run.output / "summary.json").stat().st_mtime_ns == before
     assert run("steps=4", flags=("--fresh",)) == 0
     assert run.summary()["steps"] == 4

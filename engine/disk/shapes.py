@@ -11,7 +11,8 @@
     images.index                                    of the sources; never garbage
     .pic-engine.lock                                where an output has a link to this directory; never garbage
 
-    rows.npy, embeddings.npy, backbone.safetensors, manifest.json       engine/results/exports.py, in `exports`
+    rows.npy, embeddings.npy, names.txt, backbone.safetensors, manifest.json
+                                                    engine/results/exports.py, in `exports`
     rows-1200.npy, rows-1200.json, rows-1200.zarr/                      engine/jobs/store_jobs.py, in `exports`
 
 A name with `.part` behind it is a file or an export that is not whole yet; `.zarr.old.part` is an export while another takes its
@@ -54,7 +55,7 @@ _FILE = re.compile(
 )
 
 _EXPORT = re.compile(
-    r"(?:rows\.npy|embeddings\.npy|backbone\.safetensors|manifest\.json|rows-[0-9]{1,12}\.(?:npy|json))(?:\.part)?"
+    r"(?:rows\.npy|embeddings\.npy|names\.txt|backbone\.safetensors|manifest\.json|rows-[0-9]{1,12}\.(?:npy|json))(?:\.part)?"
     r"|rows-[0-9]{1,12}\.zarr\.room\.part|rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?/(?:zarr\.json|c/[0-9]{1,12}/0)"
 )
 _EXPORT_DIRECTORY = re.compile(r"rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?(?:/c(?:/[0-9]{1,12})?)?")

@@ -10,9 +10,8 @@ from configs import schema
 from datasets.batch import Probe
 from datasets.cached import CachedSource
 from datasets.catalog import make_augmentation, make_probe, open_source
-from datasets.grey import GreyAugment
+from datasets.given import GivenFeatures
 from datasets.image_index import WrongIndex
-from datasets.photos import PhotoAugment
 from datasets.schedule import Schedule
 from datasets.shown import shown
 from datasets.source import Source
@@ -24,6 +23,8 @@ from engine.results.output import CHECKPOINTS, INDEX, UNREADABLE
 from engine.training.reading import listed
 
 if TYPE_CHECKING:
+    from datasets.grey import GreyAugment
+    from datasets.photos import PhotoAugment
     from engine.disk.manifest import SavedCheckpoint
 
 
@@ -36,7 +37,7 @@ class Opened(NamedTuple):
     """config: as it was given, with a number for each size that it left to be chosen."""
 
     source: Source
-    augmentation: GreyAugment | PhotoAugment
+    augmentation: "GreyAugment | PhotoAugment | GivenFeatures"
     schedule: Schedule
     config: schema.Config
 
@@ -53,8 +54,16 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
         schema.refuse_other_run(config, last.body.state.config or {})
     history = last.body.state.segments if last else None
     size = sum(segment[0] for segment in history) if history else None
+    if config.data.source == "folder":
+        print(
+            f"listing the images under {shown(config.data.root or '')}", flush=True
+        )  # minutes where there are millions
     source = _known_source(config, last, size) if last and size else _source(config)
-    augmentation = make_augmentation(config.data.augment.model_dump(), config.data.image_size, source.channels)
+    augmentation: GreyAugment | PhotoAugment | GivenFeatures
+    if config.backbone.is_given:
+        augmentation = GivenFeatures(config.method.dim, config.data.rows_grad_V)
+    else:
+        augmentation = make_augmentation(config.data.augment.model_dump(), config.data.image_size, source.channels)
     if not history:
         config = sized(config, len(source))
     history, size = history or [[len(source), 0]], size or len(source)
@@ -163,8 +172,12 @@ def cached(source: Source, schedule: Schedule, lanes: Lanes) -> CachedSource:
     return images
 
 
-def open_probe(config: schema.Config, source: Source, augmentation: GreyAugment | PhotoAugment) -> Probe | None:
-    """How this run is evaluated; None where nothing is labelled."""
+def open_probe(
+    config: schema.Config, source: Source, augmentation: "GreyAugment | PhotoAugment | GivenFeatures"
+) -> Probe | None:
+    """How this run is evaluated; None where nothing is labelled, or where there is no network to be asked."""
+    if isinstance(augmentation, GivenFeatures):
+        return None
     data = config.data
     return make_probe(
         source,

@@ -14,11 +14,13 @@ from engine.results import exports
 from engine.results.output import EXPORT, Output
 from engine.rows.snapshots import RowReader
 from engine.training.checkpoint import read_trunk
-from engine.trunk.network import backbone_of, embed
 
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the files into `exports`; returns the exit code."""
+    from engine.trunk.network import embed
+
+    network = parts.network_of(config)
     names = [name for name in EXPORT if config.method.has_rows or name != "exports/rows.npy"]
     output = Output(Path(config.output), names, images_directory(config))
     checkpoint, complaints = chosen_checkpoint(Path(config.output), None)
@@ -27,7 +29,6 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     for name in names:
         output.enter(name)
     directory = output.path / "exports"
-    network = parts.network_of(config)
     with while_it_is_there(checkpoint):
         model = read_trunk(checkpoint)
         network.load_state_dict(model)
@@ -36,10 +37,11 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             reader=RowReader(rows_of(config, checkpoint, schedule)) if config.method.has_rows else None,
             size=schedule.size,
             instances=schedule.instances,
-            backbone=backbone_of(model),
+            backbone=exports.backbone_of(model),
             model_name=config.backbone.name,
             embed=lambda images: embed(network, images, "backbone"),
             images=every_image(source, config.data.image_size, schedule.size),
+            name_of=source.instance_name,
             about={"step": checkpoint.step, "source": source.name},
         )
     print("\n".join([*complaints, f"exported step {checkpoint.step} to {directory}: " + json.dumps(shapes)]))

@@ -33,6 +33,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         ) from None
     probe = open_probe(config, source, augmentation)
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
+    print(f"evaluating {path}; this takes minutes where there are many images", flush=True)
     line = KnnEvaluator(probe, sample, parts.protocol_of(config), Channel()).evaluate(lambda: network)
     assert line
     print(describe(str(path), line))

@@ -1,7 +1,8 @@
 """From a config to the objects that any method needs, each made of the sections that name it.
 
-The rooms take what they need, one argument each, and know nothing of configs; here the keys become those arguments. deepspeed
-and faiss are imported where they are used: they take long, and start threads, and the loader forks its workers before.
+The rooms take what they need, one argument each, and know nothing of configs; here the keys become those arguments. torchvision, deepspeed
+and faiss are imported where they are used: they take long, and start threads, and the loader forks its workers before. A run with
+features that are given needs none of them.
 """
 
 from functools import partial
@@ -13,10 +14,11 @@ from configs import schema
 from datasets.schedule import Schedule
 from engine.ranks.ranks import Ranks
 from engine.training.learning_rate import learning_rate
-from engine.trunk.network import Network, make_network
+from engine.trunk.given import GivenTrunk
 
 if TYPE_CHECKING:
     from engine.evaluation.evaluate import Protocol
+    from engine.trunk.network import Network
     from engine.trunk.trunk import Trunk
 
 
@@ -40,12 +42,24 @@ def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step
     )
 
 
-def network_of(config: schema.Config) -> Network:
+def network_of(config: schema.Config) -> "Network":
+    """The network before any training. ValueError where features are given, or torchvision has none of this name."""
+    from engine.trunk.network import make_network
+
     backbone = config.backbone
+    if backbone.is_given:
+        raise ValueError(
+            f'backbone.name is "given": there is no network, which job={config.job} needs; set it to a network'
+        )
     return make_network(backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.method.dim, config.seed)
 
 
-def make_trunk(config: schema.Config, network: torch.nn.Module, schedule: Schedule, ranks: Ranks) -> "Trunk":
+def make_trunk(
+    config: schema.Config, network: torch.nn.Module | None, schedule: Schedule, ranks: Ranks
+) -> "Trunk | GivenTrunk":
+    """network: None where features are given."""
+    if network is None:
+        return GivenTrunk(ranks)
     from engine.trunk.trunk import Trunk
     from engine.trunk.zero import ZeroEngine
 

@@ -73,9 +73,14 @@ class RunDirectory:
     def is_done(self, last: SavedCheckpoint, end: int) -> bool:
         """Whether the run that left `last` has nothing to do up to step `end`; says so, or where it goes on."""
         finished = self.ranks.from_first(is_finished(self.path, end))
-        if last.step > end or (last.step == end and finished):
+        if last.step > end:
+            print(
+                f"nothing to do: {last.step} steps are done, and steps={end} asks for fewer; to go on, raise steps or make it null"
+            )
+            return True
+        if last.step == end and finished:
             summary = self.path / "summary.json"
-            print(f"this run is finished: {last.step} steps are done; see {summary}, or start over with --fresh")
+            print(f"this run is finished: {last.step} steps are done; see {summary}")
             return True
         print(f"going on after step {last.step} from {self.files.root / last.name}")
         return False

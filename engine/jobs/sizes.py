@@ -3,6 +3,8 @@
 Whatever is sized by them (engine/jobs/row_table.py), and the plan that --dry-run prints, asks here, so that both say the same.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
@@ -15,7 +17,9 @@ from engine.jobs import memory_plan
 from engine.methods.row_gradients import why_written
 from engine.ranks.lanes import Lanes
 from engine.rows.folding import steps_to_fold
-from engine.trunk.network import Network
+
+if TYPE_CHECKING:
+    from engine.trunk.network import Network
 
 _SAMPLED_IMAGES = 8  # images of a folder, to estimate how large the others are once they are decoded
 
@@ -123,7 +127,7 @@ def loader_bytes(config: schema.Config, schedule: Schedule, source: Source, rank
     )
 
 
-def evaluation_bytes(config: schema.Config, source: Source, network: Network, probe: Probe | None) -> dict[str, int]:
+def evaluation_bytes(config: schema.Config, source: Source, network: "Network", probe: Probe | None) -> dict[str, int]:
     """What the evaluation holds at most, by item. probe: what is asked; None: only features of a sample of the images."""
     asked = config.evaluate
     first = network.head[0]
@@ -143,7 +147,7 @@ def planned_bytes(
     config: schema.Config,
     schedule: Schedule,
     source: Source,
-    network: Network,
+    network: "Network | None",
     sides: list[int],
     ranks: int,
     probe: Probe | None,
@@ -151,22 +155,27 @@ def planned_bytes(
 ) -> dict[str, dict[str, int]]:
     """Bytes by tier and item. Device and host are one rank's, the disk is that of all ranks, as in metrics.jsonl.
 
+    network  None where features are given: then images are neither decoded nor evaluated
     sides    of the views     probe    what the evaluation asks     pinned    batches are put into page-locked memory, for a GPU
     """
     method = config.method
     rows = _row_sizes(config, schedule, len(source), ranks) if method.has_rows else (None, None)
-    trunk_weights = sum(parameter.numel() for parameter in network.parameters())
+    trunk_weights = sum(parameter.numel() for parameter in network.parameters()) if network else 0
     places = schedule.batch // ranks
+    view_numbers = [source.channels * side * side if network else method.dim for side in sides]
     tiers = memory_plan.plan(
         dim=method.dim,
         active=rows[0],
         tiers=rows[1],
         trunk_weights=trunk_weights,
-        views_bytes=sum(4 * source.channels * side * side for side in sides) * places,
+        views_bytes=4 * sum(view_numbers) * places,
         batches_ready=batches_held(config.data.workers, pinned),
         keep=config.checkpoint.keep,
     )
-    tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(config, source, network, probe)
+    if network:
+        tiers["host"] |= loader_bytes(config, schedule, source, ranks) | evaluation_bytes(
+            config, source, network, probe
+        )
     tiers["disk"] = {item: count * ranks for item, count in tiers["disk"].items()}
     for tier, items in method.planned_bytes(schedule.batch, places, trunk_weights).items():
         tiers[tier] |= items

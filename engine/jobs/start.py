@@ -31,12 +31,13 @@ from engine.rows.implementations import implementations, kernel_lines, names
 from engine.training.course import Course
 from engine.training.reading import Reading, listed
 from engine.training.stop_signal import StopSignal, WatchedOutput
-from engine.trunk.network import check_sides
 
 if TYPE_CHECKING:
+    from engine.evaluation.evaluator import Evaluator
     from engine.rows.row_table import RowTable
     from engine.training.run import Run
     from engine.training.summary import About
+    from engine.trunk.network import Network
 
 
 class Start:
@@ -86,10 +87,14 @@ class Start:
         require_same(self.ranks, "images", (len(self.source), self.source.fingerprint()))
         self.total = sizes.total_steps(config, self.schedule)
         sizes.check_shrink(config, self.schedule, self.total)
-        self.network = parts.network_of(config)
         self.sides = list(config.data.sides)
         self.views = config.method.trunk_views(self.sides)
-        check_sides(self.network, {*self.sides, config.data.image_size})
+        self.network: Network | None = None
+        if not config.backbone.is_given:
+            from engine.trunk.network import check_sides
+
+            self.network = parts.network_of(config)
+            check_sides(self.network, {*self.sides, config.data.image_size})
         self.probe = open_probe(config, self.source, self.augmentation)
 
     def say_plan(self) -> None:
@@ -156,7 +161,9 @@ class Start:
             self.kernels = names(chosen)
 
     def check_evaluation(self) -> None:
-        """Say of which sets of the evaluation nothing can be read: they will have no figure."""
+        """Say of which sets of the evaluation nothing can be read: they will have no figure. Without a network there is no evaluation."""
+        if self.network is None:
+            return
         config, probe = self.config, self.probe
         require_same(self.ranks, "set of evaluation images", probe and probe.fingerprint())
         limit = config.evaluate.limit
@@ -211,8 +218,14 @@ class Start:
         self.cleanup.callback(table.close)
         return table
 
-    def make_run(self) -> "Run":
+    def evaluators(self) -> "list[Evaluator]":
+        if self.network is None:
+            return []
         from engine.evaluation.nearest import KnnEvaluator
+
+        return [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
+
+    def make_run(self) -> "Run":
         from engine.training.images import Images
         from engine.training.run import Run
         from engine.training.step import Dealing
@@ -228,7 +241,7 @@ class Start:
             self.checkpoints,
             self.directory.own,
             self.stop,
-            [KnnEvaluator(self.probe, self.sample, parts.protocol_of(config), self.ranks)],
+            self.evaluators(),
             self._about(),
         )
 

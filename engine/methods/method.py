@@ -33,6 +33,7 @@ from engine.ranks.ranks import Ranks
 from engine.rows.row_table import RowTable
 
 if TYPE_CHECKING:  # torchvision and deepspeed come with them, and not every run needs those
+    from engine.trunk.given import GivenTrunk
     from engine.trunk.network import Network
     from engine.trunk.trunk import Trunk
 
@@ -104,7 +105,7 @@ class Given:
     ranks: Ranks
     lanes: Lanes
     schedule: Schedule
-    trunk: "Trunk"
+    trunk: "Trunk | GivenTrunk"
     network: "Callable[[], Network]"
     micro_batches: int
     rows_grad_V: list[bool]

@@ -292,7 +292,9 @@ class Watch:
         tensors = [line.tensors for line in self._lines]
         if tensors != self._tensors or min(tensors) == max(tensors):
             self._tensors, self._moved_seconds = tensors, now
-        if now - self._moved_seconds > self.timeout_seconds and not lost:
+        # Of one that was not heard since then nobody knows whether it is alive; if it is not, it will soon be lost.
+        all_heard = all(self._changed_seconds[rank] > self._moved_seconds for rank in there if rank != self.rank)
+        if now - self._moved_seconds > self.timeout_seconds and all_heard and not lost:
             return self._behind(there, f"no exchange for {self.timeout_seconds:g} s")
         if self._raised_seconds is not None and now - self._raised_seconds > self.timeout_seconds:
             return self._behind(there, errors[0])

@@ -4,9 +4,10 @@
     exports/embeddings.npy         float32 [N, width], backbone features of unit length; NaN where an image cannot be read
     exports/rows.npy               float32 [N, D], caught up to the checkpoint's step. A row never visited is what the generator and
                                    weight decay made of it; with rows that start at a feature it does not exist and is NaN
+    exports/names.txt              UTF-8, line i names instance i: the path of an image, what a glyph shows; as messages show it
     exports/manifest.json          step, N, shapes
 
-The four belong together. They are written beside those of an export before, and take their names when all are whole
+They belong together. They are written beside those of an export before, and take their names when all are whole
 (engine/results/whole_files.py); manifest.json goes first and comes last, so without it the others may be of two exports.
 
 Arrays are written through memory maps, so the host holds a batch of images or a block of rows at a time.
@@ -27,7 +28,8 @@ from engine.disk import shapes
 from engine.results.whole_files import Together, own_directory, write_file
 from engine.rows.snapshots import RowReader
 
-NAMES = ["rows.npy", "embeddings.npy", "backbone.safetensors", "manifest.json"]
+NAMES = ["rows.npy", "embeddings.npy", "names.txt", "backbone.safetensors", "manifest.json"]
+_LINES = 65_536  # names that are written at once
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 Images = Iterator[tuple[np.ndarray, torch.Tensor]]
@@ -43,13 +45,15 @@ def export_run(
     model_name: str,
     embed: Embed,
     images: Images,
+    name_of: Callable[[int], str],
     about: dict[str, Any],
 ) -> dict[str, tuple[int, int]]:
-    """Write all four files into `directory`, which is made; returns the shapes of the arrays.
+    """Write all files into `directory`, which is made; returns the shapes of the arrays.
 
     reader     None: the method has no rows, and rows.npy is left out
     size       N                        instances   the schedule's map from positions to instances
     embed      images to features       images      (instances int64 [B], float32 [B, C, H, W]) until all N are read
+    name_of    an instance to its name, on one line
     about      what manifest.json says beside the shapes
 
     Raises ValueError where `directory` or a file in it is a link, OSError where the disk has no room: before any row is read.
@@ -66,6 +70,7 @@ def export_run(
         _fill_embeddings(
             arrays["embeddings"], chain([(ids, first)], ((ids, embed(batch).numpy()) for ids, batch in images))
         )
+        new.write_pieces("names.txt", _name_lines(size, name_of))
         new.write("manifest.json", manifest_bytes({**about, "shapes": shapes_of}))
     return shapes_of
 
@@ -77,6 +82,12 @@ def write_rows(
     rows = new.array(name, (size, reader.rows.host.weight.shape[1]))
     _fill_rows(rows, reader, instances)
     return rows
+
+
+def backbone_of(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under torchvision's names."""
+    prefix = "backbone."
+    return {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
 
 
 def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: str) -> None:
@@ -124,6 +135,11 @@ def _fill_rows(rows_ND: np.ndarray, reader: RowReader, instances: Callable[[np.n
 def _fill_embeddings(out: np.ndarray, features: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
     for ids, rows in features:
         out[ids] = rows
+
+
+def _name_lines(size: int, name_of: Callable[[int], str]) -> Iterator[bytes]:
+    for first in range(0, size, _LINES):
+        yield "".join(f"{name_of(instance)}\n" for instance in range(first, min(first + _LINES, size))).encode()
 
 
 def _backbone_bytes(backbone: dict[str, torch.Tensor], model_name: str) -> bytes:

@@ -46,7 +46,9 @@ PRETRAIN = (
     *("report.html", "backbone.safetensors", UNREADABLE, INDEX),
 )
 KNN = ("knn.json",)
-EXPORT = tuple(f"exports/{name}" for name in ("backbone.safetensors", "embeddings.npy", "rows.npy", "manifest.json"))
+EXPORT = tuple(
+    f"exports/{name}" for name in ("backbone.safetensors", "embeddings.npy", "names.txt", "rows.npy", "manifest.json")
+)
 PICTURE = ("store.png",)
 EVENTS = ("tensorboard",)
 _EVERY = {*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS}

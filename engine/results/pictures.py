@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from sklearn.manifold import TSNE
 
 from engine.results.page import escaped, figure, paragraph, png_data_url
 
@@ -133,6 +132,8 @@ def map_html(sample: EmbeddingSample) -> str:
 
 def map_places(features_MD: np.ndarray) -> np.ndarray:
     """t-SNE of M >= 5 features (not all the same) to float64 [M, 2], each axis scaled to [0, 1]; the seed is fixed."""
+    from sklearn.manifold import TSNE  # which takes a second to import
+
     count = len(features_MD)
     places_M2 = TSNE(
         n_components=2,

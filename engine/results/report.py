@@ -97,6 +97,8 @@ def _head(name: str, records: Records) -> str:
         ("wall time", seconds, f"steps: {_show(steps, whole)}, skipped: {skipped}"),
     ]
     status = _words(records.summary.get("status")) or "no summary: still running, or killed"
+    is_short = status == "finished" and records.config.get("steps") is not None
+    status_text = f"finished, as far as steps={records.config['steps']} asks" if is_short else status
     about = [words for field in ("job", "method") if (words := _words(records.summary.get(field)))]
     if (ranks := records.figure("ranks") or 1) > 1:
         about.append(f"{ranks:.0f} ranks")
@@ -104,7 +106,7 @@ def _head(name: str, records: Records) -> str:
     return "\n".join(
         [
             f'<header><h1>{escaped(name)}</h1><span class="muted">{escaped(" · ".join(about))}</span>',
-            f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status)}</span></header>',
+            f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status_text)}</span></header>',
             paragraph(_verdict(loss, chance_loss, knn, raw, records.has_rows())),
             paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
             paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
@@ -178,7 +180,7 @@ def _loss(records: Records) -> list[str]:
 
 
 def _knn(records: Records) -> list[str]:
-    evaluations = records.evaluations
+    evaluations = list({line["step"]: line for line in records.evaluations}.values())  # the last one of each step
     if not evaluations:
         return [paragraph("No evaluation was made in this run.")]
     last = evaluations[-1]

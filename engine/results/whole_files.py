@@ -16,7 +16,7 @@ is written through a link.
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -68,13 +68,20 @@ class Together:
 
     def write(self, name: str, content: bytes) -> None:
         """A file of these bytes."""
+        self.write_pieces(name, [content])
+
+    def write_pieces(self, name: str, pieces: Iterable[bytes]) -> None:
+        """A file of these bytes, one piece after the other."""
         handle = self._open(name).fileno()
-        try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(handle, left) :]
-        except OSError as error:
-            raise _lacking(error, handle, len(content), self._path(name)) from None
+        size_bytes = 0
+        for piece in pieces:
+            size_bytes += len(piece)
+            left = memoryview(piece)
+            try:
+                while left:
+                    left = left[os.write(handle, left) :]
+            except OSError as error:
+                raise _lacking(error, handle, size_bytes, self._path(name)) from None
 
     def discard(self) -> None:
         """Give up what has not got its name."""

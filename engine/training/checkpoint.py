@@ -52,6 +52,7 @@ from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
 
 if TYPE_CHECKING:
+    from engine.trunk.given import GivenTrunk
     from engine.trunk.trunk import Trunk
 
 
@@ -312,7 +313,7 @@ def _table(chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str) 
     return table, {name: numpy_save(arrays)}
 
 
-def load_trunk(checkpoint: SavedCheckpoint, trunk: "Trunk", ranks: Ranks) -> None:
+def load_trunk(checkpoint: SavedCheckpoint, trunk: "Trunk | GivenTrunk", ranks: Ranks) -> None:
     """Put a fresh trunk where the checkpoint left it; rank 0 reads it and tells the others, whose disk may be another.
 
     Raises Damaged at rank 0.

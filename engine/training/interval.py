@@ -15,6 +15,7 @@ from engine.training.summary import merged
 from engine.training.totals import Totals, mean_of_finite
 
 if TYPE_CHECKING:
+    from engine.trunk.given import GivenTrunk
     from engine.trunk.trunk import Trunk
 
 
@@ -22,7 +23,13 @@ class Interval:
     """Since the last line. All ranks take part in a line; what is added up or compared over ranks, the line says of all."""
 
     def __init__(
-        self, ranks: Ranks, trunk: "Trunk", method: Method, checkpoints: Checkpoints, stages: Stages, images: int
+        self,
+        ranks: Ranks,
+        trunk: "Trunk | GivenTrunk",
+        method: Method,
+        checkpoints: Checkpoints,
+        stages: Stages,
+        images: int,
     ) -> None:
         self.ranks, self.trunk, self.method, self.checkpoints = ranks, trunk, method, checkpoints
         self.stages = stages

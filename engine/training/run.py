@@ -23,7 +23,7 @@ from engine.evaluation.evaluator import Evaluator, Stopped
 from engine.methods.method import Method, combined
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
-from engine.results.exports import export_backbone
+from engine.results.exports import backbone_of, export_backbone
 from engine.results.listeners import Listener, MetricsFile, TensorBoard
 from engine.results.output import UNREADABLE, Output, json_text
 from engine.results.progress import progress
@@ -37,9 +37,9 @@ from engine.training.step import train_step
 from engine.training.stop_signal import StopSignal
 from engine.training.summary import About, digest, merged
 from engine.training.totals import NonFiniteLoss, Totals, mean_of_finite
-from engine.trunk.network import backbone_of
 
 if TYPE_CHECKING:
+    from engine.trunk.given import GivenTrunk
     from engine.trunk.trunk import Trunk
 
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
@@ -55,7 +55,7 @@ class Run:
     """
 
     ranks: Ranks
-    trunk: "Trunk"
+    trunk: "Trunk | GivenTrunk"
     method: Method
     images: Images
     course: Course
@@ -145,7 +145,9 @@ class Run:
             self.save()
 
     def evaluate(self) -> None:
-        """Look at the network; ends early where a stop is asked for."""
+        """Look at the network, if there is anything to ask; ends early where a stop is asked for."""
+        if not self.evaluators:
+            return
         with suppress(Stopped):
             network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
             lines = [evaluator.evaluate(network, stopped) or {} for evaluator in self.evaluators]
@@ -177,7 +179,8 @@ class Run:
         failed = status.startswith("stopped: ")
         if not self.ranks.is_first:
             return 1 if failed else 0
-        export_backbone(self.output.enter("backbone.safetensors"), backbone, self.about.backbone)
+        if backbone:
+            export_backbone(self.output.enter("backbone.safetensors"), backbone, self.about.backbone)
         blocks = {block: one for own in hashes for block, one in own.items()}
         facts = {
             "figures": list(figures),

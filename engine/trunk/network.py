@@ -144,9 +144,3 @@ class Plain(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(self.features(images), self.grid).flatten(1)
-
-
-def backbone_of(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under torchvision's names."""
-    prefix = "backbone."
-    return {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}

@@ -175,7 +175,7 @@ def test_an_export_has_all_but_rows(run, kind):
     assert run("steps=4", config=config) == 0
     assert run("job=export", config=config) == 0
     there = {path.name for path in (run.output / "exports").iterdir()}
-    assert there == {"backbone.safetensors", "embeddings.npy", "manifest.json"}
+    assert there == {"backbone.safetensors", "embeddings.npy", "manifest.json", "names.txt"}
     assert np.load(run.output / "exports" / "embeddings.npy").shape == (1437, 64)
     assert run("job=knn", config=config) == 0
 

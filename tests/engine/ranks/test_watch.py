@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_a_rank_that_never_beats_is_lost_too():
     finally:
         for watch in run.watches:
             watch.stop()
+
+
+def test_a_rank_that_never_beats_is_not_called_alive_though_the_table_answers_late():
+    """The talking thread of a loaded machine is behind the judging one."""
+    run = Run()
+    watch = run.watches[0]
+    watch._lines[0], watch._lines[1] = (replace(watch._lines[rank], tensors=9, calls=17, beat=3) for rank in (0, 1))
+    verdicts = []
+    for now_seconds in (0.02, 0.04, 0.46, 0.48):
+        watch._now_seconds, watch._clock_seconds = now_seconds, time.monotonic()
+        watch._changed_seconds = [now_seconds - 0.1, now_seconds - 0.1, 0.0]
+        verdicts.append(watch._verdict())
+    assert verdicts == [None] * 4
+    watch._changed_seconds = [watch._now_seconds, watch._now_seconds, 0.0]
+    assert "rank 2 (process unknown) was lost" in (watch._verdict() or "")
 
 
 def test_the_next_rank_speaks_where_the_lowest_is_lost_as_well(make_run):

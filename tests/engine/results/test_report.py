@@ -100,6 +100,14 @@ def embedding_sample(count: int = 60, *, labelled: bool = True, depth: int | Non
     return EmbeddingSample(features_MD, labels_M if labelled else None, images, [f"kind {k}" for k in labels_M])
 
 
+def test_a_run_that_was_to_end_early_says_so_and_a_step_that_was_evaluated_twice_stands_once(tmp_path):
+    twice = [{**evaluation_line(500), "figures": {"knn_top1": figure}} for figure in (0.25, 0.75)]
+    write_run(tmp_path, [metrics_line(500)], twice, summary=SUMMARY, plan=PLAN, config={**CONFIG, "steps": 500})
+    html = report_of(tmp_path, [], None)
+    assert "finished, as far as steps=500 asks" in html
+    assert "75.0 %" in html and "25.0 %" not in html
+
+
 @pytest.fixture
 def whole_run(tmp_path: Path) -> Path:
     output = tmp_path / "demo"

@@ -54,6 +54,7 @@ def export(directory, run, step=1, images=None):
         model_name="vgg",
         embed=lambda batch: batch * step,
         images=images or batches(),
+        name_of=lambda instance: f"image {instance} of step {step}",
         about={"step": step, "source": "digits"},
     )
 
@@ -75,7 +76,7 @@ def failing(name, code, at=1):
     return call
 
 
-def test_the_four_files_of_an_export_are_what_they_were(run, tmp_path):
+def test_the_files_of_an_export_are_what_the_run_has(run, tmp_path):
     shapes = export(tmp_path / "exports", run)
     assert shapes == {"rows": (CASE.size, CASE.dim), "embeddings": (CASE.size, 1)}
     expected = rows_of_engine(CASE, run.rows)[0].astype(np.float32)
@@ -83,6 +84,8 @@ def test_the_four_files_of_an_export_are_what_they_were(run, tmp_path):
     assert (tmp_path / "exports" / "rows.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
     assert np.load(tmp_path / "exports" / "embeddings.npy").tolist() == [[float(n)] for n in range(CASE.size)]
     assert load_file(tmp_path / "exports" / "backbone.safetensors")["conv.weight"].equal(BACKBONE["conv.weight"])
+    names = (tmp_path / "exports" / "names.txt").read_text().splitlines()
+    assert names == [f"image {instance} of step 1" for instance in range(CASE.size)]
     about = json.loads((tmp_path / "exports" / "manifest.json").read_text())
     assert about["step"] == 1 and about["shapes"] == {name: list(shape) for name, shape in shapes.items()}
     assert sorted(os.listdir(tmp_path / "exports")) == sorted(NAMES)
@@ -292,7 +295,7 @@ def test_files_get_the_mode_that_the_user_has_set_for_new_ones(run, tmp_path, um
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
-    assert set(modes.values()) == {mode} and len(modes) == 9
+    assert set(modes.values()) == {mode} and len(modes) == 10
 
 
 def test_two_exports_at_once_never_make_half_a_file(tmp_path):
