@@ -39,8 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = slow_tests()
+    if hasattr(config, "workerinput"):  # of several workers none is to begin a long test when the others are done
+        items.sort(key=lambda item: not is_slow(item.nodeid, slow))
     if config.getoption("--quick"):
-        slow = slow_tests()
         left_out = [item for item in items if is_slow(item.nodeid, slow)]
         items[:] = [item for item in items if not is_slow(item.nodeid, slow)]
         config.hook.pytest_deselected(items=left_out)

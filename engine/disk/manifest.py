@@ -34,10 +34,11 @@ from safetensors.numpy import load as numpy_load
 from safetensors.torch import load as torch_load
 
 from engine.disk import shapes
+from engine.disk.block_map import BlockMap
 from engine.disk.body import FORMAT, Body, Part, RowSizes
 from engine.disk.files import DIRECTORY, Files, write_whole
 from engine.disk.manifest_body import check_active, check_body, check_map, require_arrays
-from engine.disk.zarr_store import Entry, Generation, ZarrStore
+from engine.disk.zarr_store import Generation, ZarrStore
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.damaged import Damaged
 from engine.rows.store import empty_block
@@ -132,22 +133,22 @@ class SavedCheckpoint:
             for number, generation in part.generations.items()
         }
 
-    def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> dict[int, Entry]:
+    def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> BlockMap:
         """The block map of these lanes; the store learns the generations that it speaks of."""
         found = self.generations(lanes)
         store.generations |= {number: found[number] for number in found.keys() - store.generations.keys()}
-        entries: dict[int, Entry] = {}
+        entries = BlockMap()
         for part in self.parts(lanes):
-            of_part: dict[int, Entry] = {}
+            of_part = BlockMap()
             for path in part.blocks.paths if part.blocks else []:
                 arrays = self.arrays(path)
                 check_map(arrays, self.row_sizes(), part, path)
                 # The full map may speak of generations that are gone, for blocks that the delta has anew.
                 known = np.isin(arrays["generation"], list(store.generations))
-                of_part |= store.entry_map({name: array[known] for name, array in arrays.items()})
+                of_part = of_part.overlaid(BlockMap({name: array[known] for name, array in arrays.items()}))
             if len(of_part) != part.stored_blocks:
                 raise Damaged(f"its map has {len(of_part)} blocks instead of {part.stored_blocks}")
-            entries |= {block: entry for block, entry in of_part.items() if lanes.has(block)}
+            entries = entries.overlaid(of_part.where(lanes.has(of_part.blocks())))
         return entries
 
     def files_of(self, lanes: Lanes) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.disk import shapes
+from engine.disk.block_map import MOST_GENERATION
 from engine.disk.body import FORMAT, OF_ROWS, Body, Part, RowSizes
 from engine.disk.zarr_format import columns_of
 from engine.rows.damaged import Damaged
@@ -98,6 +99,9 @@ def check_map(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part, path
         raise Damaged(f"{where} has a block that is not below {end:,}, or one twice")
     if (blocks % part.ranks != part.rank).any():
         raise Damaged(f"{where} has blocks of another rank")
+    generations = arrays["generation"]
+    if len(generations) and (generations.min() < 1 or generations.max() > MOST_GENERATION):
+        raise Damaged(f"{where} has a generation that is not from 1 to {MOST_GENERATION:,}")
 
 
 def require_arrays(arrays: Mapping[str, np.ndarray], wanted: Wanted, where: str) -> None:

@@ -9,20 +9,20 @@ checkpoint names is garbage. A new generation starts after every commit, and whe
 The checksum in the map is crc32c(content, column, block, generation). So a chunk that is damaged, cut, zeroed, another
 block's, or of another generation is noticed when it is read, whatever its own trailing checksum says.
 
-What the map costs: about 200 bytes of host memory for each stored block.
+What the map costs: 24 bytes of host memory for each stored block (engine/disk/block_map.py).
 """
 
 import os
-import threading
-from collections.abc import Iterable, Set
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine.disk import shapes
+from engine.disk.block_map import COLUMNS, BlockMap, Entry
 from engine.disk.body import SavedGeneration
 from engine.disk.files import DIRECTORY, TEMPORARY, WHAT, Files, remove_any, write_whole
 from engine.disk.zarr_format import CRC_BYTES, Column, bound, checksum, columns_of, encoded, group_metadata, layouts
@@ -45,13 +45,6 @@ class Generation:
     columns: tuple[Column, ...]
     blocks: int = 0
     shared: bool = False
-
-
-class Entry(NamedTuple):
-    """Where a block is: the generation's number, and a checksum for each of its columns."""
-
-    generation: int
-    checks: tuple[int, ...]
 
 
 class ZarrStore:
@@ -81,8 +74,7 @@ class ZarrStore:
         self._exact_columns = columns_of(full, dim)
         self._columns = columns_of("bfloat16", dim) if bfloat16 else self._exact_columns
         self.generations: dict[int, Generation] = {}
-        self._map: dict[int, Entry] = {}
-        self._lock = threading.Lock()  # of the map, against iteration on another thread
+        self._map = BlockMap()
         self._next_generation = self._own_number(1)
         self._current: dict[tuple[Column, ...], int] = {}  # generations that may still be written into
         self._written: dict[int, set[int]] = {}  # blocks of each of those
@@ -104,16 +96,16 @@ class ZarrStore:
         """As read_block, of a version that is given; for checking the blocks of any checkpoint."""
         assert out.momentum is not None
         generation = self.generations[entry.generation]
-        for column, check in zip(generation.columns, entry.checks, strict=True):
-            self._read_column(generation, column, block, check, getattr(out, column.name))
+        for column in generation.columns:
+            self._read_column(generation, column, block, entry, getattr(out, column.name))
         if all(column.name != "momentum" for column in generation.columns):
             out.momentum[:] = 0
 
     def read_last_step(self, block: int, entry: Entry) -> np.ndarray:
         """The column of a version that is given, int64 [C]; the others are not read. Raises Damaged."""
         generation, out = self.generations[entry.generation], np.empty(self.block, np.int64)
-        place = [column.name for column in generation.columns].index("last_step")
-        self._read_column(generation, generation.columns[place], block, entry.checks[place], out)
+        (column,) = (column for column in generation.columns if column.name == "last_step")
+        self._read_column(generation, column, block, entry, out)
         return out
 
     def as_stored(self, rows: Block, exact: bool) -> Block:
@@ -131,19 +123,18 @@ class ZarrStore:
             columns = tuple(column for column in columns if column.name != "momentum")
         number = self._generation_for(columns, block)
         generation = self.generations[number]
-        checks = []
+        checks = dict.fromkeys(COLUMNS, 0)
         for column in columns:
             content = encoded(column, getattr(rows, column.name))
             crc = checksum(content)
             parts: list[Any] = [content.data, crc.to_bytes(CRC_BYTES, "little")]
             write_whole(self.files, f"{ROWS}/{generation.name}/{column.file(block)}", parts)
-            checks.append(bound(crc, generation.name, column.name, block))
+            checks[column.name] = bound(crc, generation.name, column.name, block)
         generation.blocks += 1
         self.bytes += self._block_bytes(generation)
         self._written[number].add(block)
         before = self._map.get(block)
-        with self._lock:
-            self._map[block] = Entry(number, tuple(checks))
+        self._map.put(block, Entry(number, tuple(checks.values())))
         self._changed.add(block)
         if before and block in self._uncommitted:
             self._remove(block, before)
@@ -152,8 +143,7 @@ class ZarrStore:
         self._uncommitted.add(block)
 
     def blocks(self) -> list[int]:
-        with self._lock:
-            return sorted(self._map)
+        return self._map.blocks().tolist()
 
     def unsaved(self) -> list[tuple[int, Block]]:
         return []
@@ -189,10 +179,10 @@ class ZarrStore:
         self._replaced = []
         self._uncommitted.clear()
 
-    def take_changed(self) -> set[int]:
-        """Blocks whose entry is not what it was at the last call."""
+    def take_changed(self) -> np.ndarray:
+        """Blocks whose entry is not what it was at the last call, int64."""
         taken, self._changed = self._changed, set()
-        return taken
+        return np.fromiter(taken, np.int64, len(taken))
 
     def drop_before(self, number: int) -> None:
         """Remove the blocks that commit `number`, and all later ones, do not name: no older commit is left."""
@@ -212,48 +202,30 @@ class ZarrStore:
             for number, generation in self.generations.items()
         }
 
-    def entries(self, blocks: Iterable[int] | None = None) -> dict[str, np.ndarray]:
-        """The map, or the part of it for `blocks`, as arrays: block [n], generation [n], checks [n, 3] (0 where a column is missing)."""
-        chosen = self.blocks() if blocks is None else sorted(blocks)
-        checks = np.zeros((len(chosen), len(self._exact_columns)), dtype=np.uint32)
-        numbers = np.empty(len(chosen), dtype=np.int64)
-        names = [column.name for column in self._exact_columns]
-        for row, block in enumerate(chosen):
-            entry = self._map[block]
-            numbers[row] = entry.generation
-            for column, check in zip(self.generations[entry.generation].columns, entry.checks, strict=True):
-                checks[row, names.index(column.name)] = check
-        return {"block": np.array(chosen, dtype=np.int64), "generation": numbers, "checks": checks}
-
-    def entry_map(self, arrays: dict[str, np.ndarray]) -> dict[int, Entry]:
-        """The inverse of `entries`; the generations must be known."""
-        names = [column.name for column in self._exact_columns]
-        indices_of = {
-            number: [names.index(column.name) for column in generation.columns]
-            for number, generation in self.generations.items()
-        }
-        rows = zip(arrays["block"].tolist(), arrays["generation"].tolist(), arrays["checks"].tolist(), strict=True)
-        return {block: Entry(number, tuple(checks[i] for i in indices_of[number])) for block, number, checks in rows}
+    def entries(self, blocks: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The map, or the part of it for `blocks`, as arrays: see BlockMap.arrays. What was written since the last call is merged."""
+        self._map.merge()
+        return self._map.arrays(blocks)
 
     def restore(
-        self, versions: list[tuple[int, dict[int, Entry]]], next_generation: int, others: Set[str] | None = frozenset()
+        self, versions: list[tuple[int, BlockMap]], next_generation: int, others: Set[str] | None = frozenset()
     ) -> list[str]:
         """Take up what the kept commits name, [(commit, map)] oldest first; returns the paths below `rows` that none of them names.
 
         The generations that the maps speak of are in `generations` already. Of blocks that are another rank's nothing is returned.
         others   the names of generations that other ranks' maps speak of; None: rank 0 looks after those that nobody names
         """
-        assert not self._map
-        live: dict[int, set[int]] = {}
+        assert not len(self._map)
+        live = []
         for commit, entries in versions:
-            self._replaced_by[commit] = [(b, e) for b, e in self._map.items() if entries.get(b) != e]
-            self._map = dict(entries)
-            for block, entry in entries.items():
-                live.setdefault(entry.generation, set()).add(block)
+            before, self._map = self._map, entries.copy()
+            self._replaced_by[commit] = list(before.without(entries).items())
+            live.append(entries.without(before).arrays())
+        blocks_of = _by_generation(live)
         on_disk = self.files.listing(ROWS)
         numbers = {name: number for name in on_disk if (number := shapes.generation_number(name)) is not None}
         self._next_generation = self._own_number(max([next_generation, *(number + 1 for number in numbers.values())]))
-        self.generations = {number: self.generations[number] for number in live}
+        self.generations = {number: self.generations[number] for number in blocks_of}
         known = (others or set()) | {generation.name for generation in self.generations.values()}
         garbage = [f"{ROWS}/{name}" for name in numbers.keys() - known if on_disk[name] == DIRECTORY]
         garbage = [] if others is None else garbage
@@ -261,16 +233,16 @@ class ZarrStore:
             for column in generation.columns:
                 root = f"{ROWS}/{generation.name}"
                 directory = f"{root}/{column.name}"
-                wanted = {column.file(block).partition("/")[2] for block in live[number]} | {"zarr.json"}
+                wanted = {column.file(block).partition("/")[2] for block in blocks_of[number].tolist()} | {"zarr.json"}
                 with suppress(Damaged):  # a link, in the place of a directory of an older checkpoint
                     there = {name for name, size in self.files.listing(directory).items() if size >= DIRECTORY}
                     unnamed = (f"{column.name}/{name}" for name in there - wanted)
                     garbage += [f"{root}/{path}" for path in unnamed if self._is_ours(root, path, generation.shared)]
-            generation.blocks = len(live[number])
+            generation.blocks = len(blocks_of[number])
             self.bytes += generation.blocks * self._block_bytes(generation)
         return garbage
 
-    def missing(self, entries: dict[int, Entry]) -> list[str]:
+    def missing(self, entries: Mapping[int, Entry]) -> list[str]:
         """A line for each file of these blocks that is not there or has another size. Reads directories, no file."""
         listings: dict[tuple[int, str], dict[str, int]] = {}
         lines: list[str] = []
@@ -340,7 +312,7 @@ class ZarrStore:
         names = iter(lambda: f"{number:06d}-{os.urandom(3).hex()}", "")
         return next(name for name in names if name not in self.files.listing(ROWS))
 
-    def _read_column(self, generation: Generation, column: Column, block: int, check: int, out: np.ndarray) -> None:
+    def _read_column(self, generation: Generation, column: Column, block: int, entry: Entry, out: np.ndarray) -> None:
         direct = out.dtype == column.stored
         content = out if direct else np.empty(out.shape, column.stored)
         trailer = bytearray(CRC_BYTES)
@@ -355,7 +327,7 @@ class ZarrStore:
             problem = f"has {size} bytes instead of {wanted}"
         elif crc != int.from_bytes(trailer, "little"):
             problem = "does not match its checksum"
-        elif bound(crc, generation.name, column.name, block) != check:
+        elif bound(crc, generation.name, column.name, block) != entry.checks[COLUMNS.index(column.name)]:
             problem = "holds another block, or an older version of it"
         else:
             problem = ""
@@ -393,6 +365,16 @@ class ZarrStore:
 
     def _block_bytes(self, generation: Generation) -> int:
         return sum(column.chunk_bytes(self.block) for column in generation.columns)
+
+
+def _by_generation(maps: list[dict[str, np.ndarray]]) -> dict[int, np.ndarray]:
+    """The blocks that maps have in each generation, int64 [n]. maps: what BlockMap.arrays gave; no two have the same version of a block."""
+    generation, block = (
+        np.concatenate([np.empty(0, int), *(one[name] for one in maps)]) for name in ("generation", "block")
+    )
+    order = np.argsort(generation, kind="stable")
+    numbers, first = np.unique(generation[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(block[order], first)[1:], strict=True))
 
 
 def describe(generation: Generation, column: Column, block: int) -> str:

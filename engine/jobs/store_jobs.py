@@ -128,8 +128,7 @@ def inspect(checkpoint: SavedCheckpoint, picture: Path) -> int:
     print(f"stored: {_count(len(entries), 'block')} ({len(entries) / blocks:.1%}); the others were never visited")
 
     table = []
-    counts = np.unique([entry.generation for entry in entries.values()], return_counts=True)
-    for number, count in zip(*(part.tolist() for part in counts), strict=True):
+    for number, count in zip(*(part.tolist() for part in entries.generations()), strict=True):
         columns = store.generations[number].columns
         columns_text = ", ".join(f"{column.name} {column.dtype}" for column in columns)
         table.append(
@@ -300,7 +299,7 @@ def _metadata_problems(checkpoint: SavedCheckpoint) -> dict[int, str]:
         entries = checkpoint.entries(store)
     except (Damaged, OSError):  # named already
         return {}
-    found = ((number, store.metadata_problem(number)) for number in sorted({e.generation for e in entries.values()}))
+    found = ((number, store.metadata_problem(number)) for number in entries.generations()[0].tolist())
     return {number: line for number, line in found if line}
 
 
@@ -319,9 +318,9 @@ def _sizes_text(checkpoint: SavedCheckpoint) -> str:
     store = checkpoint.store()
     entries = checkpoint.entries(store)
     row_bytes = sum(
-        column.chunk_bytes(store.block)
-        for entry in entries.values()
-        for column in store.generations[entry.generation].columns
+        count * column.chunk_bytes(store.block)
+        for number, count in zip(*(part.tolist() for part in entries.generations()), strict=True)
+        for column in store.generations[number].columns
     )
     total = bytes_text(row_bytes + sum(checkpoint.body.sizes.values()))
     return f"{_count(len(entries), 'block')}, {_count(len(checkpoint.body.files), 'file')}, {total}"

@@ -12,6 +12,7 @@ What is kept says of each part whose it was, so that a run goes on with any othe
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,8 @@ class Lanes:
     def __len__(self) -> int:
         return self.count // self.ranks
 
-    def has(self, block: int) -> bool:
-        """Whether a block is this rank's."""
+    def has(self, block: Any) -> Any:
+        """Whether a block is this rank's; of an array of blocks, bool of the same shape."""
         return block % self.ranks == self.rank
 
     def chosen(self, blocks: Iterable[int]) -> np.ndarray:

@@ -10,13 +10,16 @@ learning rates were. The matrices do not commute, and their product underflows, 
 the products of dyadic segments [i*2^j, (i+1)*2^j) and puts any [s, t) together from at most 2*log2(T) of them.
 
 Products are formed in extended precision: 1 - eta*lambda rounded once to float64 and multiplied 10^5 times would be off by
-3e-12. A step that was skipped is the identity. The log costs 8 bytes a step for the learning rates and 64 for the products.
+3e-12. A step that was skipped is the identity. Products of segments shorter than 2^4 steps are not kept but formed anew, in the same
+order, so to the same bits: the log costs 8 bytes a step for the learning rates and 8 for the products.
 """
 
 import numpy as np
 
 EXTENDED = np.longdouble
 _SKIPPED = np.nan
+_LOWEST = 4  # segments of 2^4 steps are the shortest whose products are kept
+_AT_ONCE = 4096  # segments whose products are formed together, where there are many: some MB
 
 
 class TransitionLog:
@@ -37,28 +40,26 @@ class TransitionLog:
             )
         self.momentum, self.weight_decay, self.nesterov = EXTENDED(momentum), EXTENDED(weight_decay), nesterov
         self._eta_T = np.empty(1024, dtype=np.float64)
-        self._levels: list[np.ndarray] = []  # _levels[j - 1][i] is the product over [i * 2^j, (i + 1) * 2^j), [2, 2]
+        self._levels: list[np.ndarray] = []  # _levels[j - 4][i] is the product over [i * 2^j, (i + 1) * 2^j), [2, 2]
         self.steps = 0
 
     def append(self, eta: float | None) -> None:
         """Log one step: its learning rate, or None where the step was skipped."""
-        if self.steps == len(self._eta_T):
-            self._eta_T = np.concatenate([self._eta_T, np.empty_like(self._eta_T)])
-        self._eta_T[self.steps] = _SKIPPED if eta is None else eta
-        self.steps += 1
-        level = 1
-        while self.steps % (1 << level) == 0:
-            self._append_product(level)
-            level += 1
+        self.extend(np.array([_SKIPPED if eta is None else eta]))
 
     def etas(self, first: int = 0) -> np.ndarray:
         """The learning rates from step `first` on, float64 [steps - first], NaN where skipped: what a checkpoint keeps."""
         return self._eta_T[first : self.steps].copy()
 
     def extend(self, eta_T: np.ndarray) -> None:
-        """Log many steps: what a checkpoint kept."""
-        for eta in eta_T:
-            self.append(None if np.isnan(eta) else float(eta))
+        """Log many steps, float64 [T], NaN where skipped: what a checkpoint kept. The same, to the bit, as one after the other."""
+        before, self.steps = self.steps, self.steps + len(eta_T)
+        self._eta_T = _with_room(self._eta_T, self.steps)
+        self._eta_T[before : self.steps] = eta_T
+        level = _LOWEST
+        while self.steps >> level > before >> level:
+            self._append_products(level, before >> level, self.steps >> level)
+            level += 1
 
     def products(self, starts_M: np.ndarray, end: int | np.ndarray) -> np.ndarray:
         """M(eta_{end-1}) ... M(eta_s) for every s of starts_M (int64 [M], 0 <= s <= end), float64 [M, 2, 2].
@@ -90,18 +91,35 @@ class TransitionLog:
 
     def _segments(self, level: int, indices: np.ndarray) -> np.ndarray:
         """The products of the given segments of 2^level steps, extended [n, 2, 2]."""
-        if level == 0:
-            return transition(self._eta_T[indices], self.momentum, self.weight_decay, self.nesterov)
-        return self._levels[level - 1][indices]
+        if level >= _LOWEST:
+            return self._levels[level - _LOWEST][indices]
+        steps = (indices[:, None] << level) + np.arange(1 << level)
+        product = transition(self._eta_T[steps.reshape(-1)], self.momentum, self.weight_decay, self.nesterov)
+        for _ in range(level):
+            product = multiply(product[1::2], product[::2])
+        return product
 
-    def _append_product(self, level: int) -> None:
-        index = (self.steps >> level) - 1
-        if level > len(self._levels):
+    def _append_products(self, level: int, first: int, end: int) -> None:
+        """Of the segments first .. end - 1 of a level; those below are there."""
+        if level - _LOWEST == len(self._levels):
             self._levels.append(np.empty((1, 2, 2), dtype=EXTENDED))
-        if index == len(self._levels[level - 1]):
-            self._levels[level - 1] = np.concatenate([self._levels[level - 1], np.empty_like(self._levels[level - 1])])
-        halves = self._segments(level - 1, np.array([2 * index, 2 * index + 1]))
-        self._levels[level - 1][index] = multiply(halves[1:], halves[:1])[0]
+        kept = self._levels[level - _LOWEST] = _with_room(self._levels[level - _LOWEST], end)
+        for start in range(first, end, _AT_ONCE):
+            stop = min(start + _AT_ONCE, end)
+            halves = self._segments(level - 1, np.arange(2 * start, 2 * stop))
+            kept[start:stop] = multiply(halves[1::2], halves[::2])
+
+
+def _with_room(array: np.ndarray, count: int) -> np.ndarray:
+    """The array, or a longer one that begins with it: of 2^n times its length, so that to append costs little on the whole."""
+    length = len(array)
+    while length < count:
+        length *= 2
+    return (
+        array
+        if length == len(array)
+        else np.concatenate([array, np.empty((length - len(array), *array.shape[1:]), array.dtype)])
+    )
 
 
 def transition(eta_M: np.ndarray, momentum: np.longdouble, weight_decay: np.longdouble, nesterov: bool) -> np.ndarray:

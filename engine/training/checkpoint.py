@@ -91,7 +91,7 @@ class Checkpoints:
         self._garbage: list[str] = []  # of a damaged checkpoint or a killed run; goes with the next commit
         self._map = _Chain()
         self._log = _Chain()
-        self._changed: set[int] = set()  # blocks whose entry is not that of the last full map
+        self._changed = np.empty(0, np.int64)  # blocks whose entry is not that of the last full map, ascending
         self._on_way = False
         self._is_keeper = True
 
@@ -116,7 +116,7 @@ class Checkpoints:
             if [(part.rank, part.ranks) for part in parts] == [(self.lanes.rank, self.lanes.ranks)] and parts[0].blocks:
                 self._map.take_up(parts[0].blocks)
                 if delta := parts[0].blocks.delta:
-                    self._changed = set(last.arrays(delta)["block"].tolist())
+                    self._changed = np.sort(last.arrays(delta)["block"])
         if is_keeper:
             named = {manifest.path_of(one.number) for one in checkpoints} | {
                 path for one in checkpoints for path in one.body.files
@@ -236,12 +236,12 @@ class Checkpoints:
             return Part(lanes.rank, lanes.ranks), {}
         number = f"-{lanes.rank}" if lanes.ranks > 1 else ""
         active = f"{directory}/active{number}.safetensors"
-        self._changed |= store.take_changed()
+        self._changed = np.union1d(self._changed, store.take_changed())
         full = self._map.full_is_due(len(self._changed))
         table = store.entries(None if full else self._changed)
         blocks, contents = _table(self._map, full, table, f"{directory}/blocks{number}")
         if full:
-            self._changed = set()
+            self._changed = self._changed[:0]
         part = Part(lanes.rank, lanes.ranks, active, blocks, store.entry_count(), store.generation_table())
         return part, {active: numpy_save(snapshot.arrays), **contents}
 

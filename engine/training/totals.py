@@ -1,7 +1,7 @@
 """What a run has added up so far, and when that says that it is no use to go on."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -51,17 +51,20 @@ class Totals:
         return None
 
     @classmethod
-    def restored(cls, state: dict[str, Any], losses: Iterable[float]) -> "Totals":
+    def restored(cls, state: dict[str, Any], losses: Sequence[float] | np.ndarray) -> "Totals":
         """What `state` gave, also in an earlier version, which counted visits to images that could not be read."""
         names = {one.name for one in fields(cls)} - {"losses"}
-        return cls(**{name: state[name] for name in names & state.keys()}, losses=array("d", losses))
+        kept = array("d")
+        kept.frombytes(np.asarray(losses, dtype=np.float64).tobytes())  # there may be millions
+        return cls(**{name: state[name] for name in names & state.keys()}, losses=kept)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps of it."""
         return {name: value for name, value in vars(self).items() if name != "losses"}
 
 
-def mean_of_finite(losses: Iterable[float]) -> float | None:
+def mean_of_finite(losses: Sequence[float]) -> float | None:
     """The mean of the losses that are finite; None where none is."""
-    finite = [loss for loss in losses if np.isfinite(loss)]
-    return float(np.mean(finite)) if finite else None
+    values = np.asarray(losses, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    return float(np.mean(finite)) if len(finite) else None

@@ -12,6 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.disk.block_map import BlockMap
 from engine.disk.files import DiskFiles
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_format import bound, checksum
@@ -115,7 +116,7 @@ class DiskMachine(StoreMachine):
         disk = make_disk(self.directory.name)
         for _, _, generations, _ in self.versions:
             disk.generations |= generations
-        versions = [(number, disk.entry_map(arrays)) for number, arrays, _, _ in self.versions]
+        versions = [(number, BlockMap(arrays)) for number, arrays, _, _ in self.versions]
         from engine.disk.files import remove_any
 
         for path in disk.restore(versions, 1):
@@ -125,7 +126,7 @@ class DiskMachine(StoreMachine):
 
     def check_older_versions_and_bytes(self, disk):
         for _, arrays, _, model in self.versions:
-            entries = disk.entry_map(arrays)
+            entries = BlockMap(arrays)
             assert sorted(entries) == sorted(model)
             for block, entry in entries.items():
                 out = read(MemoryStoreOf(disk, entry), block)
@@ -133,7 +134,7 @@ class DiskMachine(StoreMachine):
         root = Path(self.directory.name) / "rows"
         files = list(root.rglob("c.*")) if root.exists() else []
         # What the last commits name, and nothing else, once everything since is committed.
-        named = {(b, e) for _, arrays, _, _ in self.versions for b, e in disk.entry_map(arrays).items()}
+        named = {(b, e) for _, arrays, _, _ in self.versions for b, e in BlockMap(arrays).items()}
         columns = sum(len(disk.generations[entry.generation].columns) for _, entry in named)
         assert len(files) == columns
         assert disk.bytes == sum(path.stat().st_size for path in files)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.rows.active_rows import catch_up, raise_to_floor
-from engine.rows.transitions import TransitionLog
+from engine.rows.transitions import EXTENDED, TransitionLog, multiply, transition
 from engine.training.learning_rate import learning_rate
 
 
@@ -57,6 +57,48 @@ def test_product_equals_one_step_after_the_other(steps, momentum, weight_decay, 
         expected = scalar_loop(etas[start:end], momentum, weight_decay, nesterov, w, u)
         got = catch_up(np.array([[w]]), np.array([[u]]), product[None])
         assert_same_row((got[0][0, 0], got[1][0, 0]), expected, momentum, weight_decay)
+
+
+def product_of_kept_segments(etas, log, start, end):
+    """The slow twin, to the bit: every segment's product made of its halves', and [start, end) put together from them."""
+
+    def segment(level, index):
+        if level == 0:
+            return transition(etas[index : index + 1], log.momentum, log.weight_decay, log.nesterov)
+        return multiply(segment(level - 1, 2 * index + 1), segment(level - 1, 2 * index))
+
+    product, step, height = np.eye(2, dtype=EXTENDED)[None], start, max(end.bit_length(), 1)
+    for levels, climbs in ((range(height), True), (reversed(range(height)), False)):
+        for level in levels:
+            is_next = (step >> level) & 1 == 1 and step % (1 << level) == 0
+            if step + (1 << level) <= end and (is_next or not climbs):
+                product, step = multiply(segment(level, step >> level), product), step + (1 << level)
+    return product[0].astype(np.float64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.integers(1, 300), cuts=st.lists(st.integers(0, 300), max_size=4), seed=st.integers(0, 2**31))
+def test_products_are_those_of_kept_segments_to_the_bit_however_the_steps_came(steps, cuts, seed):
+    rng = np.random.default_rng(seed)
+    etas = rng.uniform(0, 0.5, steps)
+    etas[rng.uniform(size=steps) < 0.2] = np.nan
+    log = TransitionLog(0.9, 1e-3, nesterov=False)
+    for part in np.split(etas, sorted(cut for cut in cuts if cut < steps)):
+        log.extend(part)
+    np.testing.assert_array_equal(log.etas(), etas)
+    starts = rng.integers(0, steps + 1, 6)
+    for end in (steps, int(starts.max())):
+        chosen = starts[starts <= end]
+        for start, product in zip(chosen.tolist(), log.products(chosen, end), strict=True):
+            np.testing.assert_array_equal(product, product_of_kept_segments(etas, log, start, end))
+
+
+def test_a_step_costs_16_bytes_and_a_log_of_millions_is_there_at_once():
+    log = TransitionLog(0.9, 1e-4, nesterov=False)
+    log.extend(np.full(2**21, 0.03))
+    sizes = [log._eta_T.nbytes, *(level.nbytes for level in log._levels)]
+    assert sum(sizes) <= 16.01 * 2**21
+    assert (log.products(np.array([0, 2**20]), 2**21) < 1).all()
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
