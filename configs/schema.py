@@ -200,7 +200,7 @@ class Store(Section):
     fold: bool = False  # one vector instead of two for rows that stay away long enough
     read_ahead: Few = 1  # zarr: slides of the window by which blocks are read before they are needed
     write_behind: Positive | None = None  # zarr: blocks that may wait to be written; null: those of two slides
-    verb: Literal["inspect", "verify", "scrub", "repair", "export"] = "inspect"  # what job store does
+    verb: Literal["inspect", "verify", "scrub", "repair", "export", "digest"] = "inspect"  # what job store does
     step: Annotated[int, Field(ge=0, le=2**53)] | None = (
         None  # job store: the checkpoint of this step; null: the newest
     )

@@ -629,7 +629,7 @@ def test_a_run_with_all_rows_active_refuses_to_grow(run, growing, capsys):
 
 
 @pytest.mark.parametrize("words", [("store.kind=memory",), ("store.dtype=bfloat16",), ("store.fold=true",)], ids=str)
-def test_every_kind_of_store_resumes_to_the_same_bits(run, interrupt_at, words):
+def test_every_kind_of_store_resumes_to_the_same_bits(run, interrupt_at, words, capsys):
     # A pass takes 23 steps: blocks leave for the store and come back three times.
     words = (*words, "optimizer.momentum=0.5", "optimizer.rows_weight_decay=0.001", "steps=95")
     assert run(*words) == 0
@@ -639,6 +639,22 @@ def test_every_kind_of_store_resumes_to_the_same_bits(run, interrupt_at, words):
     for _ in range(3):
         assert run(*words) == 0
     assert run.summary()["digest"] == whole
+    assert run("job=store", "store.verb=digest", *words) == 0
+    assert f"is {whole}\nsummary.json has the same" in capsys.readouterr().out
+    assert run(*words, "checkpoint.every_steps=7", flags=("--fresh",)) == 0
+    assert run.summary()["digest"] == whole
+
+
+def test_the_digest_of_a_checkpoint_is_that_of_the_run_that_ended_there(run, capsys):
+    assert run("steps=35") == 0
+    at_35 = run.summary()["digest"]
+    assert run("steps=60", "checkpoint.keep=9") == 0
+    assert run("job=store", "store.verb=digest", "store.step=35") == 0
+    out = capsys.readouterr().out
+    assert f"after 35 steps, is {at_35}\nthere is no summary.json of this step" in out
+    (run.output / "summary.json").write_text(json.dumps({**run.summary(), "digest": at_35}))
+    assert run("job=store", "store.verb=digest") == 1
+    assert f"summary.json has {at_35}: these are not the files" in capsys.readouterr().out
 
 
 def test_memory_and_disk_end_with_the_same_bits(finished, run):

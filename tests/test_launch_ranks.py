@@ -186,6 +186,8 @@ def test_any_number_of_processes_trains_the_same_run(tmp_path, undisturbed, coun
     assert code == 0, out
     assert runs.summary()["ranks"] == count
     assert_same_run(runs, undisturbed, words)
+    code, out = runs(1, "job=store", "store.verb=digest", *words)
+    assert code == 0 and f"is {runs.summary()['digest']}\nsummary.json has the same" in out, out
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from engine.disk.zarr_store import ZarrStore
 from engine.rows.store import Block, fill
 
@@ -81,6 +83,11 @@ class WriteBehind:
     def blocks(self) -> list[int]:
         with self._condition:
             return sorted({*self.disk.blocks(), *self._pending})
+
+    def checks(self) -> np.ndarray:
+        """Waits until all blocks that were handed over are on the disk."""
+        self.drain()
+        return self.disk.checks()
 
     def unsaved(self) -> list[tuple[int, Block]]:
         return []

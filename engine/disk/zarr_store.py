@@ -25,8 +25,9 @@ from engine.disk import shapes
 from engine.disk.block_map import COLUMNS, BlockMap, Entry
 from engine.disk.body import SavedGeneration
 from engine.disk.files import DIRECTORY, TEMPORARY, WHAT, Files, remove_any, write_whole
-from engine.disk.zarr_format import CRC_BYTES, Column, bound, checksum, columns_of, encoded, group_metadata, layouts
+from engine.disk.zarr_format import CRC_BYTES, Column, bound, columns_of, encoded, group_metadata, layouts, unbound
 from engine.ranks.lanes import ALL_LANES, Lanes
+from engine.rows.checks import CHECKED, crc_of, crc_of_zeros
 from engine.rows.damaged import Damaged
 from engine.rows.store import Block
 
@@ -126,7 +127,7 @@ class ZarrStore:
         checks = dict.fromkeys(COLUMNS, 0)
         for column in columns:
             content = encoded(column, getattr(rows, column.name))
-            crc = checksum(content)
+            crc = crc_of(content)
             parts: list[Any] = [content.data, crc.to_bytes(CRC_BYTES, "little")]
             write_whole(self.files, f"{ROWS}/{generation.name}/{column.file(block)}", parts)
             checks[column.name] = bound(crc, generation.name, column.name, block)
@@ -144,6 +145,43 @@ class ZarrStore:
 
     def blocks(self) -> list[int]:
         return self._map.blocks().tolist()
+
+    def checks(self) -> np.ndarray:
+        """From the map, which has the checksum of each chunk bound to its place."""
+        table = self._map.arrays()
+        numbers, inverse = np.unique(table["generation"], return_inverse=True)
+        generations = [self.generations[number] for number in numbers.tolist()]
+        names_N = np.array([generation.name.encode() for generation in generations], np.bytes_)[inverse]
+        found = np.empty(len(inverse), CHECKED)
+        found["block"] = table["block"]
+        for place, name in enumerate(COLUMNS):
+            columns = {column.name: column for generation in generations for column in generation.columns}
+            if name in columns:
+                found["checks"][:, place] = unbound(table["checks"][:, place], names_N, name, table["block"])
+            zeros = [self._crc_of_no(generation, name) for generation in generations]
+            lacks_N = np.array([crc is not None for crc in zeros], bool)[inverse]
+            found["checks"][lacks_N, place] = np.array([crc or 0 for crc in zeros], np.uint32)[inverse][lacks_N]
+        return found
+
+    def read_checks(self, block: int) -> tuple[int, ...]:
+        """The slow twin of `checks`, of one block: from the bytes on the disk. Raises Damaged where they do not match the map."""
+        entry = self._map[block]
+        generation = self.generations[entry.generation]
+        columns, found = {column.name: column for column in generation.columns}, []
+        for name in COLUMNS:
+            if name not in columns:
+                found.append(self._crc_of_no(generation, name) or 0)
+                continue
+            column = columns[name]
+            content = np.empty((self.block, max(column.width, 1)), column.stored)
+            self._read_column(generation, column, block, entry, content)
+            found.append(crc_of(content))
+        return tuple(found)
+
+    def _crc_of_no(self, generation: Generation, name: str) -> int | None:
+        """The checksum of zeros in the place of a column that a generation lacks, the momentum; None where it has it."""
+        columns = {column.name: column for column in generation.columns}
+        return None if name in columns else crc_of_zeros(columns["weight"].chunk_bytes(self.block) - CRC_BYTES)
 
     def unsaved(self) -> list[tuple[int, Block]]:
         return []
@@ -322,7 +360,7 @@ class ZarrStore:
             size = self.files.read_into(path, [content.data.cast("B"), memoryview(trailer)])
         except FileNotFoundError:
             raise Damaged(f"{describe(generation, column, block)} is missing") from None
-        crc = checksum(content)
+        crc = crc_of(content)
         if size != wanted:
             problem = f"has {size} bytes instead of {wanted}"
         elif crc != int.from_bytes(trailer, "little"):

@@ -11,7 +11,7 @@ from engine.jobs import store_jobs
 from engine.jobs.data import images_directory, open_data
 from engine.jobs.locked import lock
 from engine.jobs.row_table import rows_of
-from engine.results.output import LOCK, PICTURE, Output, rows_of_step
+from engine.results.output import LOCK, PICTURE, Output, rows_of_step, summary_of
 
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
@@ -38,6 +38,11 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             own = Output(output, PICTURE)
             own.make()
             return store_jobs.inspect(checkpoint, own.enter(*PICTURE))
+        if wanted.verb == "digest":
+            _, _, schedule, config = open_data(config, checkpoint, grows=False)
+            has_rows = checkpoint.body.rows is not None
+            rows = rows_of(config, checkpoint, schedule) if has_rows else None
+            return store_jobs.print_digest(checkpoint, rows, summary_of(output))
         names = rows_of_step(checkpoint.step, wanted.format)
         own = Output(output, names, images_directory(config))
         _, _, schedule, config = open_data(config, checkpoint, grows=False)

@@ -5,6 +5,7 @@
     repair    goes back to the newest checkpoint that is whole, to the last block
     inspect   what is on the disk, and a picture of when each block was last active
     export    every row, caught up, in instance order
+    digest    one sha256 over all that was trained, from the bytes on the disk; the summary's, where nothing went wrong
 
 Damage is never mended by guessing: a checkpoint that lacks a block is of no use, and the one before is. So `repair` only renames:
 the manifests of newer checkpoints become *.damaged, which nothing reads. Their files stay until the run goes on, whose start
@@ -20,6 +21,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +36,12 @@ from engine.results import exports
 from engine.results.progress import bytes_text
 from engine.results.whole_files import Together, own_directory, refuse_links, write_file
 from engine.rows.active_rows import ActiveRows
+from engine.rows.checks import CHECKED
 from engine.rows.damaged import Damaged
 from engine.rows.snapshots import RowReader
+from engine.rows.store import NEVER_VISITED
+from engine.training.checkpoint import read_trunk
+from engine.training.summary import digest
 
 SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
 _REMEDY = "store.verb=repair goes back to the newest that is whole"
@@ -159,6 +165,39 @@ def inspect(checkpoint: SavedCheckpoint, picture: Path) -> int:
     draw(ages, rows.block, checkpoint.step, picture)
     print(f"a picture of that is in {picture}")
     return 0
+
+
+def digest_of(checkpoint: SavedCheckpoint, rows: ActiveRows | None) -> str:
+    """The digest of the run at this checkpoint (engine/training/summary.py). Reads every block. Raises Damaged.
+
+    rows    of the checkpoint; None: the run has none
+    """
+    checks: list[np.ndarray] = []
+    if rows is not None:
+        store, resident = checkpoint.store(), set(rows.host.blocks())
+        store.restore([(checkpoint.number, checkpoint.entries(store))], checkpoint.body.next_generation)
+        away = [(block, store.read_checks(block)) for block in store.blocks() if block not in resident]
+        reader = RowReader(rows)
+        here = [(block, reader.block(block)) for block in sorted(resident)]
+        visited = [(block, found.checks()) for block, found in here if (found.last_step != NEVER_VISITED).any()]
+        checks = [np.array(away + visited, CHECKED)]
+    shared = {name: checkpoint.tensors(f"shared-{name}") for name in checkpoint.body.shared}
+    return digest(exports.backbone_of(read_trunk(checkpoint)), checks, shared)
+
+
+def print_digest(checkpoint: SavedCheckpoint, rows: ActiveRows | None, summary: dict[str, Any]) -> int:
+    """Print it, and what the run's summary.json says, where that is of the same step; 1 where they differ."""
+    found = digest_of(checkpoint, rows)
+    print(f"the digest of {checkpoint.name}, after {checkpoint.step:,} steps, is {found}")
+    if summary.get("steps") != checkpoint.step or "digest" not in summary:
+        print("there is no summary.json of this step to compare it with")
+        return 0
+    if summary["digest"] == found:
+        print("summary.json has the same")
+        return 0
+    other = shapes.shown(str(summary["digest"]))
+    print(f"summary.json has {other}: these are not the files that the run left, or an earlier version wrote it")
+    return 1
 
 
 def export(

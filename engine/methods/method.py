@@ -30,6 +30,7 @@ from engine.disk.restored_rows import Windows
 from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
+from engine.rows.checks import CHECKED
 from engine.rows.row_table import RowTable
 
 if TYPE_CHECKING:  # torchvision and deepspeed come with them, and not every run needs those
@@ -180,9 +181,9 @@ class Method(ABC):
         """What a resume needs of every step since `first`, beside the loss: float64, a number a step. By lane: eta alone."""
         return {}
 
-    def hashes(self) -> dict[int, bytes]:
-        """A hash of each block of this rank's lanes that was visited, for the digest."""
-        return {}
+    def block_checks(self) -> np.ndarray:
+        """The checksums of each block of this rank's lanes that was visited, for the digest: CHECKED [n] (engine/rows/checks.py)."""
+        return np.empty(0, CHECKED)
 
     def figures(self, at_end: bool = False) -> dict[str, Figure]:
         """This rank's, for a line of metrics.jsonl, or at_end for summary.json."""

@@ -26,7 +26,7 @@ from engine.methods.row_gradients import row_gradient
 from engine.methods.softmax import Samples, Softmax
 from engine.ranks.ranks import Ranks
 from engine.rows.row_table import RowTable
-from engine.rows.snapshots import RowReader, block_hashes
+from engine.rows.snapshots import RowReader, block_checks
 
 
 class Settings(Protocol):
@@ -118,8 +118,8 @@ class Pic(Method):
         """The learning rates of the rows, NaN where a step was skipped."""
         return {"eta": self.rows.log.etas(first)}
 
-    def hashes(self) -> dict[int, bytes]:
-        return block_hashes(RowReader(self.rows))
+    def block_checks(self) -> np.ndarray:
+        return block_checks(RowReader(self.rows))
 
     def figures(self, at_end: bool = False) -> dict[str, Figure]:
         rows = self.rows

@@ -329,11 +329,17 @@ def require_writable(output: Path) -> None:
 
 def is_finished(output: Path, end: int) -> bool:
     """Whether an earlier run came to its end, with its last evaluation and summary."""
+    summary = summary_of(output)
+    return summary.get("status") == "finished" and summary.get("steps") == end
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    """summary.json; nothing where it is not there, or cannot be read."""
     try:
         summary = json.loads(read_text(output / "summary.json"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(summary, dict) and summary.get("status") == "finished" and summary.get("steps") == end
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def json_text(content: Any, indent: int | None = None) -> str:

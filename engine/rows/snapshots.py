@@ -1,14 +1,14 @@
-"""The rows as a reader wants them: every block as it is now, as it would be caught up, and a hash of each.
+"""The rows as a reader wants them: every block as it is now, as it would be caught up, and checksums of each.
 
 Nothing here changes the run: blocks are copied, active rows are laid over them, and catching up happens in the copy.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from engine.rows.active_rows import EMPTY, ActiveRows
+from engine.rows.checks import CHECKED
 from engine.rows.initial_rows import initial_rows
 from engine.rows.store import NEVER_VISITED, Block, empty_block, fill
 
@@ -74,13 +74,11 @@ class RowReader:
             yield ids[filled], self.caught_up(number, instances)[0][filled]
 
 
-def block_hashes(reader: RowReader) -> dict[int, bytes]:
-    """sha256 over (w, u, last_step) of each visited block."""
-    hashes = {}
-    for number in reader.blocks():
-        rows = reader.block(number)
-        if (rows.last_step != NEVER_VISITED).any():
-            assert rows.momentum is not None
-            parts = b"".join(part.tobytes() for part in (rows.weight, rows.momentum, rows.last_step))
-            hashes[number] = hashlib.sha256(parts).digest()
-    return hashes
+def block_checks(reader: RowReader) -> np.ndarray:
+    """The checksums of each visited block (engine/rows/checks.py), CHECKED [n], ascending. Reads nothing from a disk."""
+    host = reader.rows.host
+    resident = {number: reader.block(number) for number in host.blocks()}
+    visited = [(number, rows.checks()) for number, rows in resident.items() if (rows.last_step != NEVER_VISITED).any()]
+    stored = host.store.checks()
+    stored = stored[~np.isin(stored["block"], list(resident))]
+    return np.sort(np.concatenate([np.array(visited, CHECKED), stored]), order="block")

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.rows.checks import CHECKED, checks_of
+
 NEVER_VISITED = -1
 
 
@@ -32,6 +34,10 @@ class Block:
     def copy(self) -> "Block":
         momentum = None if self.momentum is None else self.momentum.copy()
         return Block(self.weight.copy(), momentum, self.last_step.copy())
+
+    def checks(self) -> tuple[int, int, int]:
+        """See engine/rows/checks.py."""
+        return checks_of(self.weight, self.momentum, self.last_step)
 
     @property
     def bytes(self) -> int:
@@ -58,6 +64,9 @@ class Store(Protocol):
 
     def blocks(self) -> list[int]:
         """The blocks written so far, ascending."""
+
+    def checks(self) -> np.ndarray:
+        """The checksums of the blocks written so far, CHECKED [n], ascending (engine/rows/checks.py). Reads nothing from a disk."""
 
     def unsaved(self) -> Iterable[tuple[int, Block]]:
         """Blocks written since the last call that the disk will not see unless a checkpoint takes them from here."""
@@ -93,6 +102,9 @@ class MemoryStore:
 
     def blocks(self) -> list[int]:
         return sorted(self._blocks)
+
+    def checks(self) -> np.ndarray:
+        return np.array([(block, self._blocks[block].checks()) for block in self.blocks()], CHECKED)
 
     def unsaved(self) -> list[tuple[int, Block]]:
         # No copies: what is in the dict is replaced, never changed.

@@ -174,20 +174,19 @@ class Run:
     def finish(self, status: str, chance_loss: float, started: float) -> int:
         """Leave backbone, summary and report; returns the exit code. started: when, in seconds of the clock."""
         backbone = backbone_of(self.trunk.weights())
-        hashes = self.ranks.share(self.method.hashes())
+        checks = self.ranks.share(self.method.block_checks())
         figures = combined(self.ranks.share(self.method.figures(at_end=True)))
         failed = status.startswith("stopped: ")
         if not self.ranks.is_first:
             return 1 if failed else 0
         if backbone:
             export_backbone(self.output.enter("backbone.safetensors"), backbone, self.about.backbone)
-        blocks = {block: one for own in hashes for block, one in own.items()}
         facts = {
             "figures": list(figures),
             "backends": self.method.backends,
             "session_seconds": time.time() - started,
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
-            "digest": digest(backbone, blocks, self.method.shared()),
+            "digest": digest(backbone, checks, self.method.shared()),
         }
         headlines = [evaluator.headline() for evaluator in self.evaluators]
         summary = merged(self._counted(status, chance_loss), *headlines, figures, self.method.about, facts)

@@ -1,13 +1,15 @@
 """What is left of a run: the facts that its summary and its checkpoints take from elsewhere, and one hash over all that it trained."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.methods.method import Components
+from engine.rows.checks import CHECKED
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,16 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def digest(backbone: dict[str, torch.Tensor], hashes: dict[int, bytes], shared: Components | None = None) -> str:
-    """sha256 over the backbone's tensors, the hash of each visited block, whichever rank it came from, and the shared components."""
+def digest(backbone: dict[str, torch.Tensor], checks: Sequence[np.ndarray], shared: Components | None = None) -> str:
+    """sha256 over the backbone's tensors, the checksums of each visited block, and the shared components.
+
+    checks   of each rank, CHECKED [n] (engine/rows/checks.py)
+    """
     total = hashlib.sha256()
     for name in sorted(backbone):
         total.update(name.encode())
         total.update(backbone[name].contiguous().numpy().tobytes())
-    for number in sorted(hashes):
-        total.update(number.to_bytes(8, "little") + hashes[number])
+    total.update(np.sort(np.concatenate([np.empty(0, CHECKED), *checks]), order="block").tobytes())
     for component, tensors in sorted((shared or {}).items()):
         for name in sorted(tensors):
             total.update(f"{component}/{name}".encode())

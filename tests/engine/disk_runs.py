@@ -9,7 +9,7 @@ from engine.disk.restored_rows import load_rows
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
 from engine.ranks.lanes import Lanes
-from engine.rows.snapshots import RowReader, block_hashes
+from engine.rows.snapshots import RowReader, block_checks
 from engine.rows.store import MemoryStore
 from engine.training.checkpoint import Checkpoints, read_trunk
 from engine.training.summary import digest
@@ -118,8 +118,7 @@ class DiskRun:
         return sum(store._block_bytes(store.generations[entry.generation]) for entry in store._map.values())
 
     def digest(self):
-        hashes = self.ranks.share(block_hashes(RowReader(self.rows)))
-        return digest(trunk_state(self.step)[0], {block: one for own in hashes for block, one in own.items()})
+        return digest(trunk_state(self.step)[0], self.ranks.share(block_checks(RowReader(self.rows))))
 
 
 def memory_digest(case):
@@ -127,4 +126,4 @@ def memory_digest(case):
     rows, trunk = make_engine(case), trunk_of(case)
     for step in range(case.steps):
         engine_step(case, rows, trunk, step)
-    return digest(trunk_state(case.steps)[0], block_hashes(RowReader(rows)))
+    return digest(trunk_state(case.steps)[0], [block_checks(RowReader(rows))])

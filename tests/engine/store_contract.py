@@ -76,6 +76,20 @@ class StoreContract:
         assert store.blocks() == [2, 5, 9]
         assert not store.holds(3)
 
+    def test_checks_are_those_of_the_blocks_as_they_are_kept(self, store):
+        assert store.checks().tolist() == []
+        wrote = {9: made_block(9), 2: made_block(2), 2**40: made_block(3, folded=True), 5: made_block(4)}
+        for block, rows in wrote.items():
+            store.write_block(block, made_block(1))
+            store.write_block(block, rows)
+        found = store.checks()
+        assert found["block"].tolist() == sorted(wrote)
+        assert found["checks"].tolist() == [list(wrote[block].checks()) for block in sorted(wrote)]
+        zeros = Block(
+            made_block(3, folded=True).weight, np.zeros((ROWS, DIM), np.float32), made_block(3, True).last_step
+        )
+        assert wrote[2**40].checks() == zeros.checks()  # a momentum that is missing counts as zeros
+
     def test_an_exact_write_is_exact(self, store):
         store.write_block(1, made_block(1), exact=True)
         assert_same(read(store, 1), made_block(1))

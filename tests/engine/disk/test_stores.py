@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from engine.disk.block_map import BlockMap
 from engine.disk.files import DiskFiles
 from engine.disk.write_behind import WriteBehind
-from engine.disk.zarr_format import bound, checksum
+from engine.disk.zarr_format import bound
 from engine.disk.zarr_store import ZarrStore
+from engine.rows.checks import crc_of
 from engine.rows.damaged import Damaged
 from engine.rows.store import MemoryStore
 from engine.training.checkpoint import Checkpoints
@@ -77,6 +78,23 @@ class TestBfloat16(StoreContract):
         # Every test of the contract but the one of inexact writes below asks for the exact bits.
         disk.write_block = lambda block, rows, exact=False: real(block, rows, exact=True)
         return disk
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_checks_from_the_map_are_those_of_the_bytes(tmp_path, bfloat16):
+    disk = make_disk(tmp_path, bfloat16=bfloat16)
+    for block in range(12):
+        disk.write_block(block, made_block(block, folded=block % 3 == 0), exact=block % 2 == 0)
+        if block % 5 == 0:
+            disk.sync()  # the next one goes into another generation
+    checks = disk.checks()
+    assert checks["block"].tolist() == list(range(12))
+    assert [tuple(one) for one in checks["checks"].tolist()] == [disk.read_checks(block) for block in range(12)]
+    path = next(tmp_path.rglob("weight/c.7.0"))
+    path.write_bytes(bytes(path.stat().st_size))
+    disk.checks()  # reads nothing
+    with pytest.raises(Damaged, match="block 7"):
+        disk.read_checks(7)
 
 
 class MemoryMachine(StoreMachine):
@@ -231,14 +249,14 @@ def test_bfloat16_rounds_to_nearest_even_and_halves_the_bytes(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(min_size=1, max_size=64), flip=st.integers(0, 511))
 def test_the_checksum_is_bound_to_content_column_block_and_generation(content, flip):
-    crc = checksum(np.frombuffer(content, np.uint8))
+    crc = crc_of(np.frombuffer(content, np.uint8))
     check = bound(crc, "000001-aaaaaa", "weight", 17)
     assert check != bound(crc, "000002-aaaaaa", "weight", 17)
     assert check != bound(crc, "000001-aaaaaa", "momentum", 17)
     assert check != bound(crc, "000001-aaaaaa", "weight", 18)
     damaged = bytearray(content)
     damaged[flip // 8 % len(content)] ^= 1 << flip % 8
-    assert check != bound(checksum(np.frombuffer(damaged, np.uint8)), "000001-aaaaaa", "weight", 17)
+    assert check != bound(crc_of(np.frombuffer(damaged, np.uint8)), "000001-aaaaaa", "weight", 17)
 
 
 def test_writing_is_handed_over_and_bounded(tmp_path):

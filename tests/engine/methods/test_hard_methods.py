@@ -180,6 +180,13 @@ def test_an_export_has_all_but_rows(run, kind):
     assert run("job=knn", config=config) == 0
 
 
+def test_the_digest_from_the_files_is_that_of_the_run(run, kind, capsys):
+    config = config_of(kind)
+    assert run("steps=4", config=config) == 0
+    assert run("job=store", "store.verb=digest", config=config) == 0
+    assert f"is {run.summary()['digest']}\nsummary.json has the same" in capsys.readouterr().out
+
+
 def test_another_method_does_not_go_on_with_the_run(run, capsys):
     assert run("steps=4", config=config_of("whole_batch")) == 0
     assert run("steps=8", config=config_of("momentum_queue")) == 2

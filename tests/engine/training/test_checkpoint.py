@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.disk import manifest
+from engine.disk.files import DiskFiles
 from engine.disk.restored_rows import stored_blocks
-from engine.rows.snapshots import RowReader, block_hashes
+from engine.rows.snapshots import RowReader, block_checks
 from engine.training.summary import digest
 from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of, trunk_state
 from tests.engine.harness import Case, engine_step, make_engine, make_oracle, oracle_step
@@ -223,6 +224,16 @@ def test_map_and_log_are_written_whole_seldom_and_read_back_whole(tmp_path):
     assert 2 <= len(full["blocks"]) <= 6 * np.sqrt(count)
 
 
+def test_the_digest_reads_no_block_from_the_disk(tmp_path, monkeypatch):
+    run = DiskRun(CASE, tmp_path).train(CASE.steps)
+    run.save()
+    run.finish()
+    whole = run.digest()
+    monkeypatch.setattr(DiskFiles, "read_into", lambda *_: pytest.fail("a block was read"))
+    monkeypatch.setattr(DiskFiles, "read", lambda *_: pytest.fail("a file was read"))
+    assert run.digest() == whole
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_disk_holds_the_rows_the_snapshots_and_what_changed_between(tmp_path, keep):
     case = Case(size=6000, active=64, window=768, stride=384, batch=64, block=48, lanes=4, dim=32, passes=1.3)
@@ -366,10 +377,10 @@ def test_the_digest_notices_a_single_bit_of_a_single_row():
     rows, trunk = make_engine(CASE), trunk_of(CASE)
     for step in range(20):
         engine_step(CASE, rows, trunk, step)
-    before = digest(trunk_state(0)[0], block_hashes(RowReader(rows)))
+    before = digest(trunk_state(0)[0], [block_checks(RowReader(rows))])
     value = rows.u_KD[0, 0].item()
     rows.u_KD[0, 0] = np.nextafter(value, np.inf)
-    assert digest(trunk_state(0)[0], block_hashes(RowReader(rows))) != before
+    assert digest(trunk_state(0)[0], [block_checks(RowReader(rows))]) != before
 
 
 def test_a_thousand_slides_leave_nothing_behind(tmp_path):

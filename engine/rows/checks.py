@@ -1,0 +1,33 @@
+"""Checksums of blocks of rows: what the digest of a run is made of, so that a stop reads nothing that is on the disk.
+
+    (block, [crc32c of weight, of momentum, of last_step])     of each block that was visited, in ascending order of blocks
+
+A block that has left the host tier has the checksums of the bytes in which its store keeps it; the store knows them. A resident block
+has those of what it would hold with the active rows laid over it. A momentum that is missing because the block is folded counts as
+zeros. So for one config and one number of ranks the digest does not depend on the kind of store, on checkpoints, or on resumes.
+"""
+
+from functools import cache
+
+import google_crc32c
+import numpy as np
+
+CHECKED = np.dtype([("block", "<i8"), ("checks", "<u4", (3,))])
+
+
+def crc_of(content: np.ndarray) -> int:
+    """crc32c of the array's bytes."""
+    view = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+    view.flags.writeable = False
+    return google_crc32c.value(view)
+
+
+@cache
+def crc_of_zeros(count_bytes: int) -> int:
+    return google_crc32c.value(bytes(count_bytes))
+
+
+def checks_of(weight_CD: np.ndarray, momentum_CD: np.ndarray | None, last_step_C: np.ndarray) -> tuple[int, int, int]:
+    """Of a block's three arrays."""
+    momentum = crc_of_zeros(weight_CD.nbytes) if momentum_CD is None else crc_of(momentum_CD)
+    return crc_of(weight_CD), momentum, crc_of(last_step_C)
