@@ -125,7 +125,9 @@ class Start:
             rows_text = f"{sizes.active_rows_of(config, schedule):,} active rows, "
         print(
             f"{len(self.source):,} images of {self.source.name}; {rows_text}window {schedule.window:,}, stride {schedule.stride:,}; "
-            f"{self.total:,} steps of {schedule.batch}" + (f"; {ranks.size} ranks" if ranks.size > 1 else "")
+            f"{self.total:,} steps of {schedule.batch}"
+            + (f", of which steps={config.steps} asks for the first" if self.course.end < self.total else "")
+            + (f"; {ranks.size} ranks" if ranks.size > 1 else "")
         )
         if config.method.has_rows and (config.rows.active or 0) > schedule.size:
             print(

@@ -148,6 +148,7 @@ class Run:
         """Look at the network, if there is anything to ask; ends early where a stop is asked for."""
         if not self.evaluators:
             return
+        self._note(f"evaluating after step {self.step}")  # which may take as long as many steps
         with suppress(Stopped):
             network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
             lines = [evaluator.evaluate(network, stopped) or {} for evaluator in self.evaluators]
