@@ -94,7 +94,7 @@ def _head(name: str, records: Records) -> str:
         ("instances", _show(instances, whole), "" if passes is None else f"passes: {passes:.3g}"),
         *_method_tiles(records, instances),
         ("images per second", rates, "" if step_seconds is None else f"{1000 * step_seconds:,.0f} ms a step"),
-        ("wall time", seconds, f"steps: {_show(steps, whole)}, skipped: {skipped}"),
+        ("time of the steps", seconds, f"steps: {_show(steps, whole)}, skipped: {skipped}"),
     ]
     status = _words(records.summary.get("status")) or "no summary: still running, or killed"
     is_short = status == "finished" and records.config.get("steps") is not None
@@ -107,7 +107,7 @@ def _head(name: str, records: Records) -> str:
         [
             f'<header><h1>{escaped(name)}</h1><span class="muted">{escaped(" · ".join(about))}</span>',
             f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status_text)}</span></header>',
-            paragraph(_verdict(loss, chance_loss, knn, raw, records.has_rows())),
+            paragraph(_filling(records) or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
             paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
             paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
             tiles(headline),
@@ -140,6 +140,14 @@ def _method_tiles(records: Records, instances: float | None) -> list[tuple[str, 
 def _words(value: object) -> str:
     """A text of a JSON field; empty where it is absent or something else."""
     return value if isinstance(value, str) else ""
+
+
+def _filling(records: Records) -> str:
+    """That the loss says little yet: rows become active at their first visit, and few negatives make a low loss."""
+    taken, active_rows = finite(records.metrics[-1].get("active")) if records.metrics else None, records.active_rows()
+    if not records.has_rows() or taken is None or active_rows is None or taken >= active_rows:
+        return ""
+    return f"{taken:,.0f} of {active_rows:,.0f} rows are active so far, so the loss says little: it is low because there are few negatives."
 
 
 def _verdict(

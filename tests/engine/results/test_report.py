@@ -108,6 +108,13 @@ def test_a_run_that_was_to_end_early_says_so_and_a_step_that_was_evaluated_twice
     assert "75.0 %" in html and "25.0 %" not in html
 
 
+def test_while_the_rows_fill_up_the_report_draws_no_conclusion_from_the_loss(tmp_path):
+    line = metrics_line(8, loss=1.6, active=K // 8)
+    write_run(tmp_path, [line], [], summary={**SUMMARY, "active": K, "loss": 1.6}, plan=PLAN, config=CONFIG)
+    html = report_of(tmp_path, [], None)
+    assert f"{K // 8:,} of {K:,} rows are active so far" in html and "below chance" not in html
+
+
 @pytest.fixture
 def whole_run(tmp_path: Path) -> Path:
     output = tmp_path / "demo"
