@@ -26,6 +26,8 @@ from zarr.buffer.cpu import Buffer as ZarrBuffer
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore as ZarrMemoryStore
 
+from engine.rows.checks import as_bytes
+
 CRC_BYTES = 4
 
 
@@ -59,7 +61,7 @@ def encoded(column: Column, rows: np.ndarray) -> np.ndarray:
     if column.dtype == "bfloat16":
         rows = torch.from_numpy(rows).to(torch.bfloat16).view(torch.uint16).numpy()
     assert rows.dtype == column.stored, (rows.dtype, column)
-    return _as_bytes(rows)
+    return as_bytes(rows)
 
 
 def bound(crc: int, generation: str, column: str, block: int) -> int:
@@ -107,12 +109,6 @@ def _table() -> tuple[np.ndarray, np.ndarray]:
 
 
 _TABLE, _INDEX = _table()
-
-
-def _as_bytes(content: np.ndarray) -> np.ndarray:
-    view = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
-    view.flags.writeable = False
-    return view
 
 
 def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> dict[str, bytes]:

@@ -155,33 +155,25 @@ class ZarrStore:
         found = np.empty(len(inverse), CHECKED)
         found["block"] = table["block"]
         for place, name in enumerate(COLUMNS):
-            columns = {column.name: column for generation in generations for column in generation.columns}
-            if name in columns:
-                found["checks"][:, place] = unbound(table["checks"][:, place], names_N, name, table["block"])
-            zeros = [self._crc_of_no(generation, name) for generation in generations]
-            lacks_N = np.array([crc is not None for crc in zeros], bool)[inverse]
-            found["checks"][lacks_N, place] = np.array([crc or 0 for crc in zeros], np.uint32)[inverse][lacks_N]
+            found["checks"][:, place] = unbound(table["checks"][:, place], names_N, name, table["block"])
+        has_no_momentum_N = np.array([len(one.columns) < len(COLUMNS) for one in generations], bool)[inverse]
+        zeros = [self._crc_of_no_momentum(one) for one in generations]
+        found["checks"][has_no_momentum_N, 1] = np.array(zeros, np.uint32)[inverse][has_no_momentum_N]
         return found
 
-    def read_checks(self, block: int) -> tuple[int, ...]:
-        """The slow twin of `checks`, of one block: from the bytes on the disk. Raises Damaged where they do not match the map."""
-        entry = self._map[block]
+    def read_checks(self, block: int, entry: Entry) -> list[int]:
+        """The slow twin of `checks`, of one block: from the bytes on the disk. Raises Damaged where they are not those of the entry."""
         generation = self.generations[entry.generation]
-        columns, found = {column.name: column for column in generation.columns}, []
-        for name in COLUMNS:
-            if name not in columns:
-                found.append(self._crc_of_no(generation, name) or 0)
-                continue
-            column = columns[name]
+        found = {"momentum": self._crc_of_no_momentum(generation)}
+        for column in generation.columns:
             content = np.empty((self.block, max(column.width, 1)), column.stored)
             self._read_column(generation, column, block, entry, content)
-            found.append(crc_of(content))
-        return tuple(found)
+            found[column.name] = crc_of(content)
+        return [found[name] for name in COLUMNS]
 
-    def _crc_of_no(self, generation: Generation, name: str) -> int | None:
-        """The checksum of zeros in the place of a column that a generation lacks, the momentum; None where it has it."""
-        columns = {column.name: column for column in generation.columns}
-        return None if name in columns else crc_of_zeros(columns["weight"].chunk_bytes(self.block) - CRC_BYTES)
+    def _crc_of_no_momentum(self, generation: Generation) -> int:
+        """The checksum of zeros, for a generation of folded blocks; the weight comes first in every generation."""
+        return crc_of_zeros(generation.columns[0].chunk_bytes(self.block) - CRC_BYTES)
 
     def unsaved(self) -> list[tuple[int, Block]]:
         return []

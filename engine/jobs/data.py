@@ -55,9 +55,8 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
     history = last.body.state.segments if last else None
     size = sum(segment[0] for segment in history) if history else None
     if config.data.source == "folder":
-        print(
-            f"listing the images under {shown(config.data.root or '')}", flush=True
-        )  # minutes where there are millions
+        # It takes minutes where there are millions.
+        print(f"listing the images under {shown(config.data.root or '')}", flush=True)
     source = _known_source(config, last, size) if last and size else _source(config)
     augmentation: GreyAugment | PhotoAugment | GivenFeatures
     if config.backbone.is_given:

@@ -38,8 +38,7 @@ from engine.results.whole_files import Together, own_directory, refuse_links, wr
 from engine.rows.active_rows import ActiveRows
 from engine.rows.checks import CHECKED
 from engine.rows.damaged import Damaged
-from engine.rows.snapshots import RowReader
-from engine.rows.store import NEVER_VISITED
+from engine.rows.snapshots import RowReader, resident_checks
 from engine.training.checkpoint import read_trunk
 from engine.training.summary import digest
 
@@ -175,12 +174,9 @@ def digest_of(checkpoint: SavedCheckpoint, rows: ActiveRows | None) -> str:
     checks: list[np.ndarray] = []
     if rows is not None:
         store, resident = checkpoint.store(), set(rows.host.blocks())
-        store.restore([(checkpoint.number, checkpoint.entries(store))], checkpoint.body.next_generation)
-        away = [(block, store.read_checks(block)) for block in store.blocks() if block not in resident]
-        reader = RowReader(rows)
-        here = [(block, reader.block(block)) for block in sorted(resident)]
-        visited = [(block, found.checks()) for block, found in here if (found.last_step != NEVER_VISITED).any()]
-        checks = [np.array(away + visited, CHECKED)]
+        stored = checkpoint.entries(store).items()
+        away = [(block, tuple(store.read_checks(block, entry))) for block, entry in stored if block not in resident]
+        checks = [np.array(away, CHECKED), resident_checks(RowReader(rows))]
     shared = {name: checkpoint.tensors(f"shared-{name}") for name in checkpoint.body.shared}
     return digest(exports.backbone_of(read_trunk(checkpoint)), checks, shared)
 

@@ -15,11 +15,16 @@ import numpy as np
 CHECKED = np.dtype([("block", "<i8"), ("checks", "<u4", (3,))])
 
 
-def crc_of(content: np.ndarray) -> int:
-    """crc32c of the array's bytes."""
+def as_bytes(content: np.ndarray) -> np.ndarray:
+    """The array's bytes, read-only uint8, without a copy where none is needed."""
     view = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
     view.flags.writeable = False
-    return google_crc32c.value(view)
+    return view
+
+
+def crc_of(content: np.ndarray) -> int:
+    """crc32c of the array's bytes."""
+    return google_crc32c.value(as_bytes(content))
 
 
 @cache

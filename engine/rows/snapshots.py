@@ -77,8 +77,13 @@ class RowReader:
 def block_checks(reader: RowReader) -> np.ndarray:
     """The checksums of each visited block (engine/rows/checks.py), CHECKED [n], ascending. Reads nothing from a disk."""
     host = reader.rows.host
-    resident = {number: reader.block(number) for number in host.blocks()}
-    visited = [(number, rows.checks()) for number, rows in resident.items() if (rows.last_step != NEVER_VISITED).any()]
     stored = host.store.checks()
-    stored = stored[~np.isin(stored["block"], list(resident))]
-    return np.sort(np.concatenate([np.array(visited, CHECKED), stored]), order="block")
+    away = stored[~np.isin(stored["block"], host.blocks())]
+    return np.sort(np.concatenate([resident_checks(reader), away]), order="block")
+
+
+def resident_checks(reader: RowReader) -> np.ndarray:
+    """The same of the blocks in the host tier, with the active rows laid over them."""
+    resident = ((number, reader.block(number)) for number in reader.rows.host.blocks())
+    visited = [(number, rows.checks()) for number, rows in resident if (rows.last_step != NEVER_VISITED).any()]
+    return np.array(visited, CHECKED)
