@@ -2,10 +2,11 @@
 
     block        int64 [n], ascending
     generation   uint32 [n], its number
-    checks       uint32 [n, 3], a checksum for each column: weight, momentum, last_step; 0 where the generation lacks the column
+    checks       uint32 [n, 3], the crc32c of each column: weight, momentum, last_step; 0 where the generation lacks the column
 
 What was written since the last merge lies in a dict over these arrays, so a write costs nothing that grows with the map. A merge makes
-new arrays, which costs a copy of them (24 MB for 10^6 blocks, some 10 ms) and happens at commits. Until then both are there.
+new arrays, which costs a copy of them (24 MB for 10^6 blocks, some 10 ms) and happens at commits and after 65,536 writes. Until then both
+are there.
 
 One thread writes and merges. Others may look up blocks meanwhile: arrays are never changed, and are replaced before the dict is.
 """
@@ -17,10 +18,11 @@ import numpy as np
 
 COLUMNS = ("weight", "momentum", "last_step")
 MOST_GENERATION = 2**32 - 1
+_MOST_NEWS = 2**16
 
 
 class Entry(NamedTuple):
-    """Where a block is: the generation's number, and a checksum for each of COLUMNS, 0 where the generation lacks it."""
+    """Where a block is: the generation's number, and the crc32c of each of COLUMNS, 0 where the generation lacks it."""
 
     generation: int
     checks: tuple[int, ...]
@@ -85,6 +87,8 @@ class BlockMap(Mapping[int, Entry]):
     def put(self, block: int, entry: Entry) -> None:
         assert entry.generation <= MOST_GENERATION and len(entry.checks) == len(COLUMNS), entry
         self._news[block] = entry
+        if len(self._news) == _MOST_NEWS:
+            self.merge()
 
     def merge(self) -> None:
         """Take what was put into the arrays."""
@@ -98,19 +102,24 @@ class BlockMap(Mapping[int, Entry]):
         table = self._table
         return np.union1d(table.block, np.fromiter(news, np.int64, len(news))) if news else table.block
 
+    def blocks_since(self, generation: int) -> np.ndarray:
+        """Those that are in this generation or one with a higher number, int64, ascending."""
+        table = self._merged()
+        return table.block[table.generation >= generation]
+
     def generations(self) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of the generations that blocks are in, int64 [g], ascending; how many blocks each has, int64 [g])."""
         numbers, counts = np.unique(self._merged().generation, return_counts=True)
         return numbers.astype(np.int64), counts
 
     def arrays(self, blocks: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """What a file keeps: block int64 [n], generation int64 [n], checks uint32 [n, 3]. blocks: of these alone, which are all there."""
+        """What a file keeps: block int64 [n], generation uint32 [n], checks uint32 [n, 3]. blocks: of these alone, which are all there."""
         table = self._merged()
         if blocks is not None:
             blocks = np.sort(blocks)
             table = table.chosen(np.searchsorted(table.block, blocks))
             assert np.array_equal(table.block, blocks), "a block is not in the map"
-        return {"block": table.block, "generation": table.generation.astype(np.int64), "checks": table.checks}
+        return table._asdict()
 
     def overlaid(self, newer: "BlockMap") -> "BlockMap":
         """Another map, with the blocks of both; those of `newer` count."""
@@ -133,11 +142,6 @@ class BlockMap(Mapping[int, Entry]):
             | (newer.checks[at] != table.checks[inside]).any(axis=1)
         )
         return self._of(table.chosen(differs))
-
-    @property
-    def bytes(self) -> int:
-        """Of the arrays."""
-        return sum(part.nbytes for part in self._table)
 
     def copy(self) -> "BlockMap":
         return self._of(self._merged())

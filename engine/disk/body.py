@@ -1,6 +1,6 @@
 """The body of a manifest as Python has it: every word that is in its JSON has a field with a type.
 
-    json = {"format": 3, "number": 12, ..., "parts": [...], "config": ..., "totals": ...}      flat, as it lies on the disk
+    json = {"format": 4, "number": 12, ..., "parts": [...], "config": ..., "totals": ...}      flat, as it lies on the disk
     Body.of(json).json() == json                                                            whatever check_body accepts
 
 `Body.of` takes what engine/disk/manifest_body.py has checked, and checks nothing itself. Keys that nobody here knows are kept in `extra`,
@@ -14,13 +14,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from engine.disk.zarr_format import Column
-
-FORMAT = 3
+FORMAT = 4
 
 Json = dict[str, Any]
 # What the JSON of a part has where the run has rows, and lacks where it has none.
-OF_ROWS = ("active", "blocks", "stored_blocks", "generations")
+OF_ROWS = ("active", "blocks", "stored_blocks")
 
 
 @dataclass(frozen=True)
@@ -72,34 +70,11 @@ class RowSizes:
 
 
 @dataclass(frozen=True)
-class SavedGeneration:
-    """What a part says of a generation of blocks (engine/disk/zarr_store.py).
-
-    shared    whether other ranks write into its directory; None where the JSON does not say
-    """
-
-    name: str
-    columns: tuple[Column, ...]
-    shared: bool | None = None
-    extra: Json = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, content: Json) -> "SavedGeneration":
-        columns = tuple(Column(*column) for column in content["columns"])
-        return cls(content["name"], columns, content.get("shared"), _others(cls, content))
-
-    def json(self) -> Json:
-        content = {"name": self.name, "columns": [list(column) for column in self.columns]}
-        return content | ({} if self.shared is None else {"shared": self.shared}) | self.extra
-
-
-@dataclass(frozen=True)
 class Part:
     """What one rank wrote of its lanes. In a run without rows these are `rank` and `ranks` alone, and `active` and `blocks` are None.
 
-    active         the path of its active rows
-    blocks         its block map, and how many blocks that has
-    generations    those that the map may speak of, by number
+    active    the path of its active rows
+    blocks    its block map with the generations that it speaks of; stored_blocks: how many blocks it has
     """
 
     rank: int
@@ -107,7 +82,6 @@ class Part:
     active: str | None = None
     blocks: Table | None = None
     stored_blocks: int = 0
-    generations: dict[int, SavedGeneration] = field(default_factory=dict)
     extra: Json = field(default_factory=dict)
 
     @classmethod
@@ -115,19 +89,13 @@ class Part:
         rest = _others(cls, content)
         if "active" not in content:
             return cls(content["rank"], content["ranks"], extra=rest)
-        generations = {
-            int(number): SavedGeneration.of(generation) for number, generation in content["generations"].items()
-        }
         blocks = Table.of(content["blocks"])
-        return cls(
-            content["rank"], content["ranks"], content["active"], blocks, content["stored_blocks"], generations, rest
-        )
+        return cls(content["rank"], content["ranks"], content["active"], blocks, content["stored_blocks"], rest)
 
     def json(self) -> Json:
         content: Json = {"rank": self.rank, "ranks": self.ranks}
         if self.blocks:
             content |= {"active": self.active, "blocks": self.blocks.json(), "stored_blocks": self.stored_blocks}
-            content["generations"] = {str(number): generation.json() for number, generation in self.generations.items()}
         return content | self.extra
 
     @property

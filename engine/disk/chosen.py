@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.disk import manifest
-from engine.disk.files import DiskFiles
+from engine.disk.files import checkpoint_files
 from engine.disk.manifest import SavedCheckpoint
 from engine.rows.damaged import Damaged
 
@@ -15,7 +15,7 @@ def chosen_checkpoint(output: Path, step: int | None) -> tuple[SavedCheckpoint, 
 
     Raises ValueError where there is none.
     """
-    files = DiskFiles(output / "checkpoints")
+    files = checkpoint_files(output)
     checkpoints, complaints = manifest.recover(files, step)
     if not checkpoints:
         there = ", ".join(str(number) for number in sorted(manifest.steps(files))) or "none"

@@ -1,12 +1,13 @@
-"""The one way by which a checkpoint's bytes reach the disk and come back: nine operations, and what those promise that others build on.
+"""The one way by which a checkpoint's bytes reach the disk and come back: ten operations, and what those promise that others build on.
 
-    create          a new file with these bytes; the bytes are durable when it returns, the name is not
-    rename          give a file its final name, at once or not at all
-    sync_directory  the names in a directory are durable when it returns: those added, moved and removed before
+    put_whole       a file with these bytes, at once or not at all; another of the name is replaced
+    put_if_absent   the same where there is none: of two who try at the same time, one succeeds
+    sync_directory  the names in a directory are durable when it returns: those put, moved and removed before
 
-So `write_whole` (create under a temporary name, then rename) never leaves half a file under a final name, and one
-sync_directory at the end makes any number of such files permanent. Everything of a checkpoint goes through here, which is what
-lets tests cut the power between any two operations, fill the disk, or tear a write.
+The bytes are durable before the file has its name. So no file is ever half there, and one sync_directory at the end makes any number of
+them permanent. Everything of a checkpoint goes through here, which is what lets tests cut the power between any two operations, fill
+the disk, or tear a write; tests/engine/disk/files_contract.py says it as tests, for whoever writes another `Files`: an object store
+has puts like these, nothing to do for sync_directory and make_directory, and directories wherever a name has one.
 
 Paths are relative to the root, with "/" between parts. Errors are OSErrors, as the system gives them; and Damaged where the path leads
 through a link, or to a link, a FIFO or a device.
@@ -28,6 +29,8 @@ from engine.disk import shapes
 from engine.disk.shapes import TEMPORARY
 from engine.rows.damaged import Damaged
 
+CHECKPOINTS = "checkpoints"  # in an output directory
+
 # What a listing says of what is not a file.
 DIRECTORY, LINK, SPECIAL = -1, -2, -3
 WHAT = {
@@ -42,11 +45,14 @@ Buffer = bytes | bytearray | memoryview
 class Files(Protocol):
     """A directory tree. `DiskFiles` is the real one; the tests have one in memory that loses what was not synced."""
 
-    def create(self, path: str, parts: Sequence[Buffer]) -> None:
-        """A new file of `parts`, one after the other. FileExistsError where there is one."""
+    def put_whole(self, path: str, parts: Sequence[Buffer]) -> None:
+        """A file of `parts`, one after the other, in a directory that is there. Its name is durable after sync_directory."""
+
+    def put_if_absent(self, path: str, parts: Sequence[Buffer]) -> None:
+        """The same. FileExistsError where there is a file already, which stays as it is."""
 
     def rename(self, old: str, new: str) -> None:
-        """Replaces `new` where it exists."""
+        """Give a file another name; replaces `new` where it exists. A power cut may leave both names."""
 
     def sync_directory(self, path: str) -> None: ...
 
@@ -70,6 +76,11 @@ class Files(Protocol):
         """
 
 
+def checkpoint_files(output: Path) -> "DiskFiles":
+    """Those of the run in an output directory. Raises ValueError, as DiskFiles does."""
+    return DiskFiles(output / CHECKPOINTS)
+
+
 class DiskFiles:
     """Files below `root`, which is made when the first directory is.
 
@@ -90,16 +101,24 @@ class DiskFiles:
         self._known = {""}  # directories that were looked at: none of them is behind a link
         self._made: set[str] = set()  # those of them that were made here, where nothing foreign can be
 
-    def create(self, path: str, parts: Sequence[Buffer]) -> None:
-        handle = os.open(self._path_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    def put_whole(self, path: str, parts: Sequence[Buffer]) -> None:
+        self._require_known(path.rpartition("/")[0])
+        self._require_ours(path)
+        self._create(path + TEMPORARY, parts)
+        self.rename(path + TEMPORARY, path)
+
+    def put_if_absent(self, path: str, parts: Sequence[Buffer]) -> None:
+        part = path + TEMPORARY
+        self._create(part, parts)
         try:
-            _write_all(handle, parts)
-            os.fsync(handle)
-        except OSError as error:
-            error.filename = self._prefix + path  # the system does not say which file it was
+            has_two_names = self._link(part, path)
+        except FileExistsError:
+            self.remove(part)
             raise
-        finally:
-            os.close(handle)
+        if has_two_names:
+            self.remove(part)
+        else:  # the run's lock alone keeps others out between the look and this
+            self.rename(part, path)
 
     def rename(self, old: str, new: str) -> None:
         source, target = self._path_of(old), self._path_of(new)
@@ -193,6 +212,31 @@ class DiskFiles:
             os.close(handle)
         return found
 
+    def _create(self, path: str, parts: Sequence[Buffer]) -> None:
+        """A new file, whose bytes are durable when it returns. FileExistsError where there is one."""
+        handle = os.open(self._path_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _write_all(handle, parts)
+            os.fsync(handle)
+        except OSError as error:
+            error.filename = self._prefix + path  # the system does not say which file it was
+            raise
+        finally:
+            os.close(handle)
+
+    def _link(self, old: str, new: str) -> bool:
+        """A second name for a file; FileExistsError where there is one already. False: the file system has no second names, as FAT."""
+        source, target = self._path_of(old), self._path_of(new)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+            return False
+        return True
+
     def _path_of(self, path: str) -> str:
         """Where a file is, after a look at the directories above it."""
         self._require_known(path.rpartition("/")[0])
@@ -240,12 +284,6 @@ class DiskFiles:
         except NotADirectoryError:
             self._require_directory(path)
             raise
-
-
-def write_whole(files: Files, path: str, parts: Sequence[Buffer]) -> None:
-    """A file that is whole as soon as it has its name. Its name is durable after sync_directory of its directory."""
-    files.create(path + TEMPORARY, parts)
-    files.rename(path + TEMPORARY, path)
 
 
 def remove_tree(files: Files, path: str) -> int:

@@ -5,17 +5,18 @@
     rows/000004-3fa29c/          generations of blocks (engine/disk/zarr_store.py)
 
 A part is what one rank wrote of its lanes: {"rank": 1, "ranks": 4, "active": path of its active rows, "blocks": its block map,
-"stored_blocks": how many, "generations": those that the map speaks of}. Whoever works for other lanes later reads what it needs of all
-parts, and nothing else. A run without rows has "rows": null; its parts are {"rank", "ranks"} alone, and its log has no learning rates.
-"shared" names components that are the same on every rank, of which rank 0 writes one file each.
+"stored_blocks": how many}. The map's file has the generations that it speaks of, too, so that a manifest does not grow. Whoever works for
+other lanes later reads what it needs of all parts, and nothing else. A run without rows has "rows": null; its parts are {"rank", "ranks"}
+alone, and its log has no learning rates. "shared" names components that are the same on every rank, of which rank 0 writes one file each.
 
 A checkpoint exists from the moment its manifest has its name, and not before; what no manifest names is garbage. The block map and the
 log grow with the run, so a checkpoint writes only what changed since the last full one (`delta`) and names both. A full one is
 due when the deltas since the last have together as many entries: a checkpoint then costs what changed, and now and then the whole,
 in a way that adds the square root of both.
 
-`recover` finds the newest checkpoint that is whole: manifest and files by checksum, resident blocks by checksum, all other blocks by
-name and size (their bytes are checked when they are read; `job=store store.verb=verify` checks all of them).
+`recover` finds the newest checkpoint that is whole: manifest, files and resident blocks by checksum. Of all other blocks the run looks at
+names and sizes while it goes on (engine/disk/patrol.py); their bytes are checked when they are read, and `job=store store.verb=verify`
+checks all of them. Format 3 is read as well (engine/disk/format_3.py).
 
 What a manifest says is used after engine/disk/manifest_body.py has looked at it: no path of it leads out of `checkpoints`. Then it is a
 `Body` (engine/disk/body.py).
@@ -33,17 +34,22 @@ import torch
 from safetensors.numpy import load as numpy_load
 from safetensors.torch import load as torch_load
 
-from engine.disk import shapes
+from engine.disk import format_3, shapes
 from engine.disk.block_map import BlockMap
 from engine.disk.body import FORMAT, Body, Part, RowSizes
-from engine.disk.files import DIRECTORY, Files, write_whole
+from engine.disk.files import DIRECTORY, Files
+from engine.disk.generations import Generations
 from engine.disk.manifest_body import check_active, check_body, check_map, require_arrays
-from engine.disk.zarr_store import Generation, ZarrStore
+from engine.disk.patrol import missing_files
+from engine.disk.zarr_store import ZarrStore
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.damaged import Damaged
 from engine.rows.store import empty_block
 
 MANIFESTS = "manifests"
+NO_ROWS = RowSizes(
+    block=1, dim=1, positions=1, dtype="float32"
+)  # of a run without rows, where something has to be said
 
 # (block, its generation's name, checksums) -> what is wrong with it, or None
 Known = dict[tuple[int, str, tuple[int, ...]], str | None]
@@ -122,33 +128,46 @@ class SavedCheckpoint:
                 check_active(found[-1], self.body.rows, part)
         return found
 
-    def generations(self, lanes: Lanes = ALL_LANES) -> dict[int, Generation]:
-        return {
-            number: Generation(
-                generation.name,
-                generation.columns,
-                shared=bool(generation.shared) or not lanes.contains(part.rank, part.ranks),
-            )
-            for part in self.parts(lanes)
-            for number, generation in part.generations.items()
-        }
+    def tables(self, lanes: Lanes = ALL_LANES) -> tuple[Generations, BlockMap]:
+        """The generations that blocks of these lanes are in, and the block map of these lanes."""
+        generations, entries = self._no_tables()
+        for part in self.parts(lanes):
+            of_part, map_of_part = self.tables_of(part)
+            if not lanes.contains(part.rank, part.ranks):
+                of_part = of_part.all_shared()
+            generations = generations.joined(of_part)
+            entries = entries.overlaid(map_of_part.where(lanes.has(map_of_part.blocks())))
+        return generations.of(entries.generations()[0]), entries
+
+    def tables_of(self, part: Part) -> tuple[Generations, BlockMap]:
+        """What one rank wrote of them. Raises Damaged."""
+        generations, entries = self._no_tables()
+        is_old = self.body.format == format_3.NUMBER
+        if is_old and self.body.rows:
+            generations = format_3.generations_of(part.extra, self.body.rows.dtype, self.body.rows.dim)
+        for path in part.blocks.paths if part.blocks else []:
+            arrays, sizes = self.arrays(path), self.row_sizes()
+            check_map(arrays, sizes, part, path, self.body.format)
+            if is_old:
+                entries = entries.overlaid(format_3.map_of(arrays, generations))
+                continue
+            entries = entries.overlaid(BlockMap(arrays))
+            generations = generations.joined(Generations(sizes.dtype, sizes.dim, arrays))
+        if len(entries) != part.stored_blocks:
+            raise Damaged(f"its map has {len(entries)} blocks instead of {part.stored_blocks}")
+        return generations.of(entries.generations()[0]), entries
+
+    def _no_tables(self) -> tuple[Generations, BlockMap]:
+        rows = self.body.rows or NO_ROWS
+        return Generations(rows.dtype, rows.dim), BlockMap()
+
+    def generations(self, lanes: Lanes = ALL_LANES) -> Generations:
+        return self.tables(lanes)[0]
 
     def entries(self, store: ZarrStore, lanes: Lanes = ALL_LANES) -> BlockMap:
         """The block map of these lanes; the store learns the generations that it speaks of."""
-        found = self.generations(lanes)
-        store.generations |= {number: found[number] for number in found.keys() - store.generations.keys()}
-        entries = BlockMap()
-        for part in self.parts(lanes):
-            of_part = BlockMap()
-            for path in part.blocks.paths if part.blocks else []:
-                arrays = self.arrays(path)
-                check_map(arrays, self.row_sizes(), part, path)
-                # The full map may speak of generations that are gone, for blocks that the delta has anew.
-                known = np.isin(arrays["generation"], list(store.generations))
-                of_part = of_part.overlaid(BlockMap({name: array[known] for name, array in arrays.items()}))
-            if len(of_part) != part.stored_blocks:
-                raise Damaged(f"its map has {len(of_part)} blocks instead of {part.stored_blocks}")
-            entries = entries.overlaid(of_part.where(lanes.has(of_part.blocks())))
+        generations, entries = self.tables(lanes)
+        store.generations = store.generations.joined(generations)
         return entries
 
     def files_of(self, lanes: Lanes) -> list[str]:
@@ -168,7 +187,7 @@ class SavedCheckpoint:
 
     def store(self) -> ZarrStore:
         """A store of this checkpoint's sizes, for reading its blocks; of a run without rows, one in which nothing is."""
-        rows = self.body.rows or RowSizes(block=1, dim=1, positions=1, dtype="float32")
+        rows = self.body.rows or NO_ROWS
         return ZarrStore(
             self.files, block=rows.block, dim=rows.dim, positions=rows.positions, dtype=np.dtype(rows.dtype)
         )
@@ -219,14 +238,13 @@ def unnamed(files: Files, named: set[str]) -> list[str]:
 def publish(files: Files, body: Body) -> None:
     """Make the checkpoint real. Everything that `body` names is durable already."""
     path = path_of(body.number)
-    assert path.rpartition("/")[2] not in files.listing(MANIFESTS), f"{path} was written before"
     content = body.json()
     text = json.dumps({"sha256": _digest(content), "body": content}, indent=1)
     try:
         check_body(json.loads(text)["body"], body.number)  # before anything that is older goes
     except Damaged as error:
         raise AssertionError(f"{path} would not be read again: {error}") from error
-    write_whole(files, path, [text.encode()])
+    files.put_if_absent(path, [text.encode()])
     files.sync_directory(MANIFESTS)
 
 
@@ -244,8 +262,8 @@ def read_at(files: Files, path: str) -> SavedCheckpoint:
         body = content["body"]
         if content["sha256"] != _digest(body):
             raise Damaged("its manifest does not match its checksum")
-        if body["format"] != FORMAT:
-            raise Damaged(f"format {shapes.shown(str(body['format']))} instead of {FORMAT}")
+        if body["format"] not in (FORMAT, format_3.NUMBER):
+            raise Damaged(f"format {shapes.shown(repr(body['format']))} instead of {FORMAT}")
         check_body(body, number)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"its manifest cannot be read: {shapes.shown(str(error))}") from None
@@ -329,7 +347,7 @@ def problems_of(
         entries = checkpoint.entries(store, lanes)
     except named as error:
         return lines or [str(error)]
-    missing = store.missing(entries)
+    missing = missing_files(store, entries) if every_block else []
     lines += missing
     bad = {line.split(" ", 2)[1] for line in missing}  # named already
     out = None

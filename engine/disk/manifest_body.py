@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.disk import shapes
+from engine.disk import format_3, shapes
 from engine.disk.block_map import MOST_GENERATION
 from engine.disk.body import FORMAT, OF_ROWS, Body, Part, RowSizes
-from engine.disk.zarr_format import columns_of
+from engine.disk.generations import KINDS, MOST_SUFFIX, TYPES
 from engine.rows.damaged import Damaged
 
 _MOST_STEPS = 10**12 - 1
@@ -29,9 +29,9 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def check_body(body: Any, number: int) -> None:
-    """Raises Damaged unless `body` is one that a checkpoint of format 3 with this number can have."""
+    """Raises Damaged unless `body` is one that a checkpoint with this number can have."""
     _object(body, "body")
-    _whole(body, "format", FORMAT, FORMAT)
+    _whole(body, "format", format_3.NUMBER, FORMAT)
     if _whole(body, "number", 1, 10**9 - 1) != number:
         raise Damaged(f"its manifest has the number {body['number']} and the name of number {number}")
     step = _whole(body, "step", 0, _MOST_STEPS)
@@ -47,17 +47,14 @@ def check_body(body: Any, number: int) -> None:
     if not 1 <= len(parts) <= _MOST_RANKS:
         _refuse("parts", len(parts))
     named = {f"{directory}/trunk.safetensors", f"{directory}/momentum.safetensors"} | _check_shared(body, directory)
-    generations: dict[str, Any] = {}
     for rank, part in enumerate(parts):
         _check_rank(_object(part, "part"), rank, len(parts))
         if rows is None:
             _require_no_rows(part)
             continue
         named |= _check_part(part, rank, len(parts), directory)
-        for key, generation in _object(_value(part, "generations"), "generations").items():
-            _check_generation(key, _object(generation, "generation"), rows)
-            if generations.setdefault(key, generation["name"]) != generation["name"]:
-                _refuse("generations", key)
+        if body["format"] == format_3.NUMBER:
+            format_3.generations_of(part, rows["dtype"], rows["dim"])
     named |= _check_table(_object(_value(body, "log"), "log"), directory, "log")
     _check_files(body, named)
     _check_state(body)
@@ -84,15 +81,18 @@ def check_active(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part) -
         raise Damaged(f"{where} has a counter below 0")
 
 
-def check_map(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part, path: str) -> None:
-    """Raises Damaged unless this is a block map of `part`: blocks that the run has, each once, and the part's own."""
+def check_map(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part, path: str, format: int = FORMAT) -> None:
+    """Raises Damaged unless this is a block map of `part`: blocks that the run has, each once, and the part's own; and the generations."""
     where, found = path.rpartition("/")[2], arrays.get("block", np.empty(0)).size
-    whole = np.dtype(np.int64)
+    number = np.dtype(np.int64 if format == format_3.NUMBER else np.uint32)
     wanted: Wanted = {
-        "block": (whole, (found,)),
-        "generation": (whole, (found,)),
+        "block": (np.dtype(np.int64), (found,)),
+        "generation": (number, (found,)),
         "checks": (np.dtype(np.uint32), (found, 3)),
     }
+    if format != format_3.NUMBER:
+        count = (arrays.get("number", np.empty(0)).size,)
+        wanted |= {name: (np.dtype(kind), count) for name, kind in TYPES.items()}
     require_arrays(arrays, wanted, where)
     blocks, end = arrays["block"], rows.blocks
     if len(blocks) and (blocks.min() < 0 or blocks.max() >= end or len(np.unique(blocks)) < len(blocks)):
@@ -102,6 +102,18 @@ def check_map(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part, path
     generations = arrays["generation"]
     if len(generations) and (generations.min() < 1 or generations.max() > MOST_GENERATION):
         raise Damaged(f"{where} has a generation that is not from 1 to {MOST_GENERATION:,}")
+    if format != format_3.NUMBER:
+        _check_generations(arrays, where)
+
+
+def _check_generations(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    numbers = arrays["number"]
+    if len(numbers) and (numbers.min() < 1 or len(np.unique(numbers)) < len(numbers)):
+        raise Damaged(f"{where} has the number 0 for a generation, or one twice")
+    if arrays["suffix"].max(initial=0) > MOST_SUFFIX or arrays["kind"].max(initial=0) >= KINDS:
+        raise Damaged(f"{where} has a suffix or a kind that no generation has")
+    if not np.isin(arrays["generation"], numbers).all():
+        raise Damaged(f"{where} has blocks of a generation that it says nothing of")
 
 
 def require_arrays(arrays: Mapping[str, np.ndarray], wanted: Wanted, where: str) -> None:
@@ -170,20 +182,6 @@ def _check_table(table: dict[str, Any], directory: str, name: str) -> set[str]:
     return {full} if delta is None else {full, delta}
 
 
-def _check_generation(key: str, generation: dict[str, Any], rows: dict[str, Any]) -> None:
-    name = _text(generation, "name")
-    number = shapes.generation_number(name)
-    if number is None or number < 1 or str(number) != key:
-        _refuse("generation", name)
-    if type(generation.get("shared", False)) is not bool:
-        _refuse("shared", generation["shared"])
-    columns = _value(generation, "columns")
-    possible = [columns_of(dtype, rows["dim"]) for dtype in (rows["dtype"], "bfloat16")]
-    possible += [tuple(column for column in all_three if column.name != "momentum") for all_three in possible]
-    if columns not in [[list(column) for column in one] for one in possible] or _has_booleans(columns):
-        _refuse("columns", columns)
-
-
 def _check_files(body: dict[str, Any], named: set[str]) -> None:
     files, sizes = (_object(_value(body, key), key) for key in ("files", "sizes"))
     for path in sorted(files.keys() | sizes.keys() | named):
@@ -240,11 +238,6 @@ def _require_numbers(pair: Any, what: str) -> None:
     """Two whole numbers; a size may be -1, that of a link to nothing."""
     if not isinstance(pair, list) or len(pair) != 2 or any(type(n) is not int or not -1 <= n < 2**62 for n in pair):
         _refuse(what, pair)
-
-
-def _has_booleans(columns: list[list[Any]]) -> bool:
-    """Python takes False for 0 and 1.0 for 1."""
-    return any(type(column[2]) is not int for column in columns)
 
 
 def _value(where: dict[str, Any], key: str) -> Any:

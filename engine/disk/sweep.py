@@ -18,10 +18,10 @@ from engine.rows.damaged import Damaged
 _SHOWN = 3
 
 
-def foreign(files: Files, chunks: bool = True) -> list[str]:
+def foreign(files: Files, rows: bool = True) -> list[str]:
     """Paths of what the engine did not write, sorted: other names, links, and whatever is neither a file nor a directory.
 
-    chunks   look into the columns of generations too, which may have very many files
+    rows   look below `rows` too, which may have very many files
     What is below a foreign directory is not looked at.
     """
     found: list[str] = []
@@ -31,15 +31,14 @@ def foreign(files: Files, chunks: bool = True) -> list[str]:
         for name, size in files.listing(above).items():
             path = f"{above}/{name}" if above else name
             if size == DIRECTORY and shapes.is_directory(path):
-                directories += [path] * (chunks or path.count("/") < 2)
+                directories += [path] * (rows or path != ROWS)
             elif size < 0 or not shapes.is_file(path):
                 found.append(path)
     return sorted(found)
 
 
-def foreign_line(files: Files, chunks: bool = True) -> str | None:
-    """A line that tells what `foreign` finds, None where that is nothing."""
-    found = foreign(files, chunks)
+def foreign_line(found: list[str]) -> str | None:
+    """A line that tells what `foreign` found, None where that is nothing."""
     if not found:
         return None
     more = f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""

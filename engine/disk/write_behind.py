@@ -68,6 +68,16 @@ class WriteBehind:
         if self._error is not None:
             raise self._error
 
+    @property
+    def is_threaded(self) -> bool:
+        return self._thread is not None
+
+    def fail(self, error: BaseException) -> None:
+        """Write nothing more, and raise this to whoever comes next: somebody else found that the disk is not what it should be."""
+        with self._condition:
+            self._error = self._error or error
+            self._condition.notify_all()
+
     def drain(self) -> None:
         """Return when all that was handed over is done."""
         with self._condition:

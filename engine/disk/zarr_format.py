@@ -18,7 +18,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 import torch
 import zarr
@@ -62,53 +61,6 @@ def encoded(column: Column, rows: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(rows).to(torch.bfloat16).view(torch.uint16).numpy()
     assert rows.dtype == column.stored, (rows.dtype, column)
     return as_bytes(rows)
-
-
-def bound(crc: int, generation: str, column: str, block: int) -> int:
-    """The checksum of content, generation, column and block, from the content's alone."""
-    return google_crc32c.extend(crc, f"{generation}/{column}/{block}".encode())
-
-
-def unbound(bound_N: np.ndarray, generation_N: np.ndarray, column: str, block_N: np.ndarray) -> np.ndarray:
-    """The inverse of `bound` for many blocks at once: the contents' checksums, uint32 [N], without a look at the contents.
-
-    bound_N  uint32 [N]     generation_N  names, bytes ("S") [N]     block_N  int64 [N]
-
-    crc32c goes on byte by byte by   state <- T[(state ^ byte) & 255] ^ (state >> 8),   and the highest byte of T[i] is another one for each
-    i: so it can be gone back byte by byte as well, from the last of the text to the first.
-    """
-    state_N = bound_N ^ np.uint32(0xFFFFFFFF)
-
-    def back(byte_N: np.ndarray | int, chosen_N: np.ndarray | slice) -> None:
-        state = state_N[chosen_N]
-        index = _INDEX[state >> np.uint32(24)]
-        state_N[chosen_N] = ((state ^ _TABLE[index]) << np.uint32(8)) | (index ^ np.asarray(byte_N, np.uint32))
-
-    power = 1
-    while power <= block_N.max(initial=0) or power == 1:  # the digits of the block, the last one first
-        longer = block_N >= power if power > 1 else np.ones(len(block_N), bool)
-        back(block_N[longer] // power % 10 + ord("0"), longer)
-        power *= 10
-    for byte in reversed(f"/{column}/".encode()):
-        back(byte, slice(None))
-    names = np.ascontiguousarray(generation_N).view(np.uint8).reshape(-1, generation_N.dtype.itemsize)
-    for letters in reversed(names.T):
-        there = letters != 0  # shorter names end in zeros
-        back(letters[there], there)
-    return state_N ^ np.uint32(0xFFFFFFFF)
-
-
-def _table() -> tuple[np.ndarray, np.ndarray]:
-    """(T of crc32c, uint32 [256]; which i has a T[i] with this highest byte, uint32 [256])."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(0x82F63B78), table >> np.uint32(1))
-    index = np.empty(256, np.uint32)
-    index[table >> np.uint32(24)] = np.arange(256, dtype=np.uint32)
-    return table, index
-
-
-_TABLE, _INDEX = _table()
 
 
 def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> dict[str, bytes]:

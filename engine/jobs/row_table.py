@@ -126,7 +126,8 @@ def rows_of(config: schema.Config, checkpoint: "SavedCheckpoint", schedule: Sche
 
     lanes = Lanes(schedule.lanes)
     disk = make_disk(config, schedule, checkpoint.files, lanes, threaded=False)
-    disk.disk.restore([(checkpoint.number, checkpoint.entries(disk.disk))], checkpoint.body.next_generation)
+    generations, entries = checkpoint.tables()
+    disk.disk.restore([(checkpoint.number, entries)], generations, checkpoint.body.next_generation)
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
     kernels = names(implementations(cpu, torch.float32, config.method.dim, "aten"))

@@ -12,7 +12,7 @@ from configs import schema
 from datasets.schedule import Schedule
 from datasets.source import Source
 from engine.disk import manifest
-from engine.disk.files import DiskFiles
+from engine.disk.files import checkpoint_files
 from engine.disk.manifest import SavedCheckpoint
 from engine.disk.recovery import recover_together
 from engine.disk.shapes import PART_OF_A_RUN
@@ -37,7 +37,7 @@ class RunDirectory:
         events = EVENTS if config.evaluate.tensorboard else ()
         self.own = Output(self.path, [*PRETRAIN, *events], images_directory(config))
         self.is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)
-        self.files = DiskFiles(self.path / CHECKPOINTS)
+        self.files = checkpoint_files(self.path)
         self._cleanup = cleanup
         self._is_locked = self.path.is_dir() and will_write
         ranks.wait()  # all have looked before one makes it

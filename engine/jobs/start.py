@@ -191,6 +191,7 @@ class Start:
         self.cleanup.callback(self.disk.close)
         keep, channel = self.config.checkpoint.keep, self.ranks.new_channel()
         self.checkpoints = Checkpoints(self.directory.files, self.disk, keep, channel)
+        self.cleanup.callback(self.checkpoints.close)
         self.checkpoints.restore(checkpoints, sweep=sweep, is_keeper=self.directory.is_keeper)
         self.ranks.wait()  # what a rank writes from here on must not be taken for what nobody names
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs import schema
 from engine.disk.chosen import chosen_checkpoint, while_it_is_there
-from engine.disk.files import DiskFiles
+from engine.disk.files import checkpoint_files
 from engine.jobs import store_jobs
 from engine.jobs.data import images_directory, open_data
 from engine.jobs.locked import lock
@@ -17,7 +17,7 @@ from engine.results.output import LOCK, PICTURE, Output, rows_of_step, summary_o
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Do what the verb says; returns the exit code."""
     output, wanted = Path(config.output), config.store
-    files = DiskFiles(output / "checkpoints")
+    files = checkpoint_files(output)
     if wanted.verb == "verify":
         return store_jobs.verify(files, wanted.step)
     if wanted.verb in ("scrub", "repair"):

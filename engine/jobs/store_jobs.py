@@ -28,9 +28,9 @@ import numpy as np
 from engine.disk import manifest, shapes
 from engine.disk.files import DIRECTORY, TEMPORARY, Files, remove_tree
 from engine.disk.manifest import Known, SavedCheckpoint
-from engine.disk.sweep import foreign_line
+from engine.disk.patrol import look
+from engine.disk.sweep import foreign, foreign_line
 from engine.disk.zarr_format import CRC_BYTES, create_export
-from engine.disk.zarr_store import ROWS
 from engine.jobs.store_picture import ages_of, by_decade, draw
 from engine.results import exports
 from engine.results.progress import bytes_text
@@ -62,7 +62,7 @@ def scrub(files: Files) -> int:
         return 1
     total = _remove(files, _unnamed(files, checkpoints))
     print("there was nothing to remove" if total is None else f"removed {total:,} bytes in all")
-    if line := foreign_line(files):
+    if line := foreign_line(foreign(files)):
         print(line)
     for path in _set_aside(files):
         print(f"{path} stays, with what it names; the next start of the run removes both")
@@ -376,16 +376,9 @@ def _unnamed(files: Files, checkpoints: list[SavedCheckpoint]) -> list[str]:
     checkpoints  all of them, whole. What was set aside stays too, with its files and generations, as far as its manifest can be read
     """
     store = checkpoints[0].store()
-    garbage = store.restore([(one.number, one.entries(store)) for one in reversed(checkpoints)], next_generation=1)
-    for generation in store.generations.values():
-        wanted = {"zarr.json", *(column.name for column in generation.columns)}
-        root = f"{ROWS}/{generation.name}"
-        there = {name: size for name, size in files.listing(root).items() if name not in wanted}
-        garbage += [
-            f"{root}/{name}"
-            for name, size in there.items()
-            if (shapes.is_directory if size == DIRECTORY else shapes.is_file)(f"{root}/{name}") and size >= DIRECTORY
-        ]
+    maps = [(one.number, one.entries(store)) for one in reversed(checkpoints)]
+    versions = store.restore(maps, store.generations, next_generation=1)
+    garbage = [path for found in look(store, versions, store.generations.has_name) for path in found.garbage]
     named = {manifest.path_of(one.number) for one in checkpoints} | {
         path for one in checkpoints for path in one.body.files
     }
@@ -394,8 +387,8 @@ def _unnamed(files: Files, checkpoints: list[SavedCheckpoint]) -> list[str]:
         with suppress(Damaged, OSError):
             then = manifest.read_at(files, aside)
             named |= then.body.files.keys()
-            roots = [f"{ROWS}/{generation.name}" for generation in then.generations().values()]
-            garbage = [one for one in garbage if not any(one == root or one.startswith(f"{root}/") for root in roots)]
+            aside_too = then.generations()
+            garbage = [path for path in garbage if not aside_too.has_name(path.split("/")[1])]
     return garbage + manifest.unnamed(files, named)
 
 

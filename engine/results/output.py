@@ -33,13 +33,13 @@ from typing import Any, TextIO
 from datasets.batch import MARK
 from datasets.shown import shown
 from engine.disk import manifest, shapes
-from engine.disk.files import DiskFiles
+from engine.disk.files import CHECKPOINTS, checkpoint_files
 from engine.disk.shapes import PART_OF_A_RUN, TEMPORARY
 from engine.disk.sweep import remove_run
 from engine.rows.damaged import Damaged
 
 _HEADER = "This directory was made by pic-engine, which wrote what is named below and removes nothing else.\n"
-CHECKPOINTS, LOCK, UNREADABLE, INDEX = "checkpoints", "lock", "unreadable.jsonl", "images.index"
+LOCK, UNREADABLE, INDEX = "lock", "unreadable.jsonl", "images.index"
 # What each job writes.
 PRETRAIN = (
     *(LOCK, "config.json", "plan.json", CHECKPOINTS, "metrics.jsonl", "evaluations.jsonl", "summary.json"),
@@ -166,7 +166,7 @@ class Output:
             self._require_no_link(name)
         stayed = []
         if CHECKPOINTS in self._own:
-            stayed = [f"{CHECKPOINTS}/{path}" for path in remove_run(DiskFiles(self.path / CHECKPOINTS))]
+            stayed = [f"{CHECKPOINTS}/{path}" for path in remove_run(checkpoint_files(self.path))]
         for name in names:
             self.remove(name)
         for name in _names_in(self.path):
@@ -249,7 +249,7 @@ class Output:
         if _kind(self.path / CHECKPOINTS) == "link":
             return self._has_whole_checkpoint()
         with suppress(OSError, Damaged):
-            files = DiskFiles(self.path / CHECKPOINTS)
+            files = checkpoint_files(self.path)
             found = [
                 f"{above}{name}"
                 for above in ("", f"{manifest.MANIFESTS}/")
@@ -266,7 +266,7 @@ class Output:
     def _has_whole_checkpoint(self) -> bool:
         """Whether a manifest can be read: where a link leads, names alone prove nothing."""
         with suppress(OSError, ValueError, Damaged):
-            files = DiskFiles(self.path / CHECKPOINTS)
+            files = checkpoint_files(self.path)
             for number in manifest.numbers(files):
                 with suppress(Damaged):
                     manifest.read(files, number)

@@ -86,6 +86,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._blocks: dict[int, Block] = {}
         self._unsaved: set[int] = set()
+        self.bytes = 0
 
     def holds(self, block: int) -> bool:
         return block in self._blocks
@@ -97,7 +98,7 @@ class MemoryStore:
         self.write_for_checkpoint(block, rows.copy())
 
     def write_for_checkpoint(self, block: int, rows: Block) -> None:
-        self._blocks[block] = rows
+        self.load(block, rows)
         self._unsaved.add(block)
 
     def blocks(self) -> list[int]:
@@ -114,11 +115,9 @@ class MemoryStore:
 
     def load(self, block: int, rows: Block) -> None:
         """Take up a block that a checkpoint holds already."""
+        before = self._blocks.get(block)
+        self.bytes += rows.bytes - (before.bytes if before else 0)
         self._blocks[block] = rows
-
-    @property
-    def bytes(self) -> int:
-        return sum(block.bytes for block in self._blocks.values())
 
     @property
     def host_bytes(self) -> int:

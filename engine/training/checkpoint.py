@@ -30,7 +30,7 @@ is unpickled when a checkpoint is read.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,13 @@ from safetensors.numpy import save as numpy_save
 from safetensors.torch import save as torch_save
 
 from engine.disk import manifest
-from engine.disk.body import Body, Part, RowSizes, RunState, Table, Written
-from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty, write_whole
+from engine.disk.body import FORMAT, Body, Part, RowSizes, RunState, Table, Written
+from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty
+from engine.disk.generations import Generations
 from engine.disk.manifest import SavedCheckpoint
-from engine.disk.shapes import PART_OF_A_RUN, shown
-from engine.disk.sweep import foreign_line
+from engine.disk.patrol import Found, Patrol, look, require_none_missing
+from engine.disk.shapes import PART_OF_A_RUN, generation_number, shown
+from engine.disk.sweep import foreign, foreign_line
 from engine.disk.write_behind import WriteBehind
 from engine.methods.method import Method
 from engine.ranks.lanes import Lanes
@@ -54,6 +56,8 @@ from engine.rows.damaged import Damaged
 if TYPE_CHECKING:
     from engine.trunk.given import GivenTrunk
     from engine.trunk.trunk import Trunk
+
+_PATIENCE_SECONDS = 0.1  # between two questions whether a stop was asked for
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Checkpoints:
         self.waited_seconds = 0.0  # for an earlier checkpoint; whoever reports it sets it back
         self._saved: list[SavedCheckpoint] = []
         self._garbage: list[str] = []  # of a damaged checkpoint or a killed run; goes with the next commit
+        self._patrol: Patrol | None = None
         self._map = _Chain()
         self._log = _Chain()
         self._changed = np.empty(0, np.int64)  # blocks whose entry is not that of the last full map, ascending
@@ -98,22 +103,28 @@ class Checkpoints:
     def restore(self, checkpoints: list[SavedCheckpoint], sweep: bool, is_keeper: bool = True) -> None:
         """Go on after the last of `checkpoints` (engine/disk/recovery.py). No rank may write before all have come back from here.
 
-        sweep       remove at once what none of them names; else, where a newer checkpoint was damaged, with the next commit
+        sweep       remove what none of them names as soon as it is found; else, where a newer checkpoint was damaged, with the next commit
         is_keeper   of the ranks on this disk, the one that looks after what is no lane's
+
+        Of blocks that are not resident no file is looked at here: a thread does that from now on, and where one is missing, the next
+        call raises Damaged.
         """
         self._is_keeper = is_keeper
         store = self.disk.disk
-        versions = [(one.number, one.entries(store, self.lanes)) for one in checkpoints]
+        generations, versions = store.generations, []
+        for one in checkpoints:
+            of_one, entries = one.tables(self.lanes)
+            generations = generations.joined(of_one)
+            versions.append((one.number, entries))
         last = checkpoints[-1] if checkpoints else None
-        generations = {generation.name for one in checkpoints for generation in one.generations().values()}
-        self._garbage = store.restore(
-            versions, last.body.next_generation if last else 1, generations if is_keeper else None
-        )
+        next_generation = last.body.next_generation if last else 1
+        on_disk = store.restore(versions, generations, next_generation)
         self._saved, self.newest = list(checkpoints), last
         if last:
             self._log.take_up(last.body.log)
             parts = last.parts(self.lanes)
-            if [(part.rank, part.ranks) for part in parts] == [(self.lanes.rank, self.lanes.ranks)] and parts[0].blocks:
+            is_ours = [(part.rank, part.ranks) for part in parts] == [(self.lanes.rank, self.lanes.ranks)]
+            if is_ours and parts[0].blocks and last.body.format == FORMAT:
                 self._map.take_up(parts[0].blocks)
                 if delta := parts[0].blocks.delta:
                     self._changed = np.sort(last.arrays(delta)["block"])
@@ -121,11 +132,62 @@ class Checkpoints:
             named = {manifest.path_of(one.number) for one in checkpoints} | {
                 path for one in checkpoints for path in one.body.files
             }
-            self._garbage += manifest.unnamed(self.files, named)
-            if line := foreign_line(self.files, chunks=False):
+            self._garbage = manifest.unnamed(self.files, named)
+            if line := foreign_line(foreign(self.files, rows=False)):
                 print(line)
         if sweep:
             self._remove_garbage()
+        known = self._named_by_all(checkpoints, generations) if is_keeper else None
+        self._begin_patrol(look(store, on_disk, self._naming(next_generation, known)), sweep)
+
+    def _named_by_all(self, checkpoints: list[SavedCheckpoint], own: Generations) -> Generations:
+        """The generations that the parts of all ranks name, as far as these are on this disk. own: those of this rank's lanes."""
+        if self.lanes.ranks == 1:
+            return own
+        for one in checkpoints:
+            there = self.files.listing(one.name)
+            for part in one.body.parts:
+                if part.active and part.active.rpartition("/")[2] in there:
+                    own = own.joined(one.tables_of(part)[0])
+        return own
+
+    def _naming(self, next_generation: int, known: Generations | None) -> Callable[[str], bool]:
+        """Whether a generation is named, or not ours to look after: engine/disk/patrol.py has the rule."""
+
+        def is_named(name: str) -> bool:
+            number = generation_number(name)
+            assert number is not None
+            if number >= next_generation:
+                return number % self.lanes.ranks != self.lanes.rank or self.disk.disk.generations.has_name(name)
+            return known is None or known.has_name(name)
+
+        return is_named
+
+    def _begin_patrol(self, looks: Iterator[Found], sweep: bool) -> None:
+        """Look at what is on the disk; where the store writes without a thread, at once and here."""
+
+        def done(found: Found) -> None:
+            if line := foreign_line(sorted(found.foreign)):
+                print(line)
+            self._garbage += found.garbage
+            if sweep:
+                self.disk.submit(self._remove_garbage)
+
+        if self.disk.is_threaded:
+            self._patrol = Patrol(looks, done, self.disk.fail)
+            self._patrol.start()
+            return
+        total = Found()
+        for found in looks:
+            require_none_missing(found)
+            total.garbage += found.garbage
+            total.foreign += found.foreign
+        done(total)
+
+    def close(self) -> None:
+        """End the thread that looks at what is on the disk."""
+        if self._patrol:
+            self._patrol.stop()
 
     def save(
         self,
@@ -173,6 +235,15 @@ class Checkpoints:
         """Return when everything is on the disk. Raises what went wrong."""
         self.disk.drain()
 
+    def look_to_the_end(self, asked_to_stop: Callable[[], bool]) -> None:
+        """Return when all that was on the disk at the start has been looked at, or a stop is asked for.
+
+        Raises Damaged where a block is missing.
+        """
+        while self._patrol and self._patrol.is_alive() and not asked_to_stop():
+            self._patrol.join(_PATIENCE_SECONDS)
+        self.disk.drain()
+
     @property
     def bytes(self) -> int:
         """On the disk: rows, and the files of the checkpoints that are kept, as far as they are these lanes'."""
@@ -197,7 +268,7 @@ class Checkpoints:
 
         files, sizes = {}, {}
         for path, content_bytes in contents.items():
-            write_whole(self.files, path, [content_bytes])
+            self.files.put_whole(path, [content_bytes])
             files[path] = hashlib.sha256(content_bytes).hexdigest()
             sizes[path] = len(content_bytes)
         for table in (part.blocks, log):  # the full table may be an earlier checkpoint's
@@ -210,7 +281,7 @@ class Checkpoints:
             self.files.make_directory(manifest.MANIFESTS)
         elif self._is_keeper and PART_OF_A_RUN not in self.files.listing(""):
             remove_any(self.files, PART_OF_A_RUN + TEMPORARY)  # of a run that was killed just here
-            write_whole(self.files, PART_OF_A_RUN, [b""])
+            self.files.put_whole(PART_OF_A_RUN, [b""])
         self.files.sync_directory("")
         written = channel.to_first(Written(part, files, sizes, store.next_generation))
         body: Body | None = None
@@ -236,13 +307,13 @@ class Checkpoints:
             return Part(lanes.rank, lanes.ranks), {}
         number = f"-{lanes.rank}" if lanes.ranks > 1 else ""
         active = f"{directory}/active{number}.safetensors"
-        self._changed = np.union1d(self._changed, store.take_changed())
+        self._changed = np.union1d(self._changed, store.changed())
         full = self._map.full_is_due(len(self._changed))
         table = store.entries(None if full else self._changed)
         blocks, contents = _table(self._map, full, table, f"{directory}/blocks{number}")
         if full:
             self._changed = self._changed[:0]
-        part = Part(lanes.rank, lanes.ranks, active, blocks, store.entry_count(), store.generation_table())
+        part = Part(lanes.rank, lanes.ranks, active, blocks, store.entry_count())
         return part, {active: numpy_save(snapshot.arrays), **contents}
 
     def _drop_old_manifests(self) -> None:
@@ -268,16 +339,16 @@ class Checkpoints:
         self.disk.disk.drop_before(self._saved[0].number)
 
     def _remove_garbage(self) -> None:
-        if not self._garbage:
+        garbage, self._garbage = self._garbage, []  # the patrol may find more meanwhile
+        if not garbage:
             return
         # Manifests first here too; and what the last process did to them is for good before anything is built on it.
-        first = [path for path in self._garbage if path.startswith(manifest.MANIFESTS)]
+        first = [path for path in garbage if path.startswith(manifest.MANIFESTS)]
         for path in first:
             remove_any(self.files, path)
         self.files.sync_directory(manifest.MANIFESTS if manifest.MANIFESTS in self.files.listing("") else "")
-        for path in self._garbage:
+        for path in garbage:
             remove_any(self.files, path)
-        self._garbage.clear()
 
 
 def new_directory(step: int, there: set[str]) -> str:

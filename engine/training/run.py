@@ -243,10 +243,12 @@ class Run:
         try:
             self.train()
             self.checkpoints.finish()
+            if not self.stop.agreed(self.ranks):
+                self.checkpoints.look_to_the_end(lambda: self.stop.is_asked)
         except (NonFiniteLoss, TooMuchUnread) as error:
             self.stop.agreed(self.ranks)
             return f"stopped: {error}"
-        stopped_by = self.stop.agreed(self.ranks)
+        stopped_by = self.stop.agreed_in_words(self.ranks)
         if not stopped_by:
             self.evaluate()
             stopped_by = self.stop.agreed(self.ranks)

@@ -19,7 +19,7 @@ from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine,
 class UnsyncedFiles(DiskFiles):
     """The real files without waiting for the disk: durability is what test_power_cuts.py is for."""
 
-    def create(self, path, parts):
+    def _create(self, path, parts):
         with open(self.root / path, "xb") as file:
             for part in parts:
                 file.write(part)
@@ -108,7 +108,13 @@ class DiskRun:
         self.checkpoints.finish()
         return self
 
+    def looked(self):
+        """When all that was on the disk at the start has been looked at, and what nobody names is gone."""
+        self.checkpoints.look_to_the_end(lambda: False)
+        return self
+
     def close(self):
+        self.checkpoints.close()
         self.rows.host.close()
         self.disk.close()
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from engine.disk import manifest
-from engine.disk.files import DiskFiles
+from engine.disk.files import TEMPORARY, DiskFiles
 from engine.disk.restored_rows import load_rows
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
@@ -64,7 +64,22 @@ class VolatileFiles:
         self.root = self.before.root
         self.journal = []
 
-    def create(self, path, parts):
+    def put_whole(self, path, parts):
+        self._create(path + TEMPORARY, parts)
+        self.rename(path + TEMPORARY, path)
+
+    def put_if_absent(self, path, parts):
+        self._create(path + TEMPORARY, parts)
+        above, name = self._place(path)
+        part = above.names[name + TEMPORARY]
+        try:
+            if name in above.names:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            self._name(above, name, part)
+        finally:
+            self._name(above, name + TEMPORARY, None)
+
+    def _create(self, path, parts):
         above, name = self._place(path)
         if name in above.names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
@@ -287,7 +302,7 @@ class FaultyFiles(DiskFiles):
         super().__init__(root)
         self.kind, self.error, self.at, self.half = kind, error, at, half
         self.count, self.failed, self.changed_since = 0, False, []
-        for operation in {kind, "create", "rename", "make_directory", "remove", "remove_directory"}:
+        for operation in {kind, "_create", "_link", "rename", "make_directory", "remove", "remove_directory"}:
             setattr(self, operation, partial(self._perform, operation, getattr(self, operation)))
 
     def _perform(self, operation, perform, path, *rest):
@@ -399,5 +414,6 @@ class Training:
         return RowReader(self.rows)
 
     def close(self):
+        self.checkpoints.close()
         self.rows.host.close()
         self.disk.close()

@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 from engine.disk import manifest
+from engine.disk.body import FORMAT
 from engine.disk.files import DiskFiles
 from engine.rows.snapshots import RowReader
 from engine.rows.store import NEVER_VISITED
@@ -34,7 +35,7 @@ GOLDEN_CASE = Case(
 )
 
 
-FORMATS = ["format-3"]  # two ranks wrote it
+FORMATS = ["format-3", "format-4"]  # two ranks wrote each
 
 
 def hash_of_every_byte(rows, backbone):
@@ -71,3 +72,20 @@ def test_its_generations_open_with_plain_zarr(name):
         group = zarr.open_group(str(HERE / name / "rows" / generation.name), mode="r")
         assert group["weight"].shape == (26, 2)
         assert group["last_step"].dtype == np.int64
+
+
+def test_a_run_that_goes_on_from_an_earlier_format_writes_this_one_and_ends_the_same(tmp_path):
+    digests = []
+    for name in FORMATS:
+        root = shutil.copytree(HERE / name, tmp_path / name)
+        run = DiskRun(GOLDEN_CASE, root).train(GOLDEN_CASE.steps - 4)
+        run.save()
+        run.finish().looked().close()
+        newest, before = manifest.recover(DiskFiles(root))[0][::-1]
+        assert newest.body.format == FORMAT and newest.body.parts[0].blocks.delta is None
+        assert before.body.format == int(name[-1])
+        assert not any(manifest.problems_of(one, every_block=True) for one in (newest, before))
+        again = DiskRun(GOLDEN_CASE, root).train(GOLDEN_CASE.steps)
+        digests.append(again.digest())
+        again.close()
+    assert len(set(digests)) == 1

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from engine.disk import manifest
-from engine.disk.files import remove_any, write_whole
+from engine.disk.files import remove_any
 from engine.disk.zarr_store import ROWS, ZarrStore
 from engine.rows.damaged import Damaged
 from engine.rows.store import MemoryStore
-from engine.training import checkpoint
 from engine.training.checkpoint import Checkpoints
 from tests.engine.faulty_files import (
     EverythingSurvives,
@@ -253,7 +252,7 @@ class SweepAtOnce(Checkpoints):
     def _remove_garbage(self):
         for path in self._garbage:
             remove_any(self.files, path)
-        self._garbage.clear()
+        self._garbage = []
 
 
 def publish_before_files(monkeypatch):
@@ -261,15 +260,22 @@ def publish_before_files(monkeypatch):
     late = []
     publish = manifest.publish
 
+    class LateFiles(VolatileFiles):
+        def put_whole(self, path, parts):
+            if path.startswith("step-"):
+                late.append((path, parts))
+            else:
+                super().put_whole(path, parts)
+
     def publish_first(files, body):
         publish(files, body)
         for path, parts in late:
-            write_whole(files, path, parts)
+            VolatileFiles.put_whole(files, path, parts)
         files.sync_directory(body.directory)
         late.clear()
 
-    monkeypatch.setattr(checkpoint, "write_whole", lambda files, path, parts: late.append((path, parts)))
     monkeypatch.setattr(manifest, "publish", publish_first)
+    return {"files": LateFiles()}
 
 
 def publish_after_removal(monkeypatch):

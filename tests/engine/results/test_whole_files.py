@@ -291,7 +291,7 @@ def test_files_get_the_mode_that_the_user_has_set_for_new_ones(run, tmp_path, um
         write_file(tmp_path / "store.png", b"png")
         files = DiskFiles(tmp_path / "checkpoints")
         files.make_directory(manifest.MANIFESTS)
-        files.create("manifests/000000001.json", [b"{}"])
+        files.put_whole("manifests/000000001.json", [b"{}"])
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}

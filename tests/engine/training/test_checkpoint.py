@@ -138,8 +138,8 @@ def test_blocks_written_twice_between_two_checkpoints_go_into_two_generations(tm
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, whole):
     run = DiskRun(CASE, tmp_path).train(40)
     run.finish()
-    gate, real = threading.Event(), run.files.create
-    run.files.create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
+    gate, real = threading.Event(), run.files._create
+    run.files._create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
     run.save()  # returns although the disk does not move
     before = run.rows.log.steps
     run.train(44)
@@ -158,8 +158,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, whole):
 
 def test_a_checkpoint_waits_for_the_one_before_and_counts_it(tmp_path):
     run = DiskRun(CASE, tmp_path).train(20)
-    gate, real = threading.Event(), run.files.create
-    run.files.create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
+    gate, real = threading.Event(), run.files._create
+    run.files._create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
     run.save()
     run.train(21)
     threading.Timer(1.0, gate.set).start()
@@ -174,13 +174,13 @@ def test_a_checkpoint_waits_for_the_one_before_and_counts_it(tmp_path):
 def written_by_a_checkpoint(tmp_path, case, stop):
     """Bytes and files that one checkpoint writes after `stop` steps of a run with checkpoints on the way."""
     run = DiskRun(case, tmp_path, threaded=False, keep=1).train(stop, save_every=case.schedule.steps_per_window)
-    sizes, real = [], run.files.create
+    sizes, real = [], run.files._create
 
     def create(path, parts):
         sizes.append(sum(memoryview(part).nbytes for part in parts))
         real(path, parts)
 
-    run.files.create = create
+    run.files._create = create
     run.train(stop + case.schedule.steps_per_window // 2)
     sizes.clear()
     run.save()
@@ -307,7 +307,7 @@ def test_what_a_killed_run_left_is_swept_at_the_next_start(tmp_path):
     (tmp_path / "step-000000060" / "trunk.safetensors").write_bytes(b"half")
     (tmp_path / "manifests" / "000000002.json.part").write_bytes(b"{")
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) != before
-    again = DiskRun(CASE, tmp_path)
+    again = DiskRun(CASE, tmp_path).looked()
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
     assert again.step == 30
 
@@ -323,7 +323,7 @@ def test_a_damaged_newer_checkpoint_is_left_alone_until_the_next_commit(tmp_path
     content[-1] ^= 1
     victim.write_bytes(content)
     there = {path for path in tmp_path.rglob("*") if path.is_file()}
-    again = DiskRun(CASE, tmp_path, keep=2)
+    again = DiskRun(CASE, tmp_path, keep=2).looked()
     assert again.step == 30
     assert again.complaints == [
         "checkpoint step-000000045 is damaged (active.safetensors does not match its checksum); trying the one before"

@@ -33,7 +33,7 @@ def legs(ranks, case, root, until, save_every=7, own_disks=False, **options):
     run.train(until, save_every)
     if until % save_every:
         run.save()
-    run.finish()
+    run.finish().looked()
     counters = np.sum(ranks.share(np.array([run.rows.visited, run.rows.readmitted])), axis=0)
     told = *all_rows(case, ranks, run.rows), began, counters, run.digest(), run.complaints
     run.close()
