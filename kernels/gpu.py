@@ -4,17 +4,21 @@
     2. the tests of the kernels that need a device
     3. a few of them again under compute-sanitizer (memcheck and racecheck), where the toolkit has it
     4. the benches of every op, and ten million active rows
-    5. what came out goes into kernels/RESULTS.md, with device, driver and versions, in the place of the last time's
+    5. a training without a network through launch.py: rows, softmax, host tier, store; resumed; the same digest each time
+    6. what came out goes into kernels/RESULTS.md, with device, driver and versions, in the place of the last time's
 
-Needs torch, pytest, nvcc and ninja, nothing else of this project's dependencies. A part that fails is in the results as failed, and
+Needs torch, pytest, nvcc and ninja; the training, numpy, pydantic, safetensors, zarr and google-crc32c as well. Nothing else of this
+project's dependencies. A part that fails is in the results as failed, and
 the exit code is 1; a part that there is no time for is named.
 """
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +78,7 @@ def _parts() -> Iterator[tuple[str, list[str]]]:
     for op, words in BENCHES.items():
         yield f"bench of {op}", [sys.executable, "-m", f"kernels.{op}.bench", *words]
     yield "ten million active rows", [sys.executable, "-m", "kernels.gpu", "--ten-million"]
+    yield "a training without a network", [sys.executable, "-m", "kernels.gpu", "--given"]
 
 
 def ten_million() -> None:
@@ -112,6 +117,36 @@ def ten_million() -> None:
     peak = torch.cuda.max_memory_allocated() / 2**30
     own = 2 * rows_KD.nbytes / 2**30
     print(f"{seconds * 1e3:.0f} ms a step; peak {peak:.2f} GiB, of which rows and momentum are {own:.2f} GiB")
+
+
+def given() -> None:
+    """configs/given.json with three slides and more: twice straight, once with a stop on the way; every digest must be the same."""
+    sizes = [
+        "data.limit=1000000",
+        "schedule.block=128",
+        "schedule.lanes=8",
+        "schedule.window=16384",
+        "schedule.stride=8192",
+    ]
+    digests = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, ends in {"straight": [300], "again": [300], "resumed": [130, 300]}.items():
+            line = [sys.executable, "launch.py", "--config", "configs/given.json", f"output={directory}/{name}", *sizes]
+            began = time.perf_counter()
+            for end in ends:
+                subprocess.run(
+                    [*line, "method.active=8192", f"steps={end}", "checkpoint.every_steps=50"], check=True, cwd=ROOT
+                )
+            seconds = time.perf_counter() - began
+            # The same of the bytes on the disk, in which the command compares it with the run's own.
+            subprocess.run([*line, "method.active=8192", "job=store", "store.verb=digest"], check=True, cwd=ROOT)
+            summary = json.loads(Path(directory, name, "summary.json").read_text())
+            digests[name] = summary["digest"]
+            print(
+                f"{name}: {seconds:.1f} s in all, {1e3 * summary['step_seconds']:.1f} ms a step, loss {summary['loss']:.3f} (chance "
+                f"{summary['chance_loss']:.3f}), {summary['backends']}, digest {summary['digest']}"
+            )
+    assert len(set(digests.values())) == 1, digests
 
 
 def _heading() -> str:
@@ -157,5 +192,7 @@ def write(path: Path, text: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--ten-million"]:
         ten_million()
+    elif sys.argv[1:] == ["--given"]:
+        given()
     else:
         sys.exit(main())

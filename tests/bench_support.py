@@ -4,14 +4,20 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import json
 import mmap
 import os
 import platform
+import re
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
@@ -39,6 +45,26 @@ def machine() -> str:
 def spread(values: Sequence[float], digits: int) -> str:
     """median (min - max)."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+
+def given_line(output: Path, *overrides: str) -> list[str]:
+    """The command line of a run of configs/given.json."""
+    config = str(_ROOT / "configs" / "given.json")
+    return [sys.executable, str(_ROOT / "launch.py"), "--config", config, f"output={output}", *overrides]
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def status_kib(pid: int, field: str) -> int:
+    """VmRSS or VmHWM of a process; 0 where it has ended."""
+    try:
+        found = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def files_below(directory: Path) -> list[Path]:

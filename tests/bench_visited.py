@@ -2,9 +2,9 @@
 
     python -m tests.bench_visited [--rounds 5] [--directory .] [--keep]
 
-Two runs of launch.py with "given" features and small blocks (C = 16, D = 8) go on in turn, each from its own directory. The directories begin
-as the same short run; then blocks are added to them as the store writes them, far from the windows to come, without waiting for the disk,
-and a manifest that names them. Making the large one takes some minutes, 3 x 10^6 files and 12 GB.
+Two runs of launch.py with "given" features and small blocks (C = 16, D = 8) go on in turn, each from its own directory. The directories
+begin as the same short run. Then blocks are added to them, at the end of the order, far from the windows to come, and a manifest that
+names them. All of them have the same rows, so that their files can be hard links to a few: 3 x 10^6 names and next to no bytes.
 
     first step    from the start of the process to the end of its first step, imports included
     pause         for how long a checkpoint stops the training: the time between two lines of metrics.jsonl that no step has
@@ -15,7 +15,6 @@ In the large run the look at all block files goes on meanwhile (engine/disk/patr
 """
 
 import argparse
-import functools
 import hashlib
 import json
 import os
@@ -24,89 +23,128 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
-from engine.disk import manifest, zarr_store
+from engine.disk import manifest
+from engine.disk.block_map import BlockMap
 from engine.disk.files import DiskFiles, checkpoint_files
+from engine.disk.generations import Generations, name_of
+from engine.disk.manifest import SavedCheckpoint
 from engine.disk.patrol import look
-from engine.disk.zarr_store import ZarrStore
+from engine.disk.zarr_store import ROWS, ZarrStore
 from engine.rows.store import Block
-from tests.bench_support import machine, scratch, spread
+from tests.bench_support import given_line, machine, metrics, scratch, spread
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"few": (10**3, 2), "many": (10**6, 20_000)}  # blocks, generations
 SHORT = 200  # steps of the run that both directories begin as
-STEPS = 330  # of each turn; every 100 are followed by a checkpoint
+EVERY, STEPS = (
+    300,
+    900,
+)  # steps between checkpoints, and of each turn: so that every turn ends as long after a checkpoint
+MOST_LINKS = 60_000  # of a file
 OVERRIDES = [
-    "data.limit=40000000", "schedule.batch=64", "schedule.block=16", "schedule.lanes=4", "schedule.window=8192", "schedule.stride=4096",
-    "method.active=4096", "method.dim=8", "checkpoint.every_steps=100", "log_every=1", "method.kernels=aten",
+    "data.limit=40000000", "schedule.batch=64", "schedule.block=16", "schedule.lanes=4", "schedule.window=16384", "schedule.stride=8192",
+    "method.active=4096", "method.dim=8", f"checkpoint.every_steps={EVERY}", "log_every=1", "method.kernels=aten",
 ]  # fmt: skip
 START_BAR_SECONDS, STOP_BAR_SECONDS, PAUSE_BAR, HOST_BAR_BYTES = 1.0, 1.0, 1.10, 24
 
 
-class Unsynced(DiskFiles):
-    """Without waiting for the disk, which is not what is measured here."""
-
-    def _create(self, path, parts):  # type: ignore[no-untyped-def]
-        with open(self._prefix + path, "xb") as file:
-            for part in parts:
-                file.write(part)
-
-    def sync_directory(self, path: str) -> None:
-        pass
-
-
-def command(output: Path, *overrides: str) -> list[str]:
-    config = str(ROOT / "configs" / "given.json")
-    return [sys.executable, str(ROOT / "launch.py"), "--config", config, f"output={output}", *OVERRIDES, *overrides]
-
-
-def make(output: Path, blocks: int, generations: int) -> None:
+def make(output: Path, blocks: int, generations_more: int) -> None:
     """A run of SHORT steps, and then `blocks` more, at the end of the order, in so many generations more."""
-    subprocess.run(command(output, f"steps={SHORT}"), check=True, stdout=subprocess.DEVNULL)
-    files = Unsynced(output / "checkpoints")
-    last = manifest.recover(files)[0][-1]
-    sizes, store = last.row_sizes(), last.store()
-    of_last, entries = last.tables()
-    store.restore([(last.number, entries)], of_last, last.body.next_generation)
-    rng = np.random.default_rng(0)
-    each, first = blocks // generations, sizes.blocks - 1 - blocks
-    with_cache = functools.cache(zarr_store.group_metadata)  # zarr takes longer for these than all else here
-    zarr_store.group_metadata = lambda *arguments: dict(with_cache(*arguments))
-    for start in range(first, first + blocks, each):
-        for block in range(start, start + each):
-            weight, momentum = rng.standard_normal((2, sizes.block, sizes.dim), np.float32)
-            store.write_block(block, Block(weight, momentum, np.full(sizes.block, 1)))
-        store.sync()
-    publish(last, store)
+    subprocess.run(given_line(output, *OVERRIDES, f"steps={SHORT}"), check=True, stdout=subprocess.DEVNULL)
+    last = manifest.recover(checkpoint_files(output))[0][-1]
+    generations, entries = last.tables()
+    template, added = template_of(last), range(last.body.next_generation, last.body.next_generation + generations_more)
+    each, end = blocks // generations_more, last.row_sizes().blocks - 1
+    tables = {
+        "block": np.arange(end - blocks, end), "generation": np.repeat(np.array(added, np.uint32), each),
+        "checks": np.tile(np.array(template.checks, np.uint32), (blocks, 1)),
+    }  # fmt: skip
+    for place, number in enumerate(added):
+        link_generation(
+            template, output / "checkpoints" / ROWS / name_of(number, 0), tables["block"][each * place :][:each]
+        )
+    rows = last.row_sizes()
+    more = {
+        "number": np.array(added),
+        "suffix": 0 * np.array(added),
+        "kind": 0 * np.array(added),
+        "shared": 0 * np.array(added),
+    }
+    publish(last, entries.overlaid(BlockMap(tables)), generations.joined(Generations(rows.dtype, rows.dim, more)))
 
 
-def publish(last: manifest.SavedCheckpoint, store: ZarrStore) -> None:
-    """The last checkpoint anew, with all that the store has."""
-    body = last.body.json()
+@dataclass
+class Template:
+    """A block in a generation of its own, whose files others are links to. checks: as in the block map."""
+
+    generation: Path
+    files: dict[str, Path]  # column -> the chunk
+    checks: tuple[int, ...]
+    links: int = 0
+
+    def linked(self, column: str, path: Path) -> None:
+        self.links += 1
+        if self.links % MOST_LINKS == 0:  # no file has more names than that
+            for chunk in self.files.values():
+                fresh = chunk.with_suffix(".fresh")
+                fresh.write_bytes(chunk.read_bytes())
+                fresh.rename(chunk)
+        os.link(self.files[column], path)
+
+
+def template_of(last: SavedCheckpoint) -> Template:
+    rows, root = last.row_sizes(), last.files.root.parent / "template"  # type: ignore[attr-defined]
+    store = ZarrStore(
+        DiskFiles(root), block=rows.block, dim=rows.dim, positions=rows.positions, dtype=np.dtype(rows.dtype)
+    )
+    weight, momentum = np.random.default_rng(0).standard_normal((2, rows.block, rows.dim), np.float32)
+    store.write_block(0, Block(weight, momentum, np.ones(rows.block, np.int64)))
+    (generation,) = store.generations.values()
+    where = root / ROWS / generation.name
+    files = {column.name: where / column.file(0) for column in generation.columns}
+    return Template(where, files, tuple(store.checks()["checks"][0].tolist()))
+
+
+def link_generation(template: Template, where: Path, blocks: np.ndarray) -> None:
+    """A generation like the template's, with these blocks."""
+    where.mkdir()
+    (where / "zarr.json").write_bytes((template.generation / "zarr.json").read_bytes())
+    for column, chunk in template.files.items():
+        (where / column).mkdir()
+        (where / column / "zarr.json").write_bytes((template.generation / column / "zarr.json").read_bytes())
+        for block in blocks.tolist():
+            template.linked(column, where / column / chunk.name.replace("c.0", f"c.{block}", 1))
+
+
+def publish(last: SavedCheckpoint, entries: BlockMap, generations: Generations) -> None:
+    """The last checkpoint anew, with these tables."""
+    body, root = last.body.json(), last.files.root  # type: ignore[attr-defined]
     part = body["parts"][0]
-    table, path = store.entries(), part["blocks"]["full"]
+    path, count = part["blocks"]["full"], len(entries)
     if delta := part["blocks"]["delta"]:
         del body["files"][delta], body["sizes"][delta]
-    content = save(table)
-    (store.files.root / path).write_bytes(content)  # type: ignore[attr-defined]
+    content = save({**entries.arrays(), **generations.arrays()})
+    (root / path).write_bytes(content)
     body["files"][path], body["sizes"][path] = hashlib.sha256(content).hexdigest(), len(content)
-    part["blocks"] |= {"delta": None, "rows": len(table["block"]), "since": 0}
-    part["stored_blocks"] = len(table["block"])
-    body["next_generation"] = store.next_generation
+    part["blocks"] |= {"delta": None, "rows": count, "since": 0}
+    part["stored_blocks"] = count
+    body["next_generation"] = max(generations) + 1
     whole = {"sha256": manifest._digest(body), "body": body}
-    (store.files.root / manifest.path_of(last.number)).write_text(json.dumps(whole))  # type: ignore[attr-defined]
+    (root / manifest.path_of(last.number)).write_text(json.dumps(whole))
 
 
 def go_on(output: Path) -> dict[str, list[float]]:
     """Some steps from where the run stands, then SIGTERM: seconds to the first step, of each pause, from the signal to the end."""
     lines, before = output / "metrics.jsonl", count_lines(output / "metrics.jsonl")
     start = time.perf_counter()
-    run = subprocess.Popen(command(output), stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(given_line(output, *OVERRIDES), stdout=subprocess.DEVNULL)
     try:
         while count_lines(lines) == before:
             time.sleep(0.005)
@@ -117,19 +155,19 @@ def go_on(output: Path) -> dict[str, list[float]]:
         start = time.perf_counter()
         run.send_signal(signal.SIGTERM)
         assert run.wait() == 0
-        return {"first step": [first], "pause": pauses(lines, before), "stop": [time.perf_counter() - start]}
+        return {"first step": [first], "pause": pauses(output, before), "stop": [time.perf_counter() - start]}
     finally:
         run.kill()
         run.wait()
 
 
-def pauses(lines: Path, first: int) -> list[float]:
+def pauses(output: Path, first: int) -> list[float]:
     """What is between two lines beside the step, where there was a checkpoint; seconds."""
-    told = [json.loads(line) for line in lines.read_text().splitlines()[first:]]
+    told = metrics(output)[first:]
     return [
         line["interval_seconds"] - (line["elapsed_seconds"] - before["elapsed_seconds"])
         for before, line in pairwise(told)
-        if before["step"] % 100 == 0
+        if before["step"] % EVERY == 0
     ]
 
 
@@ -189,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{name}: {blocks:,} blocks in {generations:,} generations, made in {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
+        os.sync()  # millions of names are on their way, and every fsync would wait for them
         figures: dict[str, dict[str, list[float]]] = {name: {} for name in sizes}
         for turn in range(options.rounds + 1):
             for name in sizes if turn % 2 else reversed(sizes):

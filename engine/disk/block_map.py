@@ -37,6 +37,8 @@ class _Table(NamedTuple):
 
     def overlaid(self, news: "_Table") -> "_Table":
         """The same with the blocks of `news`, which replace those of the same number."""
+        if not len(self.block) or not len(news.block):
+            return news if len(news.block) else self
         place = np.searchsorted(self.block, news.block)
         there = np.zeros(len(place), dtype=bool)
         inside = place < len(self.block)
@@ -127,11 +129,14 @@ class BlockMap(Mapping[int, Entry]):
 
     def where(self, chosen: np.ndarray) -> "BlockMap":
         """Another map of some of the blocks: chosen, bool [n], in their order."""
-        return self._of(self._merged().chosen(chosen))
+        table = self._merged()
+        return self._of(table if chosen.all() else table.chosen(chosen))
 
     def without(self, other: "BlockMap") -> "BlockMap":
         """Another map, of what is not the same in `other`: blocks that it lacks, or has in another version."""
         table, newer = self._merged(), other._merged()
+        if not len(newer.block):
+            return self._of(table)
         place = np.searchsorted(newer.block, table.block)
         differs = place == len(newer.block)
         inside = ~differs

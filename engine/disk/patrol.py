@@ -1,7 +1,7 @@
 """Looks at the names and sizes of all block files, so that no start has to.
 
-A start checks manifests, tables and resident blocks, whatever N is. The rest is looked at by a thread while the run goes on: a generation
-at a time, and after each it rests as long as the look took, so that it costs at most half a core. What it finds:
+A start checks manifests, tables and resident blocks, whatever N is. The rest is looked at by a thread while the run goes on, once that has
+settled: a generation at a time, and after each it rests three times as long as the look took. What it finds:
 
     missing    a file of a block that is not there, or has another size: the run stops by name, before the block is asked for. An older
                checkpoint may be whole; store.verb=repair goes back to it
@@ -27,6 +27,9 @@ from engine.disk.files import DIRECTORY, WHAT
 from engine.disk.generations import Generation
 from engine.disk.zarr_store import ROWS, Versions, ZarrStore, describe
 from engine.rows.damaged import Damaged
+
+_SETTLING_SECONDS = 10.0  # the first steps have the processor to themselves
+_RESTS = 3.0  # times as long as the look before
 
 
 @dataclass
@@ -86,25 +89,33 @@ class Patrol(threading.Thread):
     ) -> None:
         super().__init__(name="patrol", daemon=True)
         self._looks, self._done, self._failed = looks, done, failed
-        self._is_asked_to_stop = threading.Event()
+        self._may_begin, self._is_asked_to_stop = threading.Event(), threading.Event()
 
     def run(self) -> None:
         try:
+            self._may_begin.wait(_SETTLING_SECONDS)
             total, start = Found(), time.perf_counter()
             for found in self._looks:
                 require_none_missing(found)
                 total.garbage += found.garbage
                 total.foreign += found.foreign
-                if self._is_asked_to_stop.wait(time.perf_counter() - start):
+                if self._is_asked_to_stop.wait(
+                    0 if self._may_begin.is_set() else _RESTS * (time.perf_counter() - start)
+                ):
                     return
                 start = time.perf_counter()
             self._done(total)
         except BaseException as error:
             self._failed(error)
 
+    def hurry(self) -> None:
+        """Begin now, and do not rest: somebody waits."""
+        self._may_begin.set()
+
     def stop(self) -> None:
         """Return when it has ended."""
         self._is_asked_to_stop.set()
+        self.hurry()
         self.join()
 
 

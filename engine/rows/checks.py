@@ -36,3 +36,9 @@ def checks_of(weight_CD: np.ndarray, momentum_CD: np.ndarray | None, last_step_C
     """Of a block's three arrays."""
     momentum = crc_of_zeros(weight_CD.nbytes) if momentum_CD is None else crc_of(momentum_CD)
     return crc_of(weight_CD), momentum, crc_of(last_step_C)
+
+
+def by_block(*parts: np.ndarray) -> np.ndarray:
+    """All of them, CHECKED [n] each, in ascending order of blocks. Fast where each part is ascending."""
+    whole = np.concatenate([np.empty(0, CHECKED), *parts])
+    return whole[np.argsort(whole["block"], kind="stable")]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from engine.rows.active_rows import EMPTY, ActiveRows
-from engine.rows.checks import CHECKED
+from engine.rows.checks import CHECKED, by_block
 from engine.rows.initial_rows import initial_rows
 from engine.rows.store import NEVER_VISITED, Block, empty_block, fill
 
@@ -79,7 +79,7 @@ def block_checks(reader: RowReader) -> np.ndarray:
     host = reader.rows.host
     stored = host.store.checks()
     away = stored[~np.isin(stored["block"], host.blocks())]
-    return np.sort(np.concatenate([resident_checks(reader), away]), order="block")
+    return by_block(resident_checks(reader), away)
 
 
 def resident_checks(reader: RowReader) -> np.ndarray:

@@ -240,6 +240,8 @@ class Checkpoints:
 
         Raises Damaged where a block is missing.
         """
+        if self._patrol:
+            self._patrol.hurry()
         while self._patrol and self._patrol.is_alive() and not asked_to_stop():
             self._patrol.join(_PATIENCE_SECONDS)
         self.disk.drain()

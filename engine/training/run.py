@@ -132,6 +132,8 @@ class Run:
             sound = self.step != course.end and self.totals.skips_in_a_row == 0
             # Where nothing was read since the last one, another would only push a good one out.
             has_read = self.totals.images > self._images_at_checkpoint
+            if stopped_by:
+                self.checkpoints.close()  # the look at all block files; the end does not wait for it
             if stopped_by or (sound and self._is_due(course.checkpoint_every) and has_read):
                 self.save()
             if stopped_by:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.methods.method import Components
-from engine.rows.checks import CHECKED
+from engine.rows.checks import by_block
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def digest(backbone: dict[str, torch.Tensor], checks: Sequence[np.ndarray], shar
     for name in sorted(backbone):
         total.update(name.encode())
         total.update(backbone[name].contiguous().numpy().tobytes())
-    total.update(np.sort(np.concatenate([np.empty(0, CHECKED), *checks]), order="block").tobytes())
+    total.update(by_block(*checks).tobytes())
     for component, tensors in sorted((shared or {}).items()):
         for name in sorted(tensors):
             total.update(f"{component}/{name}".encode())

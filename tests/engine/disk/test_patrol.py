@@ -115,7 +115,8 @@ def test_a_file_that_goes_because_its_block_was_written_again_is_not_missed(root
 
 
 def test_a_stop_does_not_wait_for_the_look(root, monkeypatch):
-    monkeypatch.setattr(patrol.time, "perf_counter", iter(range(0, 10**9, 1000)).__next__)  # so it rests very long
+    monkeypatch.setattr(patrol, "_SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr(patrol, "_RESTS", 10.0**6)
     run = DiskRun(CASE, root)
     run.close()
     assert not run.checkpoints._patrol.is_alive()
