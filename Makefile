@@ -16,7 +16,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 pip_install = copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp pyproject.toml "$$copy" && \
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$copy[$$extras]"
 
-.PHONY: install demo test quick check bench gpu kernels coverage clean
+.PHONY: install demo test quick check bench endurance gpu kernels coverage clean
 
 install: $(VENV)/installed
 
@@ -56,6 +56,13 @@ bench: install
 	$(BIN)/python -m tests.bench_store
 	$(BIN)/python -m tests.bench_disk
 	$(BIN)/python -m tests.bench_scale
+
+# Through launch.py, at any N: about an hour on two cores, and 12 GB of disk.
+endurance: install
+	$(BIN)/python -m tests.bench_any_n
+	$(BIN)/python -m tests.bench_visited
+	$(BIN)/python -m tests.bench_soak
+	$(BIN)/python -m tests.bench_pass
 
 # On a machine with a GPU, where torch, pytest, nvcc and ninja are enough: PYTHON=python3 make gpu
 gpu:

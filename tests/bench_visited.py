@@ -2,7 +2,7 @@
 
     python -m tests.bench_visited [--rounds 5] [--directory .] [--keep]
 
-Two runs of launch.py with "given" features and small blocks (C = 16, D = 8) go on in turn, each from its own directory. The directories
+Two runs of launch.py with "given" features and small blocks (C = 64, D = 8) go on in turn, each from its own directory. The directories
 begin as the same short run. Then blocks are added to them, at the end of the order, far from the windows to come, and a manifest that
 names them. All of them have the same rows, so that their files can be hard links to a few: 3 x 10^6 names and next to no bytes.
 
@@ -49,7 +49,7 @@ EVERY, STEPS = (
 )  # steps between checkpoints, and of each turn: so that every turn ends as long after a checkpoint
 MOST_LINKS = 60_000  # of a file
 OVERRIDES = [
-    "data.limit=40000000", "schedule.batch=64", "schedule.block=16", "schedule.lanes=4", "schedule.window=16384", "schedule.stride=8192",
+    "data.limit=100000000", "schedule.batch=64", "schedule.block=64", "schedule.lanes=4", "schedule.window=16384", "schedule.stride=8192",
     "method.active=4096", "method.dim=8", f"checkpoint.every_steps={EVERY}", "log_every=1", "method.kernels=aten",
 ]  # fmt: skip
 START_BAR_SECONDS, STOP_BAR_SECONDS, PAUSE_BAR, HOST_BAR_BYTES = 1.0, 1.0, 1.10, 24

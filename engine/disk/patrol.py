@@ -1,7 +1,7 @@
 """Looks at the names and sizes of all block files, so that no start has to.
 
 A start checks manifests, tables and resident blocks, whatever N is. The rest is looked at by a thread while the run goes on, once that has
-settled: a generation at a time, and after each it rests three times as long as the look took. What it finds:
+settled: a generation at a time, with rests that leave a twentieth of a core to it. What it finds:
 
     missing    a file of a block that is not there, or has another size: the run stops by name, before the block is asked for. An older
                checkpoint may be whole; store.verb=repair goes back to it
@@ -29,7 +29,7 @@ from engine.disk.zarr_store import ROWS, Versions, ZarrStore, describe
 from engine.rows.damaged import Damaged
 
 _SETTLING_SECONDS = 10.0  # the first steps have the processor to themselves
-_RESTS = 3.0  # times as long as the look before
+_RESTS = 19.0  # times as long as the look before: a twentieth of a core
 
 
 @dataclass

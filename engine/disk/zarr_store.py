@@ -205,6 +205,7 @@ class ZarrStore:
 
     def changed(self) -> np.ndarray:
         """Blocks whose entry is not what it was at the last commit, int64, ascending."""
+        self._map.merge()
         return self._map.blocks_since(self._first_uncommitted)
 
     def drop_before(self, number: int) -> None:

@@ -41,4 +41,4 @@ def checks_of(weight_CD: np.ndarray, momentum_CD: np.ndarray | None, last_step_C
 def by_block(*parts: np.ndarray) -> np.ndarray:
     """All of them, CHECKED [n] each, in ascending order of blocks. Fast where each part is ascending."""
     whole = np.concatenate([np.empty(0, CHECKED), *parts])
-    return whole[np.argsort(whole["block"], kind="stable")]
+    return whole[np.argsort(np.ascontiguousarray(whole["block"]), kind="stable")]
