@@ -30,6 +30,7 @@ from engine.disk.shapes import TEMPORARY
 from engine.rows.damaged import Damaged
 
 CHECKPOINTS = "checkpoints"  # in an output directory
+_MOST_KNOWN = 4096  # directories that are remembered, of 20,000 generations with four each
 
 # What a listing says of what is not a file.
 DIRECTORY, LINK, SPECIAL = -1, -2, -3
@@ -148,10 +149,12 @@ class DiskFiles:
             _require_plain(parts[depth - 1], path)
             try:
                 os.mkdir(self._prefix + directory)
-                self._made.add(directory)
             except FileExistsError:
                 self._require_directory(directory)
-            self._known.add(directory)
+                self._remember(directory)
+            else:
+                self._remember(directory)
+                self._made.add(directory)
 
     def read(self, path: str) -> bytes:
         handle = self._open(path)
@@ -252,7 +255,13 @@ class DiskFiles:
             if above not in self._known:
                 _require_plain(parts[depth - 1], directory)
                 self._require_directory(above)
-                self._known.add(above)
+                self._remember(above)
+
+    def _remember(self, directory: str) -> None:
+        """That it was looked at; of very many, only the last."""
+        if len(self._known) >= _MOST_KNOWN:
+            self._known, self._made = {""}, set()
+        self._known.add(directory)
 
     def _require_directory(self, directory: str) -> None:
         """Raises Damaged where it is no directory itself, FileNotFoundError where nothing is."""

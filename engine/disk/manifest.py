@@ -26,7 +26,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,9 @@ class SavedCheckpoint:
 
     files: Files
     body: Body
+    _tables: dict[Lanes, tuple[Generations, BlockMap]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def number(self) -> int:
@@ -129,7 +132,19 @@ class SavedCheckpoint:
         return found
 
     def tables(self, lanes: Lanes = ALL_LANES) -> tuple[Generations, BlockMap]:
-        """The generations that blocks of these lanes are in, and the block map of these lanes."""
+        """The generations that blocks of these lanes are in, and the block map of these lanes.
+
+        Kept until `forget`: a start checks them first, and then takes them up.
+        """
+        if lanes not in self._tables:
+            self._tables[lanes] = self._read_tables(lanes)
+        return self._tables[lanes]
+
+    def forget(self) -> None:
+        """Let go of the tables, which may be large."""
+        self._tables.clear()
+
+    def _read_tables(self, lanes: Lanes) -> tuple[Generations, BlockMap]:
         generations, entries = self._no_tables()
         for part in self.parts(lanes):
             of_part, map_of_part = self.tables_of(part)
@@ -335,7 +350,10 @@ def problems_of(
     """
     named = (Damaged, OSError) if every_block else Damaged
     lines: list[str] = []
+    maps = {path for part in checkpoint.parts(lanes) if part.blocks for path in part.blocks.paths}
     for path in checkpoint.files_of(lanes):
+        if path in maps and not every_block:
+            continue  # read below
         try:
             checkpoint.read(path)
         except named as error:

@@ -24,7 +24,7 @@ import numpy as np
 from engine.disk import shapes
 from engine.disk.block_map import BlockMap
 from engine.disk.files import DIRECTORY, WHAT
-from engine.disk.generations import Generation
+from engine.disk.generations import Generation, Generations
 from engine.disk.zarr_store import ROWS, Versions, ZarrStore, describe
 from engine.rows.damaged import Damaged
 
@@ -71,10 +71,32 @@ def missing_files(store: ZarrStore, entries: BlockMap) -> list[str]:
     return [line for _, line in sorted(lines, key=lambda one: one[0])]
 
 
-def require_none_missing(found: Found) -> None:
-    """Raises Damaged for the first file that is missing."""
-    if found.missing:
-        raise Damaged(found.missing[0][1])
+def naming(store: ZarrStore, next_generation: int, known: Generations | None) -> Callable[[str], bool]:
+    """`is_named` of a run that goes on.
+
+    next_generation   of the checkpoint from which it goes on
+    known             what the kept checkpoints name, of all ranks; None: another rank looks after the lower numbers
+    """
+
+    def is_named(name: str) -> bool:
+        number = shapes.generation_number(name)
+        assert number is not None, name
+        if number >= next_generation:
+            return number % store.lanes.ranks != store.lanes.rank or store.generations.has_name(name)
+        return known is None or known.has_name(name)
+
+    return is_named
+
+
+def all_found(looks: Iterator[Found]) -> Found:
+    """Garbage and foreign of all of them. Raises Damaged for the first file that is missing."""
+    total = Found()
+    for found in looks:
+        if found.missing:
+            raise Damaged(found.missing[0][1])
+        total.garbage += found.garbage
+        total.foreign += found.foreign
+    return total
 
 
 class Patrol(threading.Thread):
@@ -89,34 +111,35 @@ class Patrol(threading.Thread):
     ) -> None:
         super().__init__(name="patrol", daemon=True)
         self._looks, self._done, self._failed = looks, done, failed
-        self._may_begin, self._is_asked_to_stop = threading.Event(), threading.Event()
+        self._is_hurried, self._is_stopped = threading.Event(), False
 
     def run(self) -> None:
         try:
-            self._may_begin.wait(_SETTLING_SECONDS)
-            total, start = Found(), time.perf_counter()
-            for found in self._looks:
-                require_none_missing(found)
-                total.garbage += found.garbage
-                total.foreign += found.foreign
-                if self._is_asked_to_stop.wait(
-                    0 if self._may_begin.is_set() else _RESTS * (time.perf_counter() - start)
-                ):
-                    return
-                start = time.perf_counter()
-            self._done(total)
+            self._is_hurried.wait(_SETTLING_SECONDS)
+            found = all_found(self._with_rests())
+            if not self._is_stopped:
+                self._done(found)
         except BaseException as error:
             self._failed(error)
 
     def hurry(self) -> None:
         """Begin now, and do not rest: somebody waits."""
-        self._may_begin.set()
+        self._is_hurried.set()
 
     def stop(self) -> None:
         """Return when it has ended."""
-        self._is_asked_to_stop.set()
+        self._is_stopped = True
         self.hurry()
         self.join()
+
+    def _with_rests(self) -> Iterator[Found]:
+        start = time.perf_counter()
+        for found in self._looks:
+            yield found
+            self._is_hurried.wait(_RESTS * (time.perf_counter() - start))
+            if self._is_stopped:
+                return
+            start = time.perf_counter()
 
 
 def _in_generation(store: ZarrStore, generation: Generation, blocks: np.ndarray) -> Found:

@@ -6,6 +6,7 @@ disk, and says what is wrong with it. A checkpoint that one rank complains of is
 
 from engine.disk import manifest
 from engine.disk.files import Files
+from engine.disk.generations import Generations
 from engine.disk.manifest import SavedCheckpoint
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
@@ -50,3 +51,18 @@ def _complaint(checkpoint: SavedCheckpoint, is_newest: bool, lanes: Lanes) -> st
     except Damaged as error:
         return str(error)
     return None
+
+
+def named_by_all(checkpoints: list[SavedCheckpoint], own: Generations, lanes: Lanes) -> Generations:
+    """The generations that the parts of all ranks name, as far as these are on this disk.
+
+    own   those of these lanes, which belong to a rank that looks after what is nobody's
+    """
+    if lanes.ranks == 1:
+        return own
+    for one in checkpoints:
+        there = one.files.listing(one.name)
+        for part in one.body.parts:
+            if part.active and part.active.rpartition("/")[2] in there:
+                own = own.joined(one.tables_of(part)[0])
+    return own

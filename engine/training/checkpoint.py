@@ -42,10 +42,10 @@ from safetensors.torch import save as torch_save
 from engine.disk import manifest
 from engine.disk.body import FORMAT, Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty
-from engine.disk.generations import Generations
 from engine.disk.manifest import SavedCheckpoint
-from engine.disk.patrol import Found, Patrol, look, require_none_missing
-from engine.disk.shapes import PART_OF_A_RUN, generation_number, shown
+from engine.disk.patrol import Found, Patrol, all_found, look, naming
+from engine.disk.recovery import named_by_all
+from engine.disk.shapes import PART_OF_A_RUN, shown
 from engine.disk.sweep import foreign, foreign_line
 from engine.disk.write_behind import WriteBehind
 from engine.methods.method import Method
@@ -116,6 +116,7 @@ class Checkpoints:
             of_one, entries = one.tables(self.lanes)
             generations = generations.joined(of_one)
             versions.append((one.number, entries))
+            one.forget()
         last = checkpoints[-1] if checkpoints else None
         next_generation = last.body.next_generation if last else 1
         on_disk = store.restore(versions, generations, next_generation)
@@ -137,31 +138,8 @@ class Checkpoints:
                 print(line)
         if sweep:
             self._remove_garbage()
-        known = self._named_by_all(checkpoints, generations) if is_keeper else None
-        self._begin_patrol(look(store, on_disk, self._naming(next_generation, known)), sweep)
-
-    def _named_by_all(self, checkpoints: list[SavedCheckpoint], own: Generations) -> Generations:
-        """The generations that the parts of all ranks name, as far as these are on this disk. own: those of this rank's lanes."""
-        if self.lanes.ranks == 1:
-            return own
-        for one in checkpoints:
-            there = self.files.listing(one.name)
-            for part in one.body.parts:
-                if part.active and part.active.rpartition("/")[2] in there:
-                    own = own.joined(one.tables_of(part)[0])
-        return own
-
-    def _naming(self, next_generation: int, known: Generations | None) -> Callable[[str], bool]:
-        """Whether a generation is named, or not ours to look after: engine/disk/patrol.py has the rule."""
-
-        def is_named(name: str) -> bool:
-            number = generation_number(name)
-            assert number is not None
-            if number >= next_generation:
-                return number % self.lanes.ranks != self.lanes.rank or self.disk.disk.generations.has_name(name)
-            return known is None or known.has_name(name)
-
-        return is_named
+        known = named_by_all(checkpoints, generations, self.lanes) if is_keeper else None
+        self._begin_patrol(look(store, on_disk, naming(store, next_generation, known)), sweep)
 
     def _begin_patrol(self, looks: Iterator[Found], sweep: bool) -> None:
         """Look at what is on the disk; where the store writes without a thread, at once and here."""
@@ -169,20 +147,18 @@ class Checkpoints:
         def done(found: Found) -> None:
             if line := foreign_line(sorted(found.foreign)):
                 print(line)
-            self._garbage += found.garbage
+            self.disk.submit(lambda: take_up(found.garbage))
+
+        def take_up(garbage: list[str]) -> None:  # on the writer's thread, like all that removes
+            self._garbage += garbage
             if sweep:
-                self.disk.submit(self._remove_garbage)
+                self._remove_garbage()
 
         if self.disk.is_threaded:
             self._patrol = Patrol(looks, done, self.disk.fail)
             self._patrol.start()
-            return
-        total = Found()
-        for found in looks:
-            require_none_missing(found)
-            total.garbage += found.garbage
-            total.foreign += found.foreign
-        done(total)
+        else:
+            done(all_found(looks))
 
     def close(self) -> None:
         """End the thread that looks at what is on the disk."""
@@ -341,16 +317,16 @@ class Checkpoints:
         self.disk.disk.drop_before(self._saved[0].number)
 
     def _remove_garbage(self) -> None:
-        garbage, self._garbage = self._garbage, []  # the patrol may find more meanwhile
-        if not garbage:
+        if not self._garbage:
             return
         # Manifests first here too; and what the last process did to them is for good before anything is built on it.
-        first = [path for path in garbage if path.startswith(manifest.MANIFESTS)]
+        first = [path for path in self._garbage if path.startswith(manifest.MANIFESTS)]
         for path in first:
             remove_any(self.files, path)
         self.files.sync_directory(manifest.MANIFESTS if manifest.MANIFESTS in self.files.listing("") else "")
-        for path in garbage:
+        for path in self._garbage:
             remove_any(self.files, path)
+        self._garbage.clear()
 
 
 def new_directory(step: int, there: set[str]) -> str:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from engine.disk import files as engine_files
 from engine.disk.files import DiskFiles, checkpoint_files
 from tests.engine.disk.files_contract import FilesContract
 from tests.engine.disk_runs import UnsyncedFiles
@@ -66,3 +67,13 @@ def test_an_error_of_the_disk_in_the_middle_of_a_put_leaves_what_was_there(tmp_p
             put(path, [b"after"])
         assert files.read("rows/file") == b"before"
         assert "new" not in files.listing("rows")
+
+
+def test_of_very_many_directories_only_the_last_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_files, "_MOST_KNOWN", 8)
+    files = DiskFiles(tmp_path)
+    for number in range(50):
+        files.make_directory(f"rows/{number:06d}-abcdef/weight")
+        files.put_whole(f"rows/{number:06d}-abcdef/weight/c.0.0", [b"x"])
+    assert all(files.read(f"rows/{number:06d}-abcdef/weight/c.0.0") == b"x" for number in range(50))
+    assert len(files._known) <= 8 and files._made <= files._known
