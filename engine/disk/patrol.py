@@ -47,7 +47,12 @@ def look(store: ZarrStore, versions: Versions, is_named: Callable[[str], bool]) 
     versions   of blocks that have files: what ZarrStore.restore gave
     is_named   whether a checkpoint names a generation, or it is another rank's to look after; by its name
     """
-    generations = store.generations.copy()
+    return _look(store, store.generations.copy(), versions, is_named)  # of now, whenever the look begins
+
+
+def _look(
+    store: ZarrStore, generations: Generations, versions: Versions, is_named: Callable[[str], bool]
+) -> Iterator[Found]:
     for number, blocks in _by_generation(versions):
         found = _in_generation(store, generations[number], blocks)
         found.missing = [one for one in found.missing if store.is_current(one[0], number)]
