@@ -163,7 +163,7 @@ class Replay:
 def replayed(directory: Path, rows: int) -> bool:
     """Replay some rows and compare; print; whether it holds."""
     checkpoint, _ = chosen_checkpoint(directory / "run", None)
-    config = schema.Config.model_validate({**(checkpoint.body.state.config or {}), "output": str(directory / "run")})
+    config = schema.load(str(directory / "run" / "config.json"), [f"output={directory / 'run'}"])
     _, features, schedule, config = open_data(config, checkpoint, grows=False)
     table = rows_of(config, checkpoint, schedule)
     visited = np.unique(np.concatenate([np.array(table.host.blocks()), checkpoint.tables()[1].blocks()]))
@@ -195,7 +195,7 @@ def replayed(directory: Path, rows: int) -> bool:
         )
         for dtype in (np.float64, np.float32)
     ]
-    assert not optimizer.nesterov and optimizer.rows_clip is None
+    assert not optimizer.nesterov and optimizer.rows_clip == 0
     visits = replay(replays, positions, schedule, features, config, checkpoint.log()["eta"], directory / "lse")
     engine_w, engine_u = (
         np.array([engine[place][which] for place in positions.tolist()], np.float64) for which in (0, 1)
