@@ -663,19 +663,19 @@ def test_memory_and_disk_end_with_the_same_bits(finished, run):
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_checkpoint_before_goes_on(finished, run, monkeypatch, capsys):
-    real = DiskFiles.create
+    real = DiskFiles._create
 
     def full(self, path, parts):
         if "step-000000060" in path:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         real(self, path, parts)
 
-    monkeypatch.setattr(DiskFiles, "create", full)
+    monkeypatch.setattr(DiskFiles, "_create", full)
     assert run() == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error
     assert "checkpoints that were written before are whole" in error
-    monkeypatch.setattr(DiskFiles, "create", real)
+    monkeypatch.setattr(DiskFiles, "_create", real)
     assert run() == 0
     assert "going on after step 30" in capsys.readouterr().out
     assert run.summary()["digest"] == finished.summary()["digest"]

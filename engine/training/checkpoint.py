@@ -155,8 +155,9 @@ class Checkpoints:
                 self._remove_garbage()
 
         if self.disk.is_threaded:
-            self._patrol = Patrol(looks, done, self.disk.fail)
-            self._patrol.start()
+            patrol = Patrol(looks, done, self.disk.fail)
+            patrol.start()  # which the machine may refuse
+            self._patrol = patrol
         else:
             done(all_found(looks))
 

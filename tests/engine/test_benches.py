@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.disk.files import DiskFiles
 from engine.rows.store import empty_block
-from tests import bench_disk, bench_scale, bench_step, bench_store, bench_support
+from tests import bench_disk, bench_scale, bench_soak, bench_step, bench_store, bench_support
 
 SHAPE = ["--window", "256", "--stride", "64", "--batch", "16", "--block", "16", "--lanes", "4", "--dim", "8"]
 
@@ -183,3 +184,15 @@ def test_the_disk_bench_limits_memory_by_a_cgroup_of_its_own_or_says_that_it_can
         else:
             assert json.loads(value) == 2**30
     assert kind == "rlimit" or not Path(value).exists()
+
+
+def test_the_soak_finds_a_slope_that_is_there_whatever_the_legs_begin_at() -> None:
+    chance = np.random.default_rng(0)
+    leg = np.repeat([0, 1, 2, 3], 20)
+    step = np.tile(np.arange(20) * 250, 4) + 5000 * leg
+    level = np.array([500.0, 20.0, 900.0, 100.0])[leg]
+    noise = chance.normal(size=80)
+    slope, error = bench_soak.slope_of(leg, step, level + noise)
+    assert abs(slope) < error < 0.5
+    slope, error = bench_soak.slope_of(leg, step, level + noise + 2.0 * step / 1000)
+    assert abs(slope - 2.0) < error < 0.5
