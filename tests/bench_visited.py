@@ -188,9 +188,11 @@ def resident():
 last = manifest.recover(checkpoint_files(Path({str(output)!r})))[0][-1]
 store, tables = last.store(), None
 last.tables()  # whatever is imported and kept at the first use
+last.forget()
 before = resident()
 generations, entries = last.tables()
 store.restore([(last.number, entries)], generations, last.body.next_generation)
+last.forget()
 del generations, entries
 print(resident() - before)
 """
