@@ -8,8 +8,7 @@
     6. what came out goes into kernels/RESULTS.md, with device, driver and versions, in the place of the last time's
 
 Needs torch, pytest, nvcc and ninja; the training, numpy, pydantic, safetensors, zarr and google-crc32c as well. Nothing else of this
-project's dependencies. A part that fails is in the results as failed, and
-the exit code is 1; a part that there is no time for is named.
+project's dependencies. A part that fails is in the results as failed, and the exit code is 1; a part that there is no time for is named.
 """
 
 import json
@@ -122,11 +121,14 @@ def ten_million() -> None:
 def given() -> None:
     """configs/given.json with three slides and more: twice straight, once with a stop on the way; every digest must be the same."""
     sizes = [
-        "data.limit=1000000",
-        "schedule.block=128",
-        "schedule.lanes=8",
-        "schedule.window=16384",
-        "schedule.stride=8192",
+        *(
+            "data.limit=1000000",
+            "schedule.block=128",
+            "schedule.lanes=8",
+            "schedule.window=16384",
+            "schedule.stride=8192",
+        ),
+        *("method.active=8192", "checkpoint.every_steps=50"),
     ]
     digests = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -134,12 +136,10 @@ def given() -> None:
             line = [sys.executable, "launch.py", "--config", "configs/given.json", f"output={directory}/{name}", *sizes]
             began = time.perf_counter()
             for end in ends:
-                subprocess.run(
-                    [*line, "method.active=8192", f"steps={end}", "checkpoint.every_steps=50"], check=True, cwd=ROOT
-                )
+                subprocess.run([*line, f"steps={end}"], check=True, cwd=ROOT)
             seconds = time.perf_counter() - began
             # The same of the bytes on the disk, in which the command compares it with the run's own.
-            subprocess.run([*line, "method.active=8192", "job=store", "store.verb=digest"], check=True, cwd=ROOT)
+            subprocess.run([*line, "job=store", "store.verb=digest"], check=True, cwd=ROOT)
             summary = json.loads(Path(directory, name, "summary.json").read_text())
             digests[name] = summary["digest"]
             print(

@@ -14,14 +14,13 @@ turns. A window lasts 64 steps, so 400 steps slide six times: blocks leave for t
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tests.bench_support import given_line, machine, metrics, scratch, spread, status_kib
+from tests.bench_support import given_line, machine, metrics, running, scratch, spread, status_kib
 
 SIZES = [10**6, 10**9, 10**12]
 OVERRIDES = [
@@ -64,8 +63,7 @@ def run(output: Path, size: int, steps: int) -> dict[str, float]:
     line = given_line(output, f"data.limit={size}", *OVERRIDES, f"steps={steps}")
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     start = time.perf_counter()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environment)
-    try:
+    with running(line, environment) as process:
         while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").stat().st_size:
             time.sleep(0.005)
             assert process.poll() is None, "the run ended before its first step"
@@ -75,9 +73,6 @@ def run(output: Path, size: int, steps: int) -> dict[str, float]:
             peak = max(peak, status_kib(process.pid, "VmHWM"))
             time.sleep(0.1)
         assert process.returncode == 0
-    finally:
-        process.kill()
-        process.wait()
     elapsed = [line["elapsed_seconds"] for line in metrics(output)]
     steps_ms = [1000 * (after - before) for before, after in pairwise(elapsed[10:])]
     return {"first step, s": first, "step, ms": statistics.median(steps_ms), "memory, MiB": peak / 1024}

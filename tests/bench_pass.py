@@ -17,7 +17,6 @@ after two windows, and comes back in the second pass. At 1.2 passes the run gets
 import argparse
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ from engine.jobs.data import open_data
 from engine.jobs.row_table import rows_of
 from engine.rows.initial_rows import initial_rows
 from engine.rows.snapshots import RowReader
-from tests.bench_support import given_line, machine, metrics, scratch, status_kib
+from tests.bench_support import given_line, machine, metrics, running, scratch, status_kib
 
 OVERRIDES = [
     "schedule.batch=1024", "schedule.block=1024", "schedule.lanes=8", "schedule.window=65536", "schedule.stride=65536", "epochs=2",
@@ -86,9 +85,8 @@ def run(directory: Path, images: int) -> tuple[list[dict], list[tuple[int, float
     output = directory / "run"
     words = given_line(output, f"data.limit={images}", *OVERRIDES)
     line = [words[0], "-m", "tests.bench_pass", "--record", str(directory / "lse"), "--", *words[2:]]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
     end, looks = PASSES * images / 1024, []
-    try:
+    with running(line) as process:
         while not looks or looks[-1][0] < end:
             time.sleep(1)
             assert process.poll() is None, "the run ended before it was asked to"
@@ -98,9 +96,6 @@ def run(directory: Path, images: int) -> tuple[list[dict], list[tuple[int, float
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
         return metrics(output), looks, time.perf_counter() - start
-    finally:
-        process.kill()
-        process.wait()
 
 
 def told(lines: list[dict], looks: list[tuple[int, float]], stop_seconds: float) -> bool:

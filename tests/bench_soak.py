@@ -13,7 +13,6 @@ Then the same legs with all rows in memory (store.kind=memory): the digest must 
 import argparse
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench_support import given_line, machine, metrics, scratch, status_kib
+from tests.bench_support import given_line, machine, metrics, running, scratch, status_kib
 
 IMAGES = [40_000, 48_000, 60_000, 64_000]  # of the four legs
 BATCH, WINDOW, STRIDE = 64, 4096, 2048
@@ -48,10 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"{'the same' if in_memory == digest else 'ANOTHER'}: {digest}\n")  # fmt: skip
     print("| | mean | slope per 1,000 steps | 95 % interval |\n|---|---|---|---|")
     held = in_memory == digest
-    for column, (name, scale) in enumerate(
-        [("resident memory, MiB", 1.0), ("open files", 1.0), ("step, ms", 1.0)], start=2
-    ):
-        slope, error = slope_of(samples[:, 0], samples[:, 1], samples[:, column] * scale)
+    for column, name in enumerate(["resident memory, MiB", "open files", "step, ms"], start=2):
+        slope, error = slope_of(samples[:, 0], samples[:, 1], samples[:, column])
         held &= slope - error <= 0 <= slope + error
         held &= name != "resident memory, MiB" or slope < MEMORY_BAR_MIB
         print(
@@ -71,22 +68,18 @@ def soak(output: Path, steps: int, *overrides: str) -> tuple[np.ndarray, str]:
 
 def leg_of(output: Path, leg: int, end: int, *overrides: str) -> list[list[float]]:
     """One process, up to step `end`."""
-    process = subprocess.Popen(given_line(output, *OVERRIDES, *overrides), stdout=subprocess.DEVNULL)
     looks: list[tuple[int, float, int]] = []
     first = None
-    try:
+    with running(given_line(output, *OVERRIDES, *overrides)) as process:
         while process.poll() is None:
             time.sleep(0.25)
-            told = metrics_so_far(output)
-            if not told or (looks and told[-1]["step"] == looks[-1][0]):
+            step = last_step(output)
+            if step is None or (looks and step == looks[-1][0]):
                 continue
-            first = told[-1]["step"] if first is None else first
+            first = step if first is None else first
             files = open_files(process.pid)
-            if files and told[-1]["step"] < end:  # what comes after the last step is another matter
-                looks.append((told[-1]["step"], status_kib(process.pid, "VmRSS") / 1024, files))
-    finally:
-        process.kill()
-        process.wait()
+            if files and step < end:  # what comes after the last step is another matter
+                looks.append((step, status_kib(process.pid, "VmRSS") / 1024, files))
     assert process.returncode == 0, "the run failed"
     settled = first + IMAGES[leg] // STRIDE * (WINDOW // BATCH)  # a pass
     rows = []
@@ -103,15 +96,15 @@ def leg_of(output: Path, leg: int, end: int, *overrides: str) -> list[list[float
     return rows
 
 
-def metrics_so_far(output: Path) -> list[dict]:
-    """Of a run that writes meanwhile: the last line alone, if it is whole."""
+def last_step(output: Path) -> int | None:
+    """Of the last line of a run that writes meanwhile, if it is whole."""
     try:
         with open(output / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
             last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
-        return [json.loads(last)]
+        return int(json.loads(last)["step"])
     except (OSError, ValueError):
-        return []
+        return None
 
 
 def open_files(pid: int) -> int:

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,6 +52,17 @@ def given_line(output: Path, *overrides: str) -> list[str]:
     """The command line of a run of configs/given.json."""
     config = str(_ROOT / "configs" / "given.json")
     return [sys.executable, str(_ROOT / "launch.py"), "--config", config, f"output={output}", *overrides]
+
+
+@contextlib.contextmanager
+def running(line: Sequence[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A command without its output; what of it still runs at the end is killed."""
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:

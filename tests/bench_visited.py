@@ -38,7 +38,7 @@ from engine.disk.manifest import SavedCheckpoint
 from engine.disk.patrol import look
 from engine.disk.zarr_store import ROWS, ZarrStore
 from engine.rows.store import Block
-from tests.bench_support import given_line, machine, metrics, scratch, spread
+from tests.bench_support import given_line, machine, metrics, running, scratch, spread
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"few": (10**3, 2), "many": (10**6, 20_000)}  # blocks, generations
@@ -144,8 +144,7 @@ def go_on(output: Path) -> dict[str, list[float]]:
     """Some steps from where the run stands, then SIGTERM: seconds to the first step, of each pause, from the signal to the end."""
     lines, before = output / "metrics.jsonl", count_lines(output / "metrics.jsonl")
     start = time.perf_counter()
-    run = subprocess.Popen(given_line(output, *OVERRIDES), stdout=subprocess.DEVNULL)
-    try:
+    with running(given_line(output, *OVERRIDES)) as run:
         while count_lines(lines) == before:
             time.sleep(0.005)
             assert run.poll() is None, "the run ended before its first step"
@@ -156,9 +155,6 @@ def go_on(output: Path) -> dict[str, list[float]]:
         run.send_signal(signal.SIGTERM)
         assert run.wait() == 0
         return {"first step": [first], "pause": pauses(output, before), "stop": [time.perf_counter() - start]}
-    finally:
-        run.kill()
-        run.wait()
 
 
 def pauses(output: Path, first: int) -> list[float]:

@@ -25,6 +25,7 @@ from engine.disk import shapes
 from engine.disk.block_map import BlockMap
 from engine.disk.files import DIRECTORY, WHAT
 from engine.disk.generations import Generation, Generations
+from engine.disk.zarr_format import METADATA
 from engine.disk.zarr_store import ROWS, Versions, ZarrStore, describe
 from engine.rows.damaged import Damaged
 
@@ -150,13 +151,12 @@ class Patrol(threading.Thread):
 def _in_generation(store: ZarrStore, generation: Generation, blocks: np.ndarray) -> Found:
     """What is there beside these blocks, int64 [n], and what of them is not."""
     found = Found()
-    columns = {column.name: column for column in generation.columns}
-    _compare(store, generation, "", {"zarr.json", *columns}, found)
+    _compare(store, generation, "", {METADATA, *(column.name for column in generation.columns)}, found)
     for column in generation.columns:
         sizes = {column.file(block).partition("/")[2]: block for block in blocks.tolist()}
         wanted = column.chunk_bytes(store.block)
         try:
-            there = _compare(store, generation, f"{column.name}/", {"zarr.json", *sizes}, found)
+            there = _compare(store, generation, f"{column.name}/", {METADATA, *sizes}, found)
         except Damaged as error:
             found.missing += [(block, str(error)) for block in blocks.tolist()]
             continue

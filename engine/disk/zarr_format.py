@@ -28,6 +28,7 @@ from zarr.storage import MemoryStore as ZarrMemoryStore
 from engine.rows.checks import as_bytes
 
 CRC_BYTES = 4
+METADATA = "zarr.json"  # of a group, and of each of its arrays
 
 
 class Column(NamedTuple):

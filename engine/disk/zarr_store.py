@@ -22,14 +22,13 @@ import torch
 from engine.disk.block_map import COLUMNS, BlockMap, Entry
 from engine.disk.files import TEMPORARY, Files, remove_any
 from engine.disk.generations import Generation, Generations
-from engine.disk.zarr_format import CRC_BYTES, Column, columns_of, encoded, group_metadata, layouts
+from engine.disk.zarr_format import CRC_BYTES, METADATA, Column, columns_of, encoded, group_metadata, layouts
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.checks import CHECKED, crc_of, crc_of_zeros
 from engine.rows.damaged import Damaged
 from engine.rows.store import Block
 
 ROWS = "rows"
-_GROUP = "zarr.json"
 _MOST_BLOCKS = 2**16  # of a generation, so that what is remembered of the current ones is bounded
 
 
@@ -304,11 +303,11 @@ class ZarrStore:
             try:
                 for column in columns:
                     self.files.make_directory(f"{root}/{column.name}")
-                self.files.put_if_absent(f"{root}/{_GROUP}", [metadata[_GROUP]])
+                self.files.put_if_absent(f"{root}/{METADATA}", [metadata[METADATA]])
                 break
             except (FileExistsError, Damaged):  # there is one already, or something foreign
                 self.generations.remove(number)
-        for path in metadata.keys() - {_GROUP}:
+        for path in metadata.keys() - {METADATA}:
             self.files.put_whole(f"{root}/{path}", [metadata[path]])
 
     def _read_column(self, generation: Generation, column: Column, block: int, entry: Entry, out: np.ndarray) -> None:

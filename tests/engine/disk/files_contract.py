@@ -13,6 +13,15 @@ from engine.disk.files import DIRECTORY, TEMPORARY
 WHERE = "rows/000001-abcdef"
 
 
+def uses_of_a_file(files, path):
+    """All that is done with a file that is there."""
+    return (
+        lambda: files.read(path),
+        lambda: files.read_into(path, [memoryview(bytearray(1))]),
+        lambda: files.remove(path),
+    )
+
+
 class FilesContract:
     """Subclasses have a fixture `files`: an empty tree."""
 
@@ -85,23 +94,15 @@ class FilesContract:
         with pytest.raises(OSError, match="not empty"):
             files.remove_directory("rows")
         files.remove("rows/file")
-        for missing in (
-            lambda: files.read("rows/file"),
-            lambda: files.read_into("rows/file", [memoryview(bytearray(1))]),
-            lambda: files.remove("rows/file"),
-        ):
+        for use in uses_of_a_file(files, "rows/file"):
             with pytest.raises(FileNotFoundError):
-                missing()
+                use()
         files.remove_directory("rows")
         assert files.listing("") == {}
 
     def test_a_directory_is_no_file(self, files):
         files.make_directory("rows/below")
-        for use in (
-            lambda: files.read("rows"),
-            lambda: files.read_into("rows", [memoryview(bytearray(1))]),
-            lambda: files.remove("rows"),
-        ):
+        for use in uses_of_a_file(files, "rows"):
             with pytest.raises(IsADirectoryError):
                 use()
 
