@@ -238,8 +238,25 @@ class Evaluate(Section):
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
 
+class Fit(Section):
+    """What there is, in GiB; null: any."""
+
+    device_gib: AboveZero | None = None  # memory of one device, a GPU
+    host_gib: AboveZero | None = None  # host memory of one machine
+    disk_gib: AboveZero | None = None
+
+
+class Plan(Section):
+    """What the plan is made for, and what job plan is asked."""
+
+    step_seconds: AboveZero | None = None  # of a step: then the plan tells bandwidth and days
+    ranks: Positive = 1  # job plan: ranks of the run that is planned
+    machines: Positive = 1  # job plan: over which the ranks are spread evenly
+    fit: Fit = Fit()  # job plan: the largest sizes that fit into this are looked for
+
+
 class Config(Section):
-    job: Literal["pretrain", "knn", "export", "store"] = "pretrain"
+    job: Literal["pretrain", "knn", "export", "store", "plan"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -255,6 +272,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     ranks: Ranks = Ranks()
+    plan: Plan = Plan()
     deepspeed: dict[str, Any] = Field({})  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
 
     @field_validator("deepspeed")
@@ -330,7 +348,7 @@ DEEPSPEED_KEYS = (
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = (
-    *("job", "steps", "log_every", "threads", "output", "checkpoint.", "evaluate.", "ranks."),
+    *("job", "steps", "log_every", "threads", "output", "checkpoint.", "evaluate.", "ranks.", "plan."),
     # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
     *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
     *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),

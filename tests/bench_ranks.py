@@ -42,9 +42,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine.jobs.memory_plan import ActiveSizes, TierSizes, plan
 
 from datasets.batch import Batch
-from engine.jobs.memory_plan import ActiveSizes, TierSizes, plan
 from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.training.step import Dealing, train_step

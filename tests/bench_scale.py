@@ -45,11 +45,11 @@ from datasets.schedule import Schedule
 from engine.disk.files import DiskFiles
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
-from engine.jobs.memory_plan import host_places
 from engine.methods.lane_softmax import LaneSoftmax
 from engine.methods.pic import Pic
 from engine.methods.row_gradients import row_gradient
 from engine.methods.stages import Stages
+from engine.planning.rows import host_places
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows, Start

@@ -20,7 +20,7 @@ SOURCES = [
     for path in sorted((REPOSITORY / room).rglob("*.py"))
 ] + [REPOSITORY / "launch.py"]
 # The engine's rooms, from the top floor down: a room imports itself and what is below it.
-SUB_ROOMS = ("jobs", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks")
+SUB_ROOMS = ("jobs", "planning", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks")
 STANDARD = set(sys.stdlib_module_names)
 
 

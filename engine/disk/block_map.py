@@ -109,6 +109,11 @@ class BlockMap(Mapping[int, Entry]):
         table = self._merged()
         return table.block[table.generation >= generation]
 
+    @property
+    def bytes(self) -> int:
+        """What the arrays occupy; the dict beside them is bounded."""
+        return sum(part.nbytes for part in self._table)
+
     def generations(self) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of the generations that blocks are in, int64 [g], ascending; how many blocks each has, int64 [g])."""
         numbers, counts = np.unique(self._merged().generation, return_counts=True)

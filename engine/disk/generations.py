@@ -144,6 +144,11 @@ class Generations(Mapping[int, Generation]):
         """uint8 [N], of these generations, all of them here."""
         return self._table.kind[np.searchsorted(self._table.number, number_N)]
 
+    @property
+    def bytes(self) -> int:
+        """What the table occupies in memory."""
+        return sum(part.nbytes for part in self._table)
+
     def total_bytes(self, block: int) -> int:
         """Of all their blocks that are on the disk, of `block` rows each."""
         sizes = np.array([sum(column.chunk_bytes(block) for column in columns) for columns in self.columns], np.int64)

@@ -174,6 +174,11 @@ class ZarrStore:
     def host_bytes(self) -> int:
         return 0
 
+    @property
+    def map_bytes(self) -> int:
+        """Host memory of the block map and the generations."""
+        return self._map.bytes + self.generations.bytes
+
     # What a checkpoint asks
 
     @property

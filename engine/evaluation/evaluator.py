@@ -32,6 +32,11 @@ class Evaluator(ABC):
         """Figures of the last evaluation, for summary.json."""
         return {}
 
+    @property
+    def bytes(self) -> int:
+        """Host memory of the features that are kept of the last evaluation."""
+        return 0
+
     def neighbours(self) -> list[NeighbourRow]:
         """Pictures for the report, of the last evaluation; the first evaluator that has some shows them."""
         return []

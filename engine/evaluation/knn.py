@@ -8,10 +8,7 @@ of what limits.py says, whatever k is.
 import faiss
 import numpy as np
 
-from engine.evaluation.limits import VOTE_BYTES
-
-_QUERIES_AT_ONCE = 256
-_PAIR_BYTES = 9  # of two neighbours that are compared: a weight, and whether their labels are equal
+from engine.evaluation.limits import PAIR_BYTES, QUERIES_AT_ONCE, VOTE_BYTES
 
 
 def neighbours(gallery_MD: np.ndarray, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +27,7 @@ def vote(similarity_Qk: np.ndarray, labels_Qk: np.ndarray, temperature: float) -
     """
     winners = np.empty(len(labels_Qk), dtype=np.int64)
     k = labels_Qk.shape[1]
-    at_once = min(_QUERIES_AT_ONCE, max(1, VOTE_BYTES // (_PAIR_BYTES * max(1, k * k))))
+    at_once = min(QUERIES_AT_ONCE, max(1, VOTE_BYTES // (PAIR_BYTES * max(1, k * k))))
     for start in range(0, len(labels_Qk), at_once):
         part = slice(start, start + at_once)
         similarity, labels = similarity_Qk[part].astype(np.float64), labels_Qk[part]
@@ -49,7 +46,7 @@ def _winner(weight_k: np.ndarray, labels_k: np.ndarray) -> int:
     _, first = np.unique(labels_k, return_index=True)
     first.sort()  # the nearest neighbour of each label, nearest first
     votes = np.empty(len(first))
-    at_once = max(1, VOTE_BYTES // (_PAIR_BYTES * len(labels_k)))
+    at_once = max(1, VOTE_BYTES // (PAIR_BYTES * len(labels_k)))
     for start in range(0, len(first), at_once):
         part = slice(start, start + at_once)
         votes[part] = (weight_k * (labels_k[first[part], None] == labels_k)).sum(axis=1)

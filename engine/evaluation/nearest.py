@@ -52,6 +52,11 @@ class KnnEvaluator(Evaluator):
             "rankme": latest.rankme if latest else None,
         }
 
+    @property
+    def bytes(self) -> int:
+        latest = self._latest
+        return latest.gallery_MD.nbytes + sum(one.nbytes for one in latest.queries.values()) if latest else 0
+
     def neighbours(self) -> list[NeighbourRow]:
         return neighbour_rows(self.probe, self._latest) if self.probe and self._latest else []
 

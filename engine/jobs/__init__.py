@@ -4,6 +4,7 @@ JOBS = {
     "pretrain": "train; the same command again goes on (the default)",
     "knn": "evaluate the saved backbone of a run again",
     "export": "write backbone, embeddings and rows of the newest checkpoint",
+    "plan": "what a run would take, and the largest sizes that fit",
     "store": "look after the rows on the disk: inspect, verify, scrub, repair or export, as store.verb says",
 }
 _EXAMPLES = (

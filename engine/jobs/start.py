@@ -19,10 +19,14 @@ from datasets.catalog import sample_images
 from datasets.clean import first_readable
 from datasets.loader import StepDataset, batches
 from engine.disk.manifest import SavedCheckpoint
-from engine.jobs import memory_plan, parts, sizes
+from engine.jobs import parts, sizes
 from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import cached, open_data, open_probe
+from engine.jobs.imports import import_early, import_late
+from engine.jobs.planned import disk_traffic, end_of, facts_of, planned
 from engine.jobs.run_directory import RunDirectory
+from engine.planning.resident import Libraries
+from engine.planning.text import plan_text, traffic_text
 from engine.ranks.agreement import require_same
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
@@ -50,6 +54,7 @@ class Start:
         self.config, self.ranks, self.cleanup = config, ranks, cleanup
         self.lanes = Lanes(lanes_of(config), ranks.rank, ranks.size)
         self.stop = StopSignal()
+        self.libraries = Libraries()
 
     def train_or_plan(self, is_dry: bool, fresh: bool) -> int:
         """Look at everything, then train; is_dry: print the plan instead. Returns the exit code."""
@@ -59,11 +64,9 @@ class Start:
         checkpoints, complaints = ([], []) if fresh else self.directory.checkpoints(self.lanes)
         self.last = checkpoints[-1] if checkpoints else None
         self.check_images()
-        self.say_plan()
+        self.say_order()
         if is_dry:
-            print(self.config.model_dump_json(indent=2))
-            note = "\n(device and host: of each rank)" if ranks.size > 1 else ""
-            print(memory_plan.text(self.planned) + note)
+            self.print_plan()
             return 0
         if self.last and self.directory.is_done(self.last, self.course.end):
             return 0
@@ -71,9 +74,12 @@ class Start:
         self.start_loading()
         self.choose_kernels()
         self.check_evaluation()
+        with self.libraries.importing():
+            import_late(config)
+        self.plan()
         ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
         self.make_trunk()
-        self.directory.make_ready(self.config, self.planned, self.source, self.schedule, fresh)
+        self.directory.make_ready(self.config, self.planned.tiers(), self.source, self.schedule, fresh)
         self.open_checkpoints(checkpoints, sweep=not complaints)
         self.make_method()
         self.cleanup.enter_context(self.stop)
@@ -82,6 +88,8 @@ class Start:
 
     def check_images(self) -> None:
         """Source, views and order; the network that is to see them; what the evaluation asks."""
+        with self.libraries.importing():
+            import_early(self.config)
         self.source, self.augmentation, self.schedule, config = open_data(self.config, self.last)
         self.choice, self.config = choice_in_words(self.config, config), config
         require_same(self.ranks, "images", (len(self.source), self.source.fingerprint()))
@@ -97,19 +105,33 @@ class Start:
             check_sides(self.network, {*self.sides, config.data.image_size})
         self.probe = open_probe(config, self.source, self.augmentation)
 
-    def say_plan(self) -> None:
-        """Bytes and steps, and what was decided on the user's behalf."""
-        config, schedule, ranks = self.config, self.schedule, self.ranks
-        self.planned = sizes.planned_bytes(
-            config,
-            schedule,
+    def plan(self) -> None:
+        """What the run will take, when all libraries are there."""
+        ranks = self.ranks
+        self.facts = facts_of(
+            self.config,
             self.source,
-            self.network,
-            self.sides,
-            ranks.size,
             self.probe,
-            pinned=ranks.device.type == "cuda",
+            ranks=ranks.size,
+            ranks_here=ranks.node_size,
+            device=ranks.device.type,
+            libraries_bytes=self.libraries.bytes,
         )
+        self.planned = planned(self.config, self.schedule, self.facts)
+
+    def print_plan(self) -> None:
+        """The resolved config and the plan."""
+        with self.libraries.importing():
+            import_late(self.config)
+        self.plan()
+        print(self.config.model_dump_json(indent=2))
+        print(plan_text(self.planned))
+        work = disk_traffic(self.config, self.schedule, self.facts)
+        print(traffic_text(work, end_of(self.config, self.schedule), self.config.plan.step_seconds))
+
+    def say_order(self) -> None:
+        """Images and steps, and what was decided on the user's behalf."""
+        config, schedule, ranks = self.config, self.schedule, self.ranks
         self.course = Course(
             end=min(config.steps or self.total, self.total),
             total=self.total,
@@ -229,6 +251,7 @@ class Start:
         return [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
 
     def make_run(self) -> "Run":
+        from engine.planning.measured import held_bytes
         from engine.training.images import Images
         from engine.training.run import Run
         from engine.training.step import Dealing
@@ -246,6 +269,7 @@ class Start:
             self.stop,
             self.evaluators(),
             self._about(),
+            held_bytes,
         )
 
     def _reading(self) -> Reading:
@@ -277,6 +301,6 @@ class Start:
                 "segments": self.schedule.history,
                 "kernels": self.kernels,
             },
-            planned=self.planned,
+            planned=self.planned.tiers(),
             tensorboard=config.evaluate.tensorboard,
         )

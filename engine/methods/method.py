@@ -190,7 +190,7 @@ class Method(ABC):
         return {}
 
     def bytes(self) -> dict[str, int]:
-        """What this rank holds: "device" (looked at on a CPU alone; a GPU's allocator knows better) and "host"."""
+        """What this rank holds beside trunk and row table: "device" (on a CPU; a GPU's allocator knows better) and "host"."""
         return {"device": 0, "host": 0}
 
     def take_waited_seconds(self) -> float:

@@ -128,10 +128,6 @@ class Pic(Method):
             return {"active": Figure(rows.size), "store_bytes": Figure(rows.host.store.bytes), **visits}
         return {"blocks_read": Figure(rows.host.blocks_read), "active": Figure(int(sum(rows.used))), **visits}
 
-    def bytes(self) -> dict[str, int]:
-        rows, store = self.rows, self.rows.host.store
-        return {"device": rows.bytes + rows.w_KD.nbytes, "host": rows.host.bytes + store.host_bytes}
-
     def take_waited_seconds(self) -> float:
         waited, self.rows.host.waited_seconds = self.rows.host.waited_seconds, 0.0
         return waited

@@ -224,6 +224,11 @@ class ActiveRows:
         """Rows and momentum on the device."""
         return self.w_KD.nbytes + self.u_KD.nbytes
 
+    @property
+    def slot_bytes(self) -> int:
+        """What the host keeps of the slots."""
+        return self.position_K.nbytes + self.stamp_K.nbytes + sum(queue.bytes for queue in self._queues)
+
     def _evict(self, slots: np.ndarray, step: int) -> None:
         self.host.evict(self.position_K[slots], *self._get(slots), step)
 

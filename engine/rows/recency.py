@@ -23,6 +23,11 @@ class VisitQueue:
         self._head, self._tail = 0, 0
         self.push(order)
 
+    @property
+    def bytes(self) -> int:
+        """What the queue occupies."""
+        return self._slot.nbytes + self._stamp.nbytes
+
     def push(self, slots: np.ndarray) -> None:
         """These slots were just visited, in this order; their stamps are already the latest."""
         if self._tail + len(slots) > len(self._slot):

@@ -43,6 +43,11 @@ class TransitionLog:
         self._levels: list[np.ndarray] = []  # _levels[j - 4][i] is the product over [i * 2^j, (i + 1) * 2^j), [2, 2]
         self.steps = 0
 
+    @property
+    def bytes(self) -> int:
+        """What the log occupies."""
+        return self._eta_T.nbytes + sum(level.nbytes for level in self._levels)
+
     def append(self, eta: float | None) -> None:
         """Log one step: its learning rate, or None where the step was skipped."""
         self.extend(np.array([_SKIPPED if eta is None else eta]))

@@ -3,7 +3,8 @@
 import resource
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,10 +15,6 @@ from engine.training.checkpoint import Checkpoints
 from engine.training.summary import merged
 from engine.training.totals import Totals, mean_of_finite
 
-if TYPE_CHECKING:
-    from engine.trunk.given import GivenTrunk
-    from engine.trunk.trunk import Trunk
-
 
 class Interval:
     """Since the last line. All ranks take part in a line; what is added up or compared over ranks, the line says of all."""
@@ -25,13 +22,14 @@ class Interval:
     def __init__(
         self,
         ranks: Ranks,
-        trunk: "Trunk | GivenTrunk",
         method: Method,
         checkpoints: Checkpoints,
         stages: Stages,
         images: int,
+        held: Callable[[], dict[str, int]],
     ) -> None:
-        self.ranks, self.trunk, self.method, self.checkpoints = ranks, trunk, method, checkpoints
+        """held: what this rank holds between two steps, bytes by tier: "device", "host", "disk"."""
+        self.ranks, self.method, self.checkpoints, self.held = ranks, method, checkpoints, held
         self.stages = stages
         self._waits: dict[str, float] = {"steps": 0, "seconds": 0.0}
         self._start, self._images = time.perf_counter(), images
@@ -81,16 +79,15 @@ class Interval:
     def _own(self) -> dict[str, Any]:
         """What a line needs of each rank. Memory and waits are told of the rank with most, the disk is added up."""
         return {
-            "bytes": {**self._bytes(), "disk": self.checkpoints.bytes},
+            "bytes": self._bytes(),
             "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "waits": self._waits,
             "figures": self.method.figures(),
         }
 
     def _bytes(self) -> dict[str, int]:
-        """Of device and host. On a GPU the device's are the allocator's peak; on a CPU the method's and the trunk's, by count."""
-        method_bytes = self.method.bytes()
+        """By tier. On a GPU the device's are the allocator's peak, on a CPU a count."""
+        held = self.held()
         if self.ranks.device.type == "cuda":
-            return {"device": torch.cuda.max_memory_allocated(), "host": method_bytes["host"]}
-        weights = sum(parameter.nbytes for parameter in self.trunk.network.parameters())
-        return {"device": method_bytes["device"] + 3 * weights, "host": method_bytes["host"]}
+            held["device"] = torch.cuda.max_memory_allocated()
+        return held

@@ -43,5 +43,8 @@ class GivenTrunk:
     def for_evaluation(self) -> nn.Module:
         return self.network
 
+    def held(self) -> dict[str, list[torch.Tensor]]:
+        return {}
+
     def close(self) -> None:
         """Nothing is open."""

@@ -90,6 +90,12 @@ class Trunk:
         network.load_state_dict(self.weights())
         return network.to(self._ranks.device)
 
+    def held(self) -> dict[str, list[torch.Tensor]]:
+        """The tensors that are there now, by what they are for: those of engine.trunk.zero.ZeroEngine, and "copy": on the host."""
+        held = self._zero.held()
+        held["weights"] += self._buffers_before
+        return {**held, "copy": [] if self._plain is None else list(self._plain.parameters())}
+
     def close(self) -> None:
         """Release DeepSpeed's buffers."""
         self._zero.close()

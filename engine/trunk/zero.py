@@ -46,6 +46,9 @@ from deepspeed.utils import (
 )
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
+# Of ZeRO's optimizers: weights in one piece, and this rank's part of their float32 masters.
+_FLAT_WEIGHTS = ("bit16_groups_flat", "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
+MOST_BUCKET = 5 * 10**8  # numbers; DeepSpeed's own
 
 
 class ZeroEngine:
@@ -85,7 +88,7 @@ class ZeroEngine:
         )
         full_config = {
             "steps_per_print": None,
-            **config,
+            **with_bucket(config, sum(parameter.numel() for parameter in module.parameters())),
             "train_micro_batch_size_per_gpu": places // micro_batches,
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": clip,
@@ -216,6 +219,24 @@ class ZeroEngine:
                 if name in momentum:
                     self.optimizer.state[parameter][MOMENTUM].copy_(momentum[name])
 
+    def held(self) -> dict[str, list[torch.Tensor]]:
+        """The tensors that are there now, by what they are for: "weights", "gradients", "optimizer", "bucket"; several may share memory."""
+        optimizer, parameters = self.optimizer, list(self.module.parameters())
+        inner = getattr(optimizer, "optimizer", optimizer)
+        flat = [getattr(optimizer, name, None) or [] for name in _FLAT_WEIGHTS]
+        parts = [one.ds_tensor for one in parameters if hasattr(one, "ds_tensor")]
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        whole = getattr(optimizer, "grad_partitions_flat_buffer", None)
+        averaged = getattr(optimizer, "averaged_gradients", None) or {}
+        buckets = (getattr(optimizer, "ipg_buckets", None) or {}).values()
+        bucket = [one for held in buckets for one in _tensors(getattr(held, "buffer", None))]
+        return {
+            "weights": [*parameters, *self.module.buffers(), *(one for group in flat for one in group), *parts],
+            "gradients": [*gradients, *_tensors(list(averaged.values())), *_tensors(whole)],
+            "optimizer": [one for state in inner.state.values() for one in _tensors(list(state.values()))],
+            "bucket": bucket,
+        }
+
     def close(self) -> None:
         """Release DeepSpeed's buffers. The process group stays: DeepSpeed keeps it for the life of the process."""
         self.engine.destroy()
@@ -237,6 +258,17 @@ class LossScale:
             self.scale /= 2
         elif self.good_steps == 2000:
             self.scale, self.good_steps = 2 * self.scale, 0
+
+
+def with_bucket(config: dict[str, Any], weights: int) -> dict[str, Any]:
+    """The user's block, in which the bucket of gradients has room for all of them and no more, if the user does not say otherwise.
+
+    DeepSpeed would make room for 5 * 10^8 numbers whatever the module is. Up to that size it computes the same with this bucket.
+    """
+    zero = config.get("zero_optimization")
+    if not isinstance(zero, dict) or not zero.get("stage") or "reduce_bucket_size" in zero:
+        return config
+    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": min(weights, MOST_BUCKET)}}
 
 
 class PartitionedRows:
@@ -278,6 +310,13 @@ class PartitionedRows:
         It runs in DeepSpeed's forward pass, which gathers the rows and counts the micro-batches.
         """
         self.zero.backward(self.zero.engine(gradient_of))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors in lists of lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [one for part in value for one in _tensors(part)] if isinstance(value, list | tuple) else []
 
 
 class _Rows(nn.Module):

@@ -5,7 +5,7 @@ the gradient at a short row is long (it goes with 1/|w|). In half precision the 
 with D = 128 and |w| = 1e-3 most entries' squares are below float16's smallest number and the length is 40 % off; at
 |w| = 3e-4 it is 0 and w / |w| is 0 / 0.
 Here rows are float32 whatever the trunk's precision, their length is taken without squaring small numbers, and a row that
-would shrink to nothing over a gap is refused before training starts (engine/jobs/memory_plan.py).
+would shrink to nothing over a gap is refused before training starts (engine/rows/shrink.py).
 """
 
 import numpy as np

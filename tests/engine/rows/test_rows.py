@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.jobs.memory_plan import predicted_shrink, refuse_underflow
 from engine.rows.host_tier import HostTier
 from engine.rows.initial_rows import initial_rows, philox4x32
 from engine.rows.recency import VisitQueue
+from engine.rows.shrink import predicted_shrink, refuse_underflow
 from engine.rows.store import MemoryStore
 from tests.engine.harness import Case, GivenFeatures, engine_step, make_engine
 

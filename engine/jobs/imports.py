@@ -1,0 +1,36 @@
+"""What a run imports, before and after its loader forks its workers.
+
+Imports take tens of seconds on a cold machine and hundreds of MB in all. A run makes them at these two places, so that the memory plan
+can measure what they take (engine/planning/resident.py). DeepSpeed, faiss and zarr start threads, or hang in forked processes.
+"""
+
+from importlib import import_module
+
+from configs import schema
+from configs.methods import REGISTRY
+
+_OF_SOURCE = {
+    "glyphs": ("datasets.glyphs",),
+    "digits": ("datasets.digits",),
+    "fashion_mnist": ("datasets.fashion_mnist",),
+    "folder": ("datasets.folder",),
+    "synthetic": (),
+}
+
+
+def import_early(config: schema.Config) -> None:
+    """What opens and changes images, and the network's library; no threads come with them."""
+    if config.backbone.is_given:
+        return
+    augmentation = "datasets.grey" if config.data.augment.kind == "grey" else "datasets.photos"
+    for name in (*_OF_SOURCE[config.data.source], augmentation, "datasets.probes", "engine.trunk.network"):
+        import_module(name)
+
+
+def import_late(config: schema.Config) -> None:
+    """All the rest: of the store, the method, the run and what it tells people; of the trunk and its evaluation."""
+    names = ["engine.jobs.row_table", "engine.planning.measured", REGISTRY[config.method.kind][1]]
+    if not config.backbone.is_given:
+        names += ["engine.trunk.trunk", "engine.evaluation.nearest"]
+    for name in names:
+        import_module(name)

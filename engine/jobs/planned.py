@@ -1,0 +1,302 @@
+"""The plan of a run: what its config, its order of visits and its images say, handed to engine/planning, which does the arithmetic.
+
+`Facts` are what does not depend on the sizes that `plan.fit` looks for, so that a plan for other sizes costs a millisecond.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs import schema
+from datasets.batch import Probe
+from datasets.loader import batches_held
+from datasets.schedule import Schedule
+from datasets.source import Source
+from engine.evaluation.limits import EVALUATION_BATCH
+from engine.jobs import parts, sizes
+from engine.methods.row_gradients import why_written
+from engine.planning import components as names
+from engine.planning.activations import Activations, without_memory
+from engine.planning.checkpoints import CheckpointSizes, Traffic, disk_components, snapshot_component, traffic
+from engine.planning.components import DEVICE, EVALUATION, TRAINING, Component, Plan, extra_components, plan_of
+from engine.planning.evaluation import EvaluationSizes, evaluation_components
+from engine.planning.loading import LoaderSizes, loader_components
+from engine.planning.rows import (
+    ActiveSizes,
+    TierSizes,
+    active_components,
+    row_bytes,
+    snapshot_rows_bytes,
+    tier_components,
+)
+from engine.planning.trunk import TrunkSizes, trunk_components, trunk_state_bytes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a run, whatever its sizes are.
+
+    channels          of an image
+    image_bytes       largest and mean of a decoded image, and how that is known
+    gallery, queries  images of the evaluation; None: there is none
+    network           numbers of weights, numbers of buffers, width of the features; None where features are given
+    activations       counts what the network makes on the way; None where features are given
+    ranks, ranks_here R; those of one machine
+    device            "cpu" or "cuda"
+    kernels           what computes the softmax: "cpu", "cuda" or "aten"
+    libraries_bytes   measured (engine/planning/resident.py); 0: not
+    """
+
+    channels: int
+    image_bytes: tuple[int, float, str]
+    gallery: int
+    queries: tuple[int, ...]
+    network: tuple[int, int, int] | None
+    activations: Activations | None
+    ranks: int
+    ranks_here: int
+    device: str
+    kernels: str
+    libraries_bytes: int
+
+
+def facts_of(
+    config: schema.Config,
+    source: Source,
+    probe: Probe | None,
+    *,
+    ranks: int,
+    ranks_here: int,
+    device: str,
+    libraries_bytes: int,
+) -> Facts:
+    """Images are looked at, and the network is made without memory."""
+    asked = config.evaluate
+    given = config.backbone.is_given
+    network = activations = None
+    if not given:
+        make = partial(parts.network_of, config)
+        network = _numbers(make, asked.features, config.method.dim)
+        activations = Activations(make, ranks, device == "cuda", _autocast(config.deepspeed))
+    # Where a compiler is missing the run takes ATen, which takes more; a plan is not worth compiling for.
+    kernels = "aten" if config.method.has_rows and config.rows.kernels == "aten" else device
+    return Facts(
+        channels=source.channels,
+        image_bytes=(0, 0.0, "") if given else sizes.image_bytes(source),
+        gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
+        queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
+        network=network,
+        activations=activations,
+        ranks=ranks,
+        ranks_here=ranks_here,
+        device=device,
+        kernels=kernels,
+        libraries_bytes=libraries_bytes,
+    )
+
+
+def planned(config: schema.Config, schedule: Schedule, facts: Facts) -> Plan:
+    """config: with a number for each size."""
+    trunk = _trunk_sizes(config, facts)
+    parts_of_run = trunk_components(trunk) if trunk else []
+    parts_of_run += _network_components(config, schedule, facts)
+    rows = row_sizes(config, schedule, facts) if config.method.has_rows else None
+    blocks = arrays = 0
+    if rows:
+        parts_of_run += active_components(rows[0]) + tier_components(rows[1], config.method.dim)
+        blocks, arrays = snapshot_rows_bytes(*rows)
+    kept = checkpoint_sizes(config, schedule, facts)
+    parts_of_run.append(
+        snapshot_component(
+            trunk=kept.trunk,
+            active=arrays,
+            blocks=blocks,
+            table_blocks=kept.stored_blocks // facts.ranks,
+            steps=kept.steps,
+        )
+    )
+    parts_of_run += loader_components(_loader_sizes(config, schedule, facts)) + disk_components(kept)
+    if facts.network:
+        parts_of_run += evaluation_components(_evaluation_sizes(config, facts))
+    weights = facts.network[0] if facts.network else 0
+    places = schedule.batch // facts.ranks
+    parts_of_run += extra_components(config.method.planned_bytes(schedule.batch, places, weights))
+    return plan_of(
+        parts_of_run,
+        libraries_bytes=facts.libraries_bytes,
+        ranks=facts.ranks,
+        ranks_here=facts.ranks_here,
+        device_is_host=facts.device == "cpu",
+    )
+
+
+def disk_traffic(config: schema.Config, schedule: Schedule, facts: Facts) -> Traffic:
+    """What the rows and checkpoints of all ranks read and write in a step."""
+    moves = config.method.has_rows and not sizes.is_full(config, schedule) and config.store.kind == "zarr"
+    return traffic(
+        checkpoint_sizes(config, schedule, facts),
+        slides_a_step=schedule.batch / schedule.window if moves else 0.0,
+        slide_blocks=schedule.stride / schedule.block,
+        every_steps=config.checkpoint.every_steps,
+        reads=end_of(config, schedule) > schedule.steps_per_pass,
+    )
+
+
+def end_of(config: schema.Config, schedule: Schedule) -> int:
+    """Steps of the run."""
+    total = sizes.total_steps(config, schedule)
+    return min(config.steps or total, total)
+
+
+def row_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> tuple[ActiveSizes, TierSizes]:
+    """Of the row table of each rank."""
+    ranks = facts.ranks
+    views = len(config.method.trunk_views(list(config.data.sides)))
+    active = ActiveSizes(
+        active=sizes.slots_each(config, schedule, ranks),
+        dim=config.method.dim,
+        lanes=schedule.lanes // ranks,
+        gathered=sizes.active_rows_of(config, schedule) if config.rows.sharding == "zero3" else 0,
+        gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
+        micro_batches=config.schedule.micro_batches,
+        samples=views * schedule.batch // config.schedule.micro_batches,
+        kernels=facts.kernels,
+    )
+    kept = checkpoint_sizes(config, schedule, facts)
+    tiers = TierSizes(
+        block=schedule.block,
+        places=sizes.host_places(config, schedule, ranks),
+        in_memory=config.store.kind == "memory",
+        waiting=sizes.waiting_blocks(config, schedule, ranks),
+        stored_blocks=-(-kept.stored_blocks // ranks),
+        written_blocks=-(-kept.changed_blocks // ranks),
+        window=schedule.window,
+        steps=kept.steps,
+    )
+    return active, tiers
+
+
+def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> CheckpointSizes:
+    """Of all ranks together."""
+    trunk, steps = _trunk_sizes(config, facts), end_of(config, schedule)
+    pool = stored = changed = active = 0
+    if config.method.has_rows:
+        every = -(-schedule.positions_end // schedule.block)
+        pool = min(every, sizes.host_places(config, schedule, facts.ranks) * facts.ranks)
+        slide = schedule.stride // schedule.block
+
+        def slid(count: int) -> int:
+            """Blocks that the window had while so many steps were made, and those behind it."""
+            return min(every, pool + -(-count * schedule.batch // schedule.window) * slide)
+
+        # The window has S positions more with each slide; the pool's places ahead are not visited yet.
+        visited = schedule.window // schedule.block + (-(-steps * schedule.batch // schedule.window) - 1) * slide
+        stored, changed = min(every, visited), slid(min(steps, config.checkpoint.every_steps))
+        active = sizes.active_rows_of(config, schedule) * (8 * config.method.dim + 16)
+    return CheckpointSizes(
+        trunk=trunk_state_bytes(trunk) if trunk else 0,
+        active=active,
+        pool_blocks=min(pool, stored),
+        stored_blocks=stored,
+        changed_blocks=changed,
+        block=schedule.block,
+        exact_row=row_bytes(config.method.dim),
+        stored_row=sizes.stored_row_bytes(config) if config.method.has_rows else 0,
+        steps=steps,
+        keep=config.checkpoint.keep,
+        rewritten=steps > schedule.steps_per_pass,
+    )
+
+
+def _trunk_sizes(config: schema.Config, facts: Facts) -> TrunkSizes | None:
+    if not facts.network:
+        return None
+    zero = config.deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
+    return TrunkSizes(
+        weights=facts.network[0],
+        buffers=facts.network[1],
+        stage=stage if stage in (0, 1, 2, 3) else 0,  # DeepSpeed refuses others
+        ranks=facts.ranks,
+        bucket=_whole(zero.get("reduce_bucket_size")) if isinstance(zero, dict) else None,
+        momentum=config.optimizer.momentum > 0,
+    )
+
+
+def _network_components(config: schema.Config, schedule: Schedule, facts: Facts) -> list[Component]:
+    """What the network makes on the way."""
+    if not facts.activations:
+        return []
+    sides = config.data.sides
+    chosen = [sides[view] for view in config.method.trunk_views(list(sides))]
+    places = schedule.batch // facts.ranks // config.schedule.micro_batches
+    counted = facts.activations
+    return [
+        Component(DEVICE, names.ACTIVATIONS, counted.training(places, facts.channels, chosen), TRAINING),
+        Component(
+            DEVICE,
+            names.EVALUATED,
+            counted.evaluation(min(EVALUATION_BATCH, facts.gallery), facts.channels, config.data.image_size),
+            (EVALUATION,),
+        ),
+    ]
+
+
+def _loader_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> LoaderSizes:
+    largest, mean, how = facts.image_bytes
+    places = schedule.batch // facts.ranks
+    sides = config.data.sides
+    numbers = [facts.channels * side * side if facts.network else config.method.dim for side in sides]
+    return LoaderSizes(
+        views=4 * sum(numbers) * places,
+        held=batches_held(config.data.workers, facts.device == "cuda"),
+        workers=config.data.workers,
+        # Views of photos are made one image after the other, those of grey images all at once.
+        at_once=places if config.data.augment.kind == "grey" else 1,
+        largest=largest,
+        mean=mean,
+        cached=-(-schedule.size // facts.ranks) if config.data.cache else 0,
+        how=how,
+        decodes=facts.network is not None,
+    )
+
+
+def _evaluation_sizes(config: schema.Config, facts: Facts) -> EvaluationSizes:
+    assert facts.network
+    return EvaluationSizes(
+        gallery=facts.gallery,
+        queries=facts.queries,
+        width=facts.network[2],
+        k=config.evaluate.k,
+        channels=facts.channels,
+        side=config.data.image_size,
+        repeated=config.evaluate.every_steps is not None,
+    )
+
+
+def _numbers(make: Callable[[], nn.Module], features: str, dim: int) -> tuple[int, int, int]:
+    """(numbers of the weights, numbers of the buffers, width of the features that are evaluated)."""
+    with without_memory(needs_devices=False):
+        network: Any = make()
+    width = network.head[0].in_features if features == "backbone" else dim
+    weights = sum(one.numel() for one in network.parameters())
+    return weights, sum(one.numel() for one in network.buffers()), width
+
+
+def _autocast(deepspeed: dict[str, Any]) -> torch.dtype | None:
+    """The type of DeepSpeed's torch_autocast; None where it is off. What DeepSpeed refuses is refused when it is made."""
+    block = deepspeed.get("torch_autocast")
+    if not isinstance(block, dict) or not block.get("enabled"):
+        return None
+    return torch.float16 if block.get("dtype") in ("fp16", "float16") else torch.bfloat16
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return None if value is None else int(float(value))
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,162 @@
+"""The parts of which the memory of a run is made, and a plan as their list. A measurement (measured.py) has the same names.
+
+A part is on a tier, has bytes, and is there in some phases of a run:
+
+    start        network and rows are made; an earlier checkpoint is read
+    step         a step of training
+    checkpoint   a step while the checkpoint before it is still written
+    evaluation   the network is evaluated; no step is made meanwhile
+
+The largest sum over the parts of a phase is what a process takes at most. On a CPU the device is host memory too, so both tiers count;
+on a GPU each has its own peak. What libraries take is measured and not computed (resident.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+DEVICE, HOST, DISK = "device", "host", "disk"
+START, STEP, CHECKPOINT, EVALUATION = "start", "step", "checkpoint", "evaluation"
+PHASES = (START, STEP, CHECKPOINT, EVALUATION)
+TRAINING = (STEP, CHECKPOINT)
+WORDS = {
+    START: "at the start",
+    STEP: "in a step",
+    CHECKPOINT: "in a step while a checkpoint is written",
+    EVALUATION: "in an evaluation",
+}
+
+# On the device.
+TRUNK_WEIGHTS = "trunk: weights"
+TRUNK_GRADIENTS = "trunk: gradients"
+TRUNK_OPTIMIZER = "trunk: optimizer state"
+TRUNK_BUCKETS = "trunk: bucket of gradients that travel"
+TRUNK_GATHERED = "trunk: gathered weights"
+ACTIVATIONS = "trunk: activations"
+ACTIVE_ROWS = "active rows: weights"
+ROWS_MOMENTUM = "active rows: momentum"
+ROWS_GRADIENT = "active rows: written gradient"
+ROWS_GATHERED = "active rows: gathered, with their gradient"
+SOFTMAX = "softmax: work space"
+EVALUATED = "evaluation: images and what the network makes of them"
+# On the host.
+LIBRARIES = "libraries"
+NETWORK_COPY = "network as it started"
+SLOTS = "active rows: position, stamp, queue of each slot"
+WINDOW = "host window, blocks read ahead and behind"
+WAITING = "blocks waiting to be written (at most)"
+STORE_IN_MEMORY = "store of visited rows (memory)"
+BLOCK_MAP = "block map and generations"
+LOG = "loss and learning rate of every step"
+ORDER = "order of a window"
+SNAPSHOT = "checkpoint: snapshot and files being made"
+BATCHES = "loader: batches ready"
+DECODING = "loader: images while they are decoded"
+KEPT = "loader: decoded images that are kept"
+WORKERS = "loader: worker processes"
+FEATURES = "evaluation: features of gallery and queries"
+FEATURES_BEFORE = "evaluation: features of the one before"
+INDEX = "evaluation: index (faiss), neighbours and votes"
+OTHER_STAGES = "evaluation: raw pixels or singular values, beyond the index"
+# On the disk.
+STORED_ROWS = "visited rows"
+OLDER_ROWS = "their older versions, and those since the last checkpoint"
+CHECKPOINT_FILES = "files of checkpoints"
+
+
+@dataclass(frozen=True)
+class Component:
+    """
+    bytes    of one rank; on the disk of all ranks
+    phases   in which it is there
+    beside   True: host memory outside of the run's own process, in its workers or between the processes
+    how      how it is known where it is an estimate, for people
+    """
+
+    tier: str
+    name: str
+    bytes: int
+    phases: tuple[str, ...] = PHASES
+    beside: bool = False
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    components       without the libraries; those of 0 bytes left out
+    libraries_bytes  resident memory of the process before anything was made; 0 where it was not measured
+    ranks, ranks_here   in all; on one machine
+    device_is_host   the device is a CPU
+    """
+
+    components: tuple[Component, ...]
+    libraries_bytes: int
+    ranks: int
+    ranks_here: int
+    device_is_host: bool
+
+    def bytes_in(self, phase: str, tier: str, beside: bool = True) -> int:
+        """Of a rank, on a tier in a phase. beside: with what is outside of the run's own process."""
+        return sum(
+            one.bytes
+            for one in self.components
+            if one.tier == tier and phase in one.phases and (beside or not one.beside)
+        )
+
+    def process_bytes(self, phase: str) -> int:
+        """What the process of a rank takes of the host in a phase, libraries included."""
+        device = self.bytes_in(phase, DEVICE) if self.device_is_host else 0
+        return self.libraries_bytes + device + self.bytes_in(phase, HOST, beside=False)
+
+    def process_peak(self) -> int:
+        return max(map(self.process_bytes, PHASES))
+
+    def host_peak(self) -> int:
+        """What a rank takes of the host, its worker processes included."""
+        beside = {phase: self.bytes_in(phase, HOST) - self.bytes_in(phase, HOST, beside=False) for phase in PHASES}
+        return max(self.process_bytes(phase) + beside[phase] for phase in PHASES)
+
+    def machine_peak(self) -> int:
+        """What all ranks of one machine take of its host."""
+        return self.ranks_here * self.host_peak()
+
+    def device_peak(self) -> int:
+        return max(self.bytes_in(phase, DEVICE) for phase in PHASES)
+
+    def disk_bytes(self) -> int:
+        return self.bytes_in(STEP, DISK)
+
+    def tiers(self) -> dict[str, dict[str, int]]:
+        """What plan.json keeps: bytes by tier and name. What is there in some phases only has a tier of its own, "host, in a step"; but a
+        GPU's memory is one tier, as its allocator tells the largest sum. "process": libraries, and all of each phase.
+        """
+        tiers: dict[str, dict[str, int]] = {DEVICE: {}, HOST: {}, DISK: {}}
+        for one in self.components:
+            always = one.phases == PHASES or one.tier == DISK or (one.tier == DEVICE and not self.device_is_host)
+            tier = one.tier if always else f"{one.tier}, {' or '.join(WORDS[phase] for phase in one.phases)}"
+            tiers.setdefault(tier, {})[one.name + one.how] = one.bytes
+        phases = {WORDS[phase]: self.process_bytes(phase) for phase in PHASES}
+        return {**tiers, "process": {LIBRARIES: self.libraries_bytes, **phases}}
+
+    def of(self, name: str) -> int:
+        """Bytes of the component of this name; 0 where there is none."""
+        return sum(one.bytes for one in self.components if one.name == name)
+
+
+def plan_of(parts: Iterable[Component], **facts: int | bool) -> Plan:
+    """A plan of components, of which those of the same name and tier are added up."""
+    merged: dict[tuple[str, str], Component] = {}
+    for one in parts:
+        key = one.tier, one.name
+        if key in merged:
+            assert merged[key].phases == one.phases and merged[key].beside == one.beside, one
+            one = replace(one, bytes=one.bytes + merged[key].bytes, how=one.how or merged[key].how)
+        if one.bytes:
+            merged[key] = one
+    return Plan(tuple(merged.values()), **facts)  # type: ignore[arg-type]
+
+
+def extra_components(tiers: Mapping[str, Mapping[str, int]]) -> list[Component]:
+    """Components of what a method plans beyond the others, by tier and item."""
+    return [Component(tier, name, count) for tier, items in tiers.items() for name, count in items.items()]

@@ -1,0 +1,70 @@
+"""What an evaluation takes of the host, on the rank that compares (engine/evaluation/evaluate.py).
+
+The features of gallery and queries are made batch by batch, of the pixels first where that was not done yet, then of the network. Then
+
+    singular values    of the gallery: what is readable of it, twice that in float64
+    index              a query set after the other: what is readable of both, the gallery once more in faiss's index; neighbours, votes
+
+Not all of it is there at the same time: the largest stage counts, told as the index and as what another stage takes beyond it. Features of
+the evaluation before are kept until the next is whole. What the network takes for a batch of images is told apart (activations.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.evaluation.limits import PAIR_BYTES, QUERIES_AT_ONCE, RAW_SIDE, VOTE_BYTES
+from engine.planning import components as names
+from engine.planning.components import EVALUATION, HOST, PHASES, Component
+from engine.planning.rows import FLOAT_BYTES, INDEX_BYTES
+
+
+@dataclass(frozen=True)
+class EvaluationSizes:
+    """
+    gallery    images that are searched       queries    images of each set that asks; none: RankMe alone
+    width      of the features                k          neighbours that vote
+    channels, side   of the images, pixels    repeated   whether there is an evaluation before the last one
+    """
+
+    gallery: int
+    queries: Sequence[int]
+    width: int
+    k: int
+    channels: int
+    side: int
+    repeated: bool
+
+
+def evaluation_components(sizes: EvaluationSizes) -> list[Component]:
+    """Host memory of rank 0."""
+    images = sizes.gallery + sum(sizes.queries)
+    kept = images * sizes.width * FLOAT_BYTES
+    # What is made batch by batch is joined at its end: the largest set is there twice.
+    joined = max([sizes.gallery, *sizes.queries]) * sizes.width * FLOAT_BYTES
+    search = _search_bytes(sizes, sizes.width)
+    raw = sizes.channels * min(sizes.side, RAW_SIDE) ** 2
+    # Before the network's features are there.
+    pixels = images * raw * FLOAT_BYTES + max(_spectrum_bytes(sizes.gallery, raw), _search_bytes(sizes, raw)) - kept
+    others = max(joined, _spectrum_bytes(sizes.gallery, sizes.width), pixels if sizes.queries else 0)
+    only = (EVALUATION,)
+    return [
+        Component(HOST, names.FEATURES, kept, PHASES if sizes.repeated else only),
+        Component(HOST, names.FEATURES_BEFORE, kept if sizes.repeated else 0, only),
+        Component(HOST, names.INDEX, search, only),
+        Component(HOST, names.OTHER_STAGES, max(0, others - search), only),
+    ]
+
+
+def _spectrum_bytes(gallery: int, width: int) -> int:
+    """A copy of the gallery, and twice that in float64; the decomposition's own work space is O(width^2)."""
+    return gallery * width * (FLOAT_BYTES + 2 * 8) + 8 * min(gallery, width) ** 2
+
+
+def _search_bytes(sizes: EvaluationSizes, width: int) -> int:
+    """faiss's index, what is readable of gallery and queries, similarity, index and label of each neighbour, and the votes."""
+    if not sizes.queries:
+        return 0
+    largest, k = max(sizes.queries), min(sizes.k, sizes.gallery)
+    rows = (2 * sizes.gallery + largest) * width * FLOAT_BYTES
+    votes = min(VOTE_BYTES, min(QUERIES_AT_ONCE, largest) * k * k * PAIR_BYTES)
+    return rows + largest * k * (FLOAT_BYTES + 2 * INDEX_BYTES) + votes
