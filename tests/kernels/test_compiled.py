@@ -77,7 +77,7 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Path:
     """A cache in which a build was killed, others left their directories, and then two processes built at once."""
     directory = tmp_path_factory.mktemp("shared")
     path = directory / "cache"
@@ -102,7 +102,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (old / "lock").touch()
     (old / f"{OP}.so").write_text("half a library")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    builders = [start(path) for _ in range(2)]
+    builders = [start(path, CXX=compiler) for _ in range(2)]
     for name, why in map(answer, builders):
         assert name == "cpu", why
     return path
@@ -138,14 +138,14 @@ def test_a_library_uses_the_threads_of_torch(cache):
 
 
 @needs_compiler
-def test_what_is_built_ahead_runs_without_a_compiler_and_a_cache(tmp_path):
+def test_what_is_built_ahead_runs_without_a_compiler_and_a_cache(tmp_path, compiler):
     built = tmp_path / "ahead"
     code = (
         "import sys, json\nfrom pathlib import Path\nfrom kernels import compiled\n"
         f"compiled.BUILT, compiled.ops = Path(sys.argv[1]), lambda device: [{OP!r}]\n"
         "print(json.dumps([str(library) for library in compiled.build_ahead('cpu')]))"
     )
-    paths = answer(start(tmp_path / "cache", str(built), code=code))
+    paths = answer(start(tmp_path / "cache", str(built), code=code, CXX=compiler))
     assert [str(path) for path in built.iterdir()] == paths
     if not compiled._can_run_prebuilt("cpu"):
         pytest.skip("this CPU is older than what is built ahead")
@@ -267,7 +267,8 @@ def test_a_user_without_a_home_or_with_one_that_is_closed_gets_aten_and_the_reas
 
 
 @needs_compiler
-def test_threads_that_ask_at_once_get_one_library_and_leave_the_environment_as_it_was():
+def test_threads_that_ask_at_once_get_one_library_and_leave_the_environment_as_it_was(monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
     script = (
         "import os, threading\nfrom kernels import compiled\nbefore = dict(os.environ)\n"
         f"threads = [threading.Thread(target=compiled.load, args=({OP!r}, 'cpu')) for _ in range(3)]\n"

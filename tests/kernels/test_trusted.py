@@ -28,10 +28,10 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Path:
     """A cache with one library, made under a umask that forbids nothing; nobody writes into it."""
     path = tmp_path_factory.mktemp("kept") / "above" / "cache"
-    name, why = answer(start(path, code=f"import os; os.umask(0)\n{CHOOSE}"))
+    name, why = answer(start(path, code=f"import os; os.umask(0)\n{CHOOSE}", CXX=compiler))
     assert name == "cpu", why
     return path
 
@@ -95,12 +95,12 @@ DAMAGES = [cut_short, changed_inside, zeros_at_the_end, unsealed, emptied]
 
 
 @needs_compiler
-def test_a_library_that_was_cut_short_is_compiled_anew_with_a_line_and_then_found(kept, tmp_path):
+def test_a_library_that_was_cut_short_is_compiled_anew_with_a_line_and_then_found(kept, tmp_path, compiler):
     """Each start was killed by SIGBUS before, without a word."""
     cache = tmp_path / "cache"
     library = copied(kept, cache)
     cut_short(library)
-    process = start(cache)
+    process = start(cache, CXX=compiler)
     out, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
     assert f"{library} has no checksum: it was cut short, or built by an earlier version; it is compiled anew" in said
