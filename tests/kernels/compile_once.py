@@ -1,4 +1,4 @@
-"""A C++ compiler for tests that remembers: in a run of pytest a source with the same flags is compiled once, by whichever worker asks first.
+"""A C++ compiler for tests that remembers: in a run of pytest the same source is compiled once, by whichever worker asks first.
 
     compiler = remembering_compiler(shared_directory(tmp_path_factory))
     subprocess.run([compiler, "-c", "cpu.cpp", "-o", "cpu.o", "-O3"])
