@@ -70,6 +70,7 @@ _PRELOADED = [
     "engine.training.checkpoint",
     "launch",
     "tests.conftest",
+    "tests.frozen_heap",
 ]
 _CONTEXT.set_forkserver_preload(_PRELOADED)
 _GRACE_SECONDS = 1.0  # for other ranks to fail too, once one has

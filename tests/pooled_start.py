@@ -62,6 +62,7 @@ class _Task:
     env: dict[str, str]
     limits: dict[str, int]
     fault: Callable[[], None] | None
+    program: Callable[[list[str]], int] | None
     encoding: str
     drawings: bool
     streams: tuple[Path, Path]
@@ -74,6 +75,7 @@ class Running:
     env        variables that are set
     limits     names of resource.setrlimit -> value
     fault      called in each process before the start, a function at the top of a module
+    program    what is started with the arguments in the place of launch.main, a function at the top of a module
     encoding   of the process's streams
     drawings   whether the report has them; they take longer than a tiny run
     pids       of the processes, in the order of ranks
@@ -90,6 +92,7 @@ class Running:
         env: dict[str, str] | None = None,
         limits: dict[str, int] | None = None,
         fault: Callable[[], None] | None = None,
+        program: Callable[[list[str]], int] | None = None,
         encoding: str = "utf-8",
         drawings: bool = True,
         timeout_seconds: float = 300.0,
@@ -111,6 +114,7 @@ class Running:
                 env={**kept, "OMP_NUM_THREADS": "1", **each, **(env or {})},
                 limits=limits or {},
                 fault=fault,
+                program=program,
                 encoding=encoding,
                 drawings=drawings,
                 streams=self._streams,
@@ -220,7 +224,7 @@ def _run(task: _Task) -> None:
         for name, value in task.limits.items():
             number = getattr(resource, name)
             resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
-        code = launch.main(task.arguments)
+        code = (task.program or launch.main)(task.arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -7,14 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, TINY
+from tests.conftest import GIVEN, REPOSITORY, TINY
 
-GIVEN = {
-    **{key: value for key, value in TINY.items() if key not in ("deepspeed", "evaluate")},
-    "epochs": 3,
-    "data": {"source": "synthetic", "limit": 2000},
-    "backbone": {"name": "given"},
-}
 LARGE = {
     **GIVEN,
     "schedule": {"batch": 64, "window": 1024, "stride": 512, "block": 32, "lanes": 4},

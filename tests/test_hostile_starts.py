@@ -30,6 +30,7 @@ def test_a_hostile_start_ends_in_words(tmp_path, monkeypatch, case):
         limits=case.limits,
         fault=case.fault,
         encoding=case.encoding,
+        drawings=False,
     )
     said = f"{start.out}\n{start.err}"
     assert start.code == case.code, said

@@ -141,18 +141,18 @@ def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tm
     assert "SIGTERM: checkpoint written after step" in out
     assert 4 <= stopped["steps"] < STEPS
 
-    # Four, of which one is killed.
-    launcher = runs.launch(4, "torchrun", f"steps={STEPS}")
-    runs.wait_for(stopped["steps"] // 4 * 4 + 12, lambda: launcher.poll() is not None)
-    victim = ranks_of(launcher)[2]
-    victim.kill()
-    killed = time.monotonic()
-    out, _ = launcher.communicate(timeout=300)
-    assert launcher.returncode != 0
+    # Four, of which one is killed, and no launcher ends the others.
+    with runs.running(4, f"steps={STEPS}") as running:
+        runs.wait_for(stopped["steps"] // 4 * 4 + 12, lambda: not running.is_at_work)
+        victim = running.pids[2]
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        ended = running.wait()
+    assert ended.code != 0
     assert time.monotonic() - killed < 110  # without the config's limit it is 120
-    assert f"going on after step {stopped['steps']} " in out
-    lost = [line for line in out.splitlines() if line.startswith("error:")]
-    assert len(lost) == 1 and f"rank 2 (process {victim.pid} on" in lost[0] and "was lost after step" in lost[0], out
+    assert f"going on after step {stopped['steps']} " in ended.out
+    lost = [line for line in ended.err.splitlines() if line.startswith("error:")]
+    assert len(lost) == 1 and f"rank 2 (process {victim} on" in lost[0] and "was lost after step" in lost[0], ended.err
     # Then one, then four again to the end.
     alone = max(runs.losses()) + 8
     assert alone < STEPS
@@ -169,6 +169,20 @@ def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tm
         assert runs.summary()[name] == undisturbed.summary()[name], name
     rows, wanted = runs.rows(), undisturbed.rows()
     assert np.linalg.norm(rows - wanted) <= TOLERANCE * np.linalg.norm(wanted)
+
+
+def test_under_torchrun_a_rank_that_is_killed_is_named_and_ends_all(tmp_path):
+    # Features that are given start in a third of the time: what is tested is the launcher.
+    given = {"data": {"source": "synthetic", "limit": 2000, "workers": 0}, "backbone": {"name": "given"}}
+    runs = Runs(tmp_path / "runs", **given, epochs=10_000, ranks={"timeout_seconds": 20})
+    launcher = runs.launch(2, "torchrun")
+    runs.wait_for(8, lambda: launcher.poll() is not None)
+    victim = ranks_of(launcher)[1]
+    victim.kill()
+    out, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode != 0
+    lost = [line for line in out.splitlines() if line.startswith("error:")]
+    assert len(lost) == 1 and f"rank 1 (process {victim.pid} on" in lost[0] and "was lost after step" in lost[0], out
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from engine.training.course import Course
 from engine.training.images import Images
 from engine.training.interval import Interval
 from engine.training.reading import TooMuchUnread
-from engine.training.step import train_step
+from engine.training.step import seed_generators, train_step
 from engine.training.stop_signal import StopSignal
 from engine.training.summary import About, digest, merged
 from engine.training.totals import NonFiniteLoss, Totals, mean_of_finite
@@ -270,8 +270,8 @@ class Run:
         step, ranks = self.step, self.ranks
         ranks.at_step = step
         self.method.prepare(step)
-        # Backbones with dropout draw from torch's generator; a resumed run must draw the same, another rank something else.
-        torch.manual_seed((self.course.seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63)
+        # Backbones with dropout draw from torch's generators; a resumed run must draw the same, another rank something else.
+        seed_generators((self.course.seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63, ranks.device)
         lr = self.course.learning_rate(step)
         result = train_step(
             batch,

@@ -153,3 +153,10 @@ def agreed(ranks: Ranks, loss: float, finite: bool) -> tuple[float, bool]:
     sums = torch.tensor([loss if finite else 0.0, float(not finite)], dtype=torch.float64, device=ranks.device)
     loss, not_finite = ranks.sum(sums, "loss").tolist()
     return loss, not_finite == 0
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the CPU and `device`. It takes 0.4 ms of each step where there is no GPU, to note who asked."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -5,6 +5,13 @@ import torch
 
 import kernels.sampled_softmax
 from kernels.compiled import Choice, NotCompiled, load
+from tests.kernels.compile_once import remembering_compiler, shared_directory
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """For builds that say nothing about the compiler: each source is compiled once for all tests."""
+    return remembering_compiler(shared_directory(tmp_path_factory))
 
 
 @pytest.fixture(params=["aten", "cpu"])

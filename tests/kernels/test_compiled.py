@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +19,68 @@ import torch
 
 from kernels import compiled
 from kernels.compiled import Choice, NotCompiled, choose
-from tests.conftest import REPOSITORY
+from kernels.row_update import row_update_
+from tests.pooled_start import Running, Start
 
 CPU = torch.device("cpu")
 OP = "row_update"  # compiles in seconds
 
 needs_compiler = pytest.mark.skipif(compiled._missing("cpu") is not None, reason="needs a C++ compiler and ninja")
 
-# Prints which implementation is chosen, why, and whether its step is that of ATen.
-CHOOSE = f"""
-import json, sys, torch
-from pathlib import Path
-from kernels import compiled
-from kernels.row_update import row_update_
-if len(sys.argv) > 1:
-    compiled.BUILT = Path(sys.argv[1])
-choice = compiled.choose({OP!r}, torch.device("cpu"))
-arrays = [torch.linspace(-1, 1, 70).view(10, 7) + i for i in range(3)]
-results = []
-for backend in ("aten", choice.name):
-    w, u, gradient = (array.clone() for array in arrays)
-    row_update_(w, u, gradient, eta=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True, backend=backend)
-    results.append((w, u))
-for one, other in zip(*results):
-    torch.testing.assert_close(one, other)
-print(json.dumps([choice.name, choice.why]))
-"""
+
+def choose_and_compare(words: list[str]) -> int:
+    """Print which implementation is chosen, and why; its step must be that of ATen. words: where libraries are that were built ahead."""
+    if words:
+        compiled.BUILT = Path(words[0])
+    choice = choose(OP, CPU)
+    arrays = [torch.linspace(-1, 1, 70).view(10, 7) + i for i in range(3)]
+    results = []
+    for backend in ("aten", choice.name):
+        w, u, gradient = (array.clone() for array in arrays)
+        row_update_(w, u, gradient, eta=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True, backend=backend)
+        results.append((w, u))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    print(json.dumps([choice.name, choice.why]))
+    return 0
 
 
-def start(cache: Path, *words: str, code: str = CHOOSE, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        cwd=REPOSITORY,
-        env={**os.environ, "PIC_KERNELS_CACHE": str(cache), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def build_one_ahead(words: list[str]) -> int:
+    """Build the op's library into the directory that `words` names, and print its path."""
+    compiled.BUILT, compiled.ops = Path(words[0]), lambda device: [OP]
+    print(json.dumps([str(library) for library in compiled.build_ahead("cpu")]))
+    return 0
 
 
-def answer(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+def ask_in_three_threads(words: list[str]) -> int:
+    before = dict(os.environ)
+    threads = [threading.Thread(target=compiled.load, args=(OP, "cpu")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert dict(os.environ) == before
+    return 0
+
+
+def start(
+    cache: Path, *words: str, program: Callable[[list[str]], int] = choose_and_compare, **environment: str
+) -> Running:
+    """A process of its own, whose streams go to a new directory above the cache."""
+    streams = Path(tempfile.mkdtemp(dir=next(path for path in cache.parents if path.is_dir()), prefix="streams-"))
+    return Running([*words], streams, program=program, env={"PIC_KERNELS_CACHE": str(cache), **environment})
+
+
+def ended(running: Running) -> Start:
+    """What came of it; it must have been well."""
+    with running:
+        done = running.wait()
+    assert done.code == 0, done.err
+    return done
+
+
+def answer(running: Running) -> Any:
+    return json.loads(ended(running).out.splitlines()[-1])
 
 
 def libraries(cache: Path) -> list[Path]:
@@ -77,23 +96,19 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Path:
     """A cache in which a build was killed, others left their directories, and then two processes built at once."""
     directory = tmp_path_factory.mktemp("shared")
     path = directory / "cache"
     slow = directory / "slow-compiler"
     slow.write_text("#!/bin/sh\nexec sleep 300\n")
     slow.chmod(0o755)
-    killed = start(path, CXX=str(slow))
-    deadline = time.monotonic() + 60
-    while not list(path.glob("building-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    for stream in (killed.stdout, killed.stderr):
-        assert stream is not None
-        stream.close()
+    with start(path, CXX=str(slow)) as killed:
+        deadline = time.monotonic() + 60
+        while not list(path.glob("building-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(killed.pids[0], signal.SIGKILL)
     assert list(path.glob("building-*")), "it was killed before it began to build"
     assert not libraries(path)
 
@@ -102,7 +117,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (old / "lock").touch()
     (old / f"{OP}.so").write_text("half a library")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    builders = [start(path) for _ in range(2)]
+    builders = [start(path, CXX=compiler) for _ in range(2)]
     for name, why in map(answer, builders):
         assert name == "cpu", why
     return path
@@ -138,14 +153,9 @@ def test_a_library_uses_the_threads_of_torch(cache):
 
 
 @needs_compiler
-def test_what_is_built_ahead_runs_without_a_compiler_and_a_cache(tmp_path):
+def test_what_is_built_ahead_runs_without_a_compiler_and_a_cache(tmp_path, compiler):
     built = tmp_path / "ahead"
-    code = (
-        "import sys, json\nfrom pathlib import Path\nfrom kernels import compiled\n"
-        f"compiled.BUILT, compiled.ops = Path(sys.argv[1]), lambda device: [{OP!r}]\n"
-        "print(json.dumps([str(library) for library in compiled.build_ahead('cpu')]))"
-    )
-    paths = answer(start(tmp_path / "cache", str(built), code=code))
+    paths = answer(start(tmp_path / "cache", str(built), program=build_one_ahead, CXX=compiler))
     assert [str(path) for path in built.iterdir()] == paths
     if not compiled._can_run_prebuilt("cpu"):
         pytest.skip("this CPU is older than what is built ahead")
@@ -267,15 +277,9 @@ def test_a_user_without_a_home_or_with_one_that_is_closed_gets_aten_and_the_reas
 
 
 @needs_compiler
-def test_threads_that_ask_at_once_get_one_library_and_leave_the_environment_as_it_was():
-    script = (
-        "import os, threading\nfrom kernels import compiled\nbefore = dict(os.environ)\n"
-        f"threads = [threading.Thread(target=compiled.load, args=({OP!r}, 'cpu')) for _ in range(3)]\n"
-        "[t.start() for t in threads]; [t.join() for t in threads]\nassert dict(os.environ) == before\n"
-    )
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    assert done.stderr.count(f"compiling {OP} for cpu") == 1
+def test_threads_that_ask_at_once_get_one_library_and_leave_the_environment_as_it_was(tmp_path, compiler):
+    done = ended(start(tmp_path / "cache", program=ask_in_three_threads, CXX=compiler))
+    assert done.err.count(f"compiling {OP} for cpu") == 1
 
 
 def test_whatever_changes_the_library_changes_its_name(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import REPOSITORY
+from tests.kernels.compile_once import made_once, shared_directory
 from tests.kernels.cuda_claims import PRODUCTS, CudaClaims, rounded
 
 SOURCES = REPOSITORY / "tests" / "kernels" / "emulated_cuda"
@@ -138,9 +139,10 @@ def compiled(source: str, product: Path, *flags: str) -> Path:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    return ctypes.CDLL(
-        str(compiled("sampled_softmax.cpp", tmp_path_factory.mktemp("emulated") / "op.so", "-shared", "-fPIC"))
-    )
+    def build(product: Path) -> None:
+        compiled("sampled_softmax.cpp", product, "-shared", "-fPIC")
+
+    return ctypes.CDLL(str(made_once(shared_directory(tmp_path_factory) / "emulated.so", build)))
 
 
 class TestEmulated(CudaClaims):

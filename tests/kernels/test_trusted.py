@@ -13,7 +13,16 @@ import torch
 from kernels import compiled, trusted
 from kernels.compiled import choose
 from kernels.trusted import Refused, checked_library, make_directory, seal, unsafe_directory
-from tests.kernels.test_compiled import CHOOSE, CPU, OP, answer, libraries, needs_compiler, start
+from tests.kernels.test_compiled import (
+    CPU,
+    OP,
+    answer,
+    choose_and_compare,
+    ended,
+    libraries,
+    needs_compiler,
+    start,
+)
 
 OTHER = 4321
 
@@ -27,11 +36,24 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(compiled, "_KNOWN", {})
 
 
+def choose_under_an_open_umask(words: list[str]) -> int:
+    os.umask(0)
+    return choose_and_compare(words)
+
+
+def choose_what_was_built_ahead(words: list[str]) -> int:
+    """As on any machine that can run what was built for others, in the directory that `words` names."""
+    compiled.BUILT, compiled._portable_flags = Path(words[0]), compiled._tuned_flags
+    compiled._can_run_prebuilt = lambda device: True
+    print(compiled.choose(OP, CPU).why)
+    return 0
+
+
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> Path:
     """A cache with one library, made under a umask that forbids nothing; nobody writes into it."""
     path = tmp_path_factory.mktemp("kept") / "above" / "cache"
-    name, why = answer(start(path, code=f"import os; os.umask(0)\n{CHOOSE}"))
+    name, why = answer(start(path, program=choose_under_an_open_umask, CXX=compiler))
     assert name == "cpu", why
     return path
 
@@ -95,21 +117,19 @@ DAMAGES = [cut_short, changed_inside, zeros_at_the_end, unsealed, emptied]
 
 
 @needs_compiler
-def test_a_library_that_was_cut_short_is_compiled_anew_with_a_line_and_then_found(kept, tmp_path):
+def test_a_library_that_was_cut_short_is_compiled_anew_with_a_line_and_then_found(kept, tmp_path, compiler):
     """Each start was killed by SIGBUS before, without a word."""
     cache = tmp_path / "cache"
     library = copied(kept, cache)
     cut_short(library)
-    process = start(cache)
-    out, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert f"{library} has no checksum: it was cut short, or built by an earlier version; it is compiled anew" in said
-    assert said.count("compiling") == 1 and "compiled: " in out
+    done = ended(start(cache, CXX=compiler))
+    assert (
+        f"{library} has no checksum: it was cut short, or built by an earlier version; it is compiled anew" in done.err
+    )
+    assert done.err.count("compiling") == 1 and "compiled: " in done.out
     checked_library(library, is_cache=True)
-    again = start(cache, CXX="no-such-compiler")
-    out, said = again.communicate(timeout=100)
-    assert again.returncode == 0 and not said, said
-    assert '["cpu"' in out
+    again = ended(start(cache, CXX="no-such-compiler"))
+    assert not again.err and '["cpu"' in again.out
 
 
 @needs_compiler
@@ -287,20 +307,21 @@ def test_a_relative_cache_is_in_the_present_directory_and_a_relative_xdg_cache_i
 def test_where_the_cache_cannot_be_used_what_was_built_ahead_is_and_a_line_says_why(kept, tmp_path):
     built = tmp_path / "ahead"
     copied(kept, built)
-    code = (
-        "import sys, json, torch\nfrom pathlib import Path\nfrom kernels import compiled\n"
-        "compiled.BUILT, compiled._portable_flags = Path(sys.argv[1]), compiled._tuned_flags\n"
-        "compiled._can_run_prebuilt = lambda device: True\n"
-        f"print(json.dumps(compiled.choose({OP!r}, torch.device('cpu')).why))"
-    )
     (tmp_path / "file").touch()
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     for cache, said in ((tmp_path / "file" / "cache", "Not a directory"), (tmp_path / "open", "chmod go-w")):
-        process = start(cache, str(built), code=code, CXX="no-such-compiler")
-        out, err = process.communicate(timeout=100)
-        assert f"compiled: {built}" in out, err
-        assert said in err and "PIC_KERNELS_CACHE" in err
+        done = ended(
+            start(
+                tmp_path / "cache",
+                str(built),
+                program=choose_what_was_built_ahead,
+                CXX="no-such-compiler",
+                PIC_KERNELS_CACHE=str(cache),
+            )
+        )
+        assert f"compiled: {built}" in done.out, done.err
+        assert said in done.err and "PIC_KERNELS_CACHE" in done.err
 
 
 def test_a_limit_on_processes_is_no_advice_about_the_cache(monkeypatch):
