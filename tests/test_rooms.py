@@ -20,7 +20,7 @@ SOURCES = [
     for path in sorted((REPOSITORY / room).rglob("*.py"))
 ] + [REPOSITORY / "launch.py"]
 # The engine's rooms, from the top floor down: a room imports itself and what is below it.
-SUB_ROOMS = ("jobs", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks")
+SUB_ROOMS = ("jobs", "scaling", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks")
 STANDARD = set(sys.stdlib_module_names)
 
 
@@ -332,7 +332,16 @@ def test_configs_are_json_schema_and_readme():
         for path in (REPOSITORY / "configs").iterdir()
         if path.suffix != ".json" and path.name != "__pycache__"
     }
-    assert there == {"README.md", "__init__.py", "schema.py", "fields.py", "methods.py", "texts.py", "earlier.py"}
+    assert there == {
+        "README.md",
+        "__init__.py",
+        "schema.py",
+        "fields.py",
+        "methods.py",
+        "scale.py",
+        "texts.py",
+        "earlier.py",
+    }
 
 
 def test_every_slow_test_is_there():
