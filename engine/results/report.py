@@ -7,13 +7,27 @@ source is missing becomes one sentence that says so. Left out: comparisons with 
 be fetched to be seen.
 """
 
-import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from engine.results.charts import Level, curve_svg, memory_svg
-from engine.results.page import escaped, figure, page, paragraph, section, table, tiles
-from engine.results.pictures import EmbeddingSample, NeighbourRow, map_html, neighbours_html
+from markupsafe import Markup
+
+from engine.results.charts import Group, Level, Line, bars, curves, series_colour
+from engine.results.page import (
+    details,
+    figure,
+    header,
+    json_details,
+    page,
+    panels,
+    paragraph,
+    section,
+    table,
+    tiles,
+)
+from engine.results.pictures import EmbeddingSample, NeighbourRow, feature_map, neighbour_pictures
 from engine.results.progress import TIERS, duration_text
 from engine.results.records import FIGURES_OF_ROWS, Records, amount, amounts, finite, finite_items, read_records
 
@@ -31,6 +45,8 @@ _STAGES = {
     "update": "update rows and backbone",
     "slide": "slide the window",
 }
+# What a line of evaluations.jsonl says beside the figures of its evaluators.
+_NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
 _STAGES_OF_ROWS = ("admit", "slide")
 _WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update the backbone and what the method keeps"}
 
@@ -47,17 +63,21 @@ def report_html(name: str, records: Records, neighbours: list[NeighbourRow], emb
     """The whole document; `name` is what the run is called in its title."""
     no_neighbours = paragraph("No nearest neighbours were computed for this run.")
     no_map = paragraph("No sample of features was drawn for this run.")
-    parts = [
-        _head(name, records),
-        section("Loss", *_loss(records)),
-        section("Nearest neighbours by the learned features", *_knn(records)),
-        section("Where the time goes", *_time(records)),
-        section("Memory by tier", *_memory(records)),
-        section("Pictures of nearest neighbours", neighbours_html(neighbours) if neighbours else no_neighbours),
-        section("Map of the features", map_html(embeddings) if embeddings else no_map),
-        section("Configuration", *_configuration(records)),
-    ]
-    return page(f"{name}: report", "\n".join(parts))
+    return page(
+        f"{name}: report",
+        [
+            *_head(name, records),
+            section("Loss", _loss(records)),
+            section("Nearest neighbours by the learned features", _evaluations(records)),
+            section("Where the time goes", _time(records)),
+            section("Memory by tier", _memory(records)),
+            section(
+                "Pictures of nearest neighbours", neighbour_pictures(neighbours) if neighbours else [no_neighbours]
+            ),
+            section("Map of the features", feature_map(embeddings) if embeddings else [no_map]),
+            section("Configuration", _configuration(records)),
+        ],
+    )
 
 
 def per_cent(share: float | None) -> str:
@@ -71,7 +91,7 @@ def _show(value: float | None, how: Callable[[float], str]) -> str:
     return "unknown" if value is None else how(value)
 
 
-def _head(name: str, records: Records) -> str:
+def _head(name: str, records: Records) -> list[Markup]:
     loss, chance_loss = records.figure("loss"), records.chance_loss()
     evaluation = records.evaluations[-1] if records.evaluations else {}
     knn = finite(records.summary.get(_HEADLINE))
@@ -96,23 +116,27 @@ def _head(name: str, records: Records) -> str:
         ("images per second", rates, "" if step_seconds is None else f"{1000 * step_seconds:,.0f} ms a step"),
         ("time of the steps", seconds, f"steps: {_show(steps, whole)}, skipped: {skipped}"),
     ]
-    status = _words(records.summary.get("status")) or "no summary: still running, or killed"
-    is_short = status == "finished" and records.config.get("steps") is not None
-    status_text = f"finished, as far as steps={records.config['steps']} asks" if is_short else status
     about = [words for field in ("job", "method") if (words := _words(records.summary.get(field)))]
     if (ranks := records.figure("ranks") or 1) > 1:
         about.append(f"{ranks:.0f} ranks")
     unreadable = records.unreadable_lines
-    return "\n".join(
-        [
-            f'<header><h1>{escaped(name)}</h1><span class="muted">{escaped(" · ".join(about))}</span>',
-            f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status_text)}</span></header>',
-            paragraph(_filling(records) or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
-            paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
-            paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
-            tiles(headline),
-        ]
-    )
+    return [
+        header(name, " · ".join(about), _status(records, steps), is_good=records.summary.get("status") == "finished"),
+        paragraph(_filling(records) or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
+        paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
+        paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
+        tiles(headline),
+    ]
+
+
+def _status(records: Records, steps: float | None) -> str:
+    """How the run ended; one that was asked to end early did not finish its schedule."""
+    status = _words(records.summary.get("status")) or "no summary: still running, or killed"
+    schedule, asked = finite(records.summary.get("steps_of_schedule")), records.config.get("steps")
+    if status != "finished" or asked is None or (steps is not None and steps == schedule):
+        return status
+    of_all = f" of {schedule:,.0f} steps" if schedule is not None else ""
+    return f"ended where steps={asked} asks{of_all}"
 
 
 def _method_tiles(records: Records, instances: float | None) -> list[tuple[str, str, str]]:
@@ -165,7 +189,7 @@ def _verdict(
     return " ".join(sentences)
 
 
-def _loss(records: Records) -> list[str]:
+def _loss(records: Records) -> list[Markup]:
     metrics, chance_loss = records.metrics, records.chance_loss()
     if not metrics:
         return [paragraph("No steps were logged.")]
@@ -179,56 +203,93 @@ def _loss(records: Records) -> list[str]:
     caption = "Loss in nats at every logged step, and its running mean."
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
-    rates = [finite(line.get("lr")) for line in metrics]
+    small = [("Learning rate", _over_steps(records, "lr", "learning rate", height=200))]
+    small += [
+        (_title(name), _over_steps(records, name, _title(name), height=200))
+        for name in records.figure_names()
+        if name not in FIGURES_OF_ROWS
+    ]
+    loss = Line("loss", steps, losses, style="noisy")
     return [
-        figure(curve_svg(steps, losses, name="Loss over steps", levels=levels, is_noisy=True), caption),
-        "<h3>Learning rate</h3>",
-        figure(curve_svg(steps, rates, name="Learning rate over steps", height=120)),
+        figure(curves([loss], name="Loss over steps", x_title="step", y_title="nats", levels=levels), caption),
+        panels(small),
     ]
 
 
-def _knn(records: Records) -> list[str]:
-    evaluations = list({line["step"]: line for line in records.evaluations}.values())  # the last one of each step
+def _title(name: str) -> str:
+    return "kNN, top-1" if name == _HEADLINE else name.replace("_", " ")
+
+
+def _over_steps(records: Records, field: str, name: str, *, height: int) -> Markup:
+    """One figure of all metrics lines, as a small chart."""
+    line = Line(name, [line["step"] for line in records.metrics], [finite(line.get(field)) for line in records.metrics])
+    return figure(curves([line], name=f"{name} over steps", height=height))
+
+
+def _evaluations(records: Records) -> list[Markup]:
+    """Every figure that an evaluator gave, over steps: shares beside raw pixels and chance, then RankMe and all others."""
+    evaluations = records.evaluations
     if not evaluations:
         return [paragraph("No evaluation was made in this run.")]
-    last = evaluations[-1]
-    steps = [evaluation["step"] for evaluation in evaluations]
-    curves = [finite_items(evaluation.get("figures")) for evaluation in evaluations]
+    last, steps = evaluations[-1], [evaluation["step"] for evaluation in evaluations]
+    shares = [finite_items(evaluation.get("figures")) for evaluation in evaluations]
     raw, chance = finite_items(last.get("raw_pixels")), finite(last.get("chance"))
-    logged = dict.fromkeys(name for curve in curves for name in curve)
-    names = sorted(logged, key=lambda name: name != _HEADLINE)
-    titles = {name: "kNN, top-1" if name == _HEADLINE else name for name in names}
 
-    def chart(name: str, width: int, height: int) -> str:
+    def chart(name: str, height: int) -> Markup:
         levels = [Level(raw[name], f"raw pixels {per_cent(raw[name])}", "warm")] if name in raw else []
         levels += [] if chance is None else [Level(chance, f"chance {per_cent(chance)}")]
-        shares = [curve.get(name) for curve in curves]
-        title = f"{titles[name]} over steps"
-        return curve_svg(steps, shares, name=title, levels=levels, is_share=True, width=width, height=height)
-
-    parts = [] if names else [paragraph("There are no labels, so there is no figure of nearest neighbours.")]
-    if _HEADLINE in names:
-        caption = (
+        line = Line(_title(name), steps, [one.get(name) for one in shares])
+        return figure(
+            curves([line], name=f"{_title(name)} over steps", levels=levels, unit="share", height=height),
             "Share of queries to which their nearest images of the gallery give the right label, at every evaluation."
+            * (name == _HEADLINE),
         )
-        parts.append(figure(chart(_HEADLINE, 1120, 270), caption))
-    others = [name for name in names if name != _HEADLINE]
-    panels = [f"<div><h3>{escaped(name)}</h3>{chart(name, 546, 160)}</div>" for name in others[:_MAX_PANELS]]
-    parts += [f'<div class="panels">{"".join(panels)}</div>'] if panels else []
-    rows = []
-    for name in names:
-        value, base = curves[-1].get(name), raw.get(name)
-        gain = None if value is None or base is None else 100 * (value - base)
-        first = [per_cent(curves[0].get(name))] if len(curves) > 1 else []
-        rows.append([titles[name], *first, per_cent(value), per_cent(base), _show(gain, "{:+.1f} points".format)])
-    first = [f"at step {steps[0]:,}"] if len(curves) > 1 else []
-    headings = ["figure", *first, f"at step {steps[-1]:,}", "raw pixels", "against raw pixels"]
-    parts += [table(headings, rows)] if names else []
+
+    names = sorted(_names(shares), key=lambda name: name != _HEADLINE)
+    parts = [] if names else [paragraph("There are no labels, so there is no figure of nearest neighbours.")]
+    parts += [chart(_HEADLINE, 300)] if _HEADLINE in names else []
+    small = [(name, chart(name, 200)) for name in names if name != _HEADLINE][:_MAX_PANELS]
+    parts += [panels(small)] if small else []
+    parts += [_table_of_shares(names, steps, shares, raw)] if names else []
+    others = [_other_figures(evaluation) for evaluation in evaluations]
+    small = []
+    for name in _names(others)[:_MAX_PANELS] if len(evaluations) > 1 else []:
+        line = Line(_title(name), steps, [one.get(name) for one in others])
+        small.append((_title(name), figure(curves([line], name=f"{_title(name)} over steps", height=200))))
+    parts += [panels(small)] if small else []
+    told = [f"{_title(name)}: {others[-1][name]:,.4g}" for name in others[-1] if name != "rankme"]
+    parts.append(paragraph(f"At step {steps[-1]:,}: {'; '.join(told)}." * bool(told)))
     protocol = f"Protocol: {words}" if (words := _words(last.get("protocol"))) else ""
     return [*parts, *_rank(evaluations), paragraph(protocol, is_muted=True)]
 
 
-def _rank(evaluations: list[dict]) -> list[str]:
+def _names(figures: list[dict[str, float]]) -> list[str]:
+    return [*dict.fromkeys(name for one in figures for name in one)]
+
+
+def _other_figures(evaluation: dict[str, Any]) -> dict[str, float]:
+    """What evaluators gave beside kNN, by name: numbers of the line itself and of the objects in it."""
+    found = {name: value for name, value in finite_items(evaluation).items() if name not in _NOT_FIGURES}
+    for name, part in evaluation.items():
+        if name not in ("figures", "raw_pixels"):
+            found |= {f"{name}: {inner}": value for inner, value in finite_items(part).items()}
+    return found
+
+
+def _table_of_shares(
+    names: list[str], steps: list[int], shares: list[dict[str, float]], raw: dict[str, float]
+) -> Markup:
+    rows, several = [], len(shares) > 1
+    for name in names:
+        value, base = shares[-1].get(name), raw.get(name)
+        gain = None if value is None or base is None else 100 * (value - base)
+        first = [per_cent(shares[0].get(name))] if several else []
+        rows.append([_title(name), *first, per_cent(value), per_cent(base), _show(gain, "{:+.1f} points".format)])
+    first = [f"at step {steps[0]:,}"] if several else []
+    return table(["figure", *first, f"at step {steps[-1]:,}", "raw pixels", "against raw pixels"], rows)
+
+
+def _rank(evaluations: list[dict[str, Any]]) -> list[Markup]:
     ranks = [finite(evaluation.get("rankme")) for evaluation in evaluations]
     if ranks[-1] is None:
         return []
@@ -239,7 +300,7 @@ def _rank(evaluations: list[dict]) -> list[str]:
     return [paragraph(text + ". A value near 1 would mean collapse.")]
 
 
-def _time(records: Records) -> list[str]:
+def _time(records: Records) -> list[Markup]:
     rowless = () if records.has_rows() else _STAGES_OF_ROWS
     seconds: dict[str, float] = dict.fromkeys((stage for stage in _STAGES if stage not in rowless), 0.0)
     wall_seconds = wait_steps = wait_seconds = 0.0
@@ -252,27 +313,51 @@ def _time(records: Records) -> list[str]:
     measured_seconds = sum(seconds.values())
     if not measured_seconds:
         return [paragraph("No times were logged.")]
-    rest = ("everything else (evaluations, checkpoints, logs)", max(0.0, wall_seconds - measured_seconds))
     names = _STAGES if records.has_rows() else _STAGES | _WITHOUT_ROWS
+    rest = ("everything else (evaluations, checkpoints, logs)", max(0.0, wall_seconds - measured_seconds))
     spent = [*((names.get(stage, stage), value) for stage, value in seconds.items()), rest]
-    keys = [f"var(--s{index % 7})" for index in range(len(seconds))] + ["var(--s7)"]
     steps, total_seconds = records.metrics[-1]["step"], max(wall_seconds, measured_seconds)
-    bars, rows = [], []
-    for (name, value), key in zip(spent, keys, strict=True):
-        share = value / total_seconds
-        label = f"{100 * share:.0f} %" if share >= 0.05 else ""
-        bars.append(f'<div style="width: {100 * share:.3f}%; background: {key}"><span>{label}</span></div>')
-        in_all = f"{value:,.1f} s" if value < 60 else duration_text(value)
-        rows.append([name, f"{100 * share:.1f} %", in_all, f"{1000 * value / max(1, steps):,.1f} ms"])
+    rows = [
+        [
+            name,
+            f"{100 * value / total_seconds:.1f} %",
+            f"{value:,.1f} s" if value < 60 else duration_text(value),
+            f"{1000 * value / max(1, steps):,.1f} ms",
+        ]
+        for name, value in spent
+    ]
+    stack = [Group(name, [value / total_seconds]) for name, value in spent]
     waited = f"Steps that waited for the disk: {wait_steps:,.0f}, {duration_text(wait_seconds)} in all."
     return [
-        f'<div class="stack" role="img" aria-label="Shares of the time by stage: see the table">{"".join(bars)}</div>',
-        table(["stage", "share", "in all", "a step"], rows, keys=keys),
+        figure(bars([""], stack, name="Shares of the time by stage: see the table", unit="share", is_stacked=True)),
+        table(["stage", "share", "in all", "a step"], rows, keys=[series_colour(index) for index in range(len(rows))]),
         paragraph(waited if wait_steps else "No step waited for the disk."),
+        panels(
+            [
+                (
+                    "Time of a step by stage",
+                    _stages_over_steps(records, {stage: names.get(stage, stage) for stage in seconds}),
+                ),
+                ("Images per second", _over_steps(records, "images_per_second", "images per second", height=300)),
+            ]
+        ),
     ]
 
 
-def _memory(records: Records) -> list[str]:
+def _stages_over_steps(records: Records, names: dict[str, str]) -> Markup:
+    """Seconds a step of each stage; the seconds of a line are those of all steps since the line before."""
+    steps = [line["step"] for line in records.metrics]
+    taken = [after - before for before, after in pairwise([0, *steps])]
+    by_line = [amounts(line.get("seconds")) for line in records.metrics]
+    lines = []
+    for stage, name in names.items():
+        seconds = [one.get(stage) for one in by_line]
+        a_step = [None if value is None else value / max(1, count) for value, count in zip(seconds, taken, strict=True)]
+        lines.append(Line(name, steps, a_step))
+    return figure(curves(lines, name="Time of a step by stage, over steps", unit="seconds", height=300))
+
+
+def _memory(records: Records) -> list[Markup]:
     planned, measured = records.planned_bytes(), records.measured_bytes()
     tiers = [tier for tier in TIERS if tier in planned or tier in measured]
     if not tiers:
@@ -289,27 +374,38 @@ def _memory(records: Records) -> list[str]:
     if "process_peak" in measured:
         rows.append(["whole process, libraries included", "", mebibytes(measured["process_peak"]), ""])
     items = [[tier, item, mebibytes(size)] for tier, sizes in records.plan.items() for item, size in sizes.items()]
-    details = f"<details><summary>The plan by item</summary>{table(['tier', 'item', 'planned'], items)}</details>"
-    caption = "Upper bar: planned. Lower bar: measured, the largest count at any logged step."
+    caption = "Measured is the largest count at any logged step."
     if not planned:
         caption = "The largest count at any logged step; the run left no plan to compare it with."
     if (ranks := records.figure("ranks") or 1) > 1:
         caption += f" Device and host: of the largest of {ranks:.0f} ranks; disk: of all."
+    both = [("planned", planned), ("measured", measured)]
+    groups = [Group(name, [sizes.get(tier) for tier in tiers]) for name, sizes in both if sizes]
     return [
-        figure(memory_svg(tiers, planned, measured), caption),
+        figure(bars(tiers, groups, name="Memory by tier, planned and measured: see the table", unit="bytes"), caption),
         table(["tier", "planned", "measured", "measured / planned"], rows),
-        details if items else "",
+        details("The plan by item", table(["tier", "item", "planned"], items)) if items else Markup(),
+        _memory_over_steps(records, [name for name in (*tiers, "process_peak") if name in measured]),
     ]
 
 
-def _configuration(records: Records) -> list[str]:
-    parts = []
-    if records.config:
-        text = escaped(json.dumps(records.config, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>The resolved config</summary><pre>{text}</pre></details>")
-    else:
-        parts.append(paragraph("The run left no config.json."))
-    if records.summary:
-        text = escaped(json.dumps(records.summary, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>The summary</summary><pre>{text}</pre></details>")
-    return parts
+def _memory_over_steps(records: Records, names: list[str]) -> Markup:
+    if not names:
+        return Markup()
+    steps, by_line = (
+        [line["step"] for line in records.metrics],
+        [amounts(line.get("bytes")) for line in records.metrics],
+    )
+    titles = {"process_peak": "whole process, its peak so far"}
+    lines = [Line(titles.get(name, name), steps, [one.get(name) for one in by_line]) for name in names]
+    chart = curves(lines, name="Memory over steps", x_title="step", is_log_y=True, unit="bytes")
+    return figure(chart, "Memory at every logged step; one line of the grid is four times the one below, or more.")
+
+
+def _configuration(records: Records) -> list[Markup]:
+    parts = [
+        json_details("The resolved config", records.config)
+        if records.config
+        else paragraph("The run left no config.json.")
+    ]
+    return [*parts, json_details("The summary", records.summary)] if records.summary else parts
