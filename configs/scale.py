@@ -19,7 +19,8 @@ def _as_list(grids: Any) -> Any:
 class Scale(Section):
     """Keys of a cell: those of the schema, "ranks" (how many), and "peer" (a rival, or null for this engine)."""
 
-    grid: Annotated[list[Grid], BeforeValidator(_as_list)] = []  # each: key -> values; its cells are all combinations
+    # Each: key -> values; its cells are all combinations.
+    grid: Annotated[list[Grid], BeforeValidator(_as_list)] = Field(default=[])
     repeats: Few = 3  # blocks; each has every cell once, in an order of its own
     steps: Positive | None = None  # of each cell; null: the config's own steps
     skip_steps: Steps = 10  # first steps of a cell that no figure counts

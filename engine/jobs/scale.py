@@ -51,6 +51,9 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     cells = cells_of(wanted.grid)
     for cell in cells:
         check_cell(config, cell)
+    if options.dry_run:
+        print("\n".join([f"{len(cells)} cells, {wanted.repeats} blocks:", *(f"  {cell.name}" for cell in cells)]))
+        return 0
     own = Output(Path(config.output), SCALE)
     with ExitStack() as cleanup:
         cell_bytes = _cell_bytes(config)

@@ -1,6 +1,6 @@
 """The cells of a sweep: what each changes in the config, and in which order they run.
 
-A grid is an object of keys and lists of values; its cells are all combinations. Several grids give the cells of each, one grid after the other:
+A grid is an object of keys and lists of values; its cells are all combinations. Several grids give the cells of each:
 
     [{"data.limit": [1000, 2000], "ranks": [1, 2]}, {"data.limit": [1000], "peer": ["pic_dense"]}]     4 + 1 cells
 
@@ -54,7 +54,7 @@ def word(value: Any) -> str:
 
 
 def cells_of(grids: Sequence[Mapping[str, Sequence[Any]]]) -> list[Cell]:
-    """All cells. Raises ValueError for a key that no cell may have, for a number of ranks that is none, and for two cells that are the same."""
+    """All cells. Raises ValueError for a key that no cell may have, a number of ranks that is none, and two cells that are the same."""
     found: dict[str, Mapping[str, Any]] = {}
     for grid in grids:
         for key in grid:

@@ -6,8 +6,8 @@ for both. With the logarithms x of the ratios of n blocks
 
     interval = exp(mean(x) +- t(0.975, n - 1) stdev(x) / sqrt(n))
 
-The slope is that of least squares through log(value) over log(axis) in each block, and has the same interval without exp. So a slope of 1 is
-growth in proportion, and 0 is none. One block has no interval.
+The slope is that of least squares through log(value) over log(axis) in each block, and has the same interval without exp. So a slope
+of 1 is growth in proportion, and 0 is none. One block has no interval.
 
 What is left out: the intervals are for one cell each and not for all together; three blocks make them wide (t is 4.3).
 """
@@ -24,6 +24,8 @@ from scipy.stats import t as student
 
 from engine.scaling.cells import Cell
 from engine.scaling.records import Record
+
+_NO_AXIS = "steps"
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,23 @@ def ratio(logarithms: Sequence[float]) -> Estimate:
 
 
 def lines_of_cells(cells: Iterable[Cell]) -> list[tuple[str, dict[str, Any], list[Cell]]]:
-    """(axis, what they have in common, the cells in the order of the axis), for every axis and line of two cells or more."""
+    """(axis, what they have in common, the cells in the order of the axis), for every axis and line of two cells or more.
+
+    "steps" is no axis, and cells of one line may differ in it: more steps only measure for longer.
+    """
     found: dict[tuple[str, str], tuple[dict[str, Any], list[Cell]]] = {}
     for cell in cells:
         for key, value in cell.values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                others = {name: other for name, other in cell.values.items() if name != key}
+            if key != _NO_AXIS and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+                others = {name: other for name, other in cell.values.items() if name not in (key, _NO_AXIS)}
                 line = found.setdefault((key, json.dumps(others, sort_keys=True)), (others, []))
                 line[1].append(cell)
+    axes = dict.fromkeys(axis for axis, _ in found)
     return [
-        (key, others, sorted(line, key=lambda cell: cell.values[key]))
+        (axis, others, sorted(line, key=lambda cell: cell.values[axis]))
+        for axis in axes
         for (key, _), (others, line) in found.items()
-        if len(line) > 1
+        if key == axis and len(line) > 1
     ]
 
 
@@ -100,7 +107,8 @@ def growth(cells: Sequence[Cell], records: Sequence[Record], figures: Sequence[s
 
 def values_of(records: Iterable[Record], numbers: Iterable[int], figure: str) -> dict[int, dict[int, float]]:
     """block -> number of cell -> value, of the cells that ended by themselves."""
-    chosen, values = set(numbers), {}
+    chosen = set(numbers)
+    values: dict[int, dict[int, float]] = {}
     for record in records:
         if record.cell in chosen and record.status == "ended" and figure in record.figures:
             values.setdefault(record.repeat, {})[record.cell] = record.figures[figure]

@@ -22,7 +22,6 @@ from engine.scaling.cell_process import STOPPED, Ended, Task, run_cell
 from engine.scaling.cells import Cell, block_order
 from engine.scaling.figures import figures_of
 from engine.scaling.memory_limit import memory_limit
-from engine.scaling.records import Record
 from engine.scaling.tree import end_marked
 
 _LARGE = ("backbone.safetensors", "report.html")

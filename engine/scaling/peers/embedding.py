@@ -3,9 +3,9 @@
 The rows of a step are those of the engine in kind: the batch's own and those that were visited last (over all lanes together, and fewer
 than K until K were visited). What is left out:
 
-    sgd            no momentum and no weight decay: torch's SGD would make momentum dense, and refuses decay of sparse gradients
-    sparse_adam    Adam of the rows of the step alone, at torch's own rate of 0.001; the moments of other rows stand still (lazy, which is inexact),
-                   and take 2 N D numbers more
+    sgd            no momentum and no weight decay: torch's SGD refuses decay of sparse gradients, and would keep a momentum that grows
+    sparse_adam    Adam of the rows of the step alone, at torch's own rate of 0.001; the moments of other rows stand still (lazy,
+                   which is inexact), and take 2 N D numbers more
 
 So neither is the trajectory of dense SGD. They are what a user would write first.
 """

@@ -45,7 +45,10 @@ class Peer(ABC):
 
     @abstractmethod
     def step(self, ids_B: torch.Tensor, z_BD: torch.Tensor, lr: float) -> float:
-        """Train on a batch: its instances (int64, each once) and their features (float32, of unit length). Returns the loss before the update."""
+        """Train on a batch: its instances (int64, each once) and their features (float32, of unit length).
+
+        Returns the loss before the update.
+        """
 
     @abstractmethod
     def bytes(self) -> int:
