@@ -23,7 +23,8 @@ from pydantic import (
 from configs.earlier import completed, flat, translated
 from configs.fields import AboveZero, Few, Fraction, NonNegative, Positive, Processes, Section, Text, Width
 from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowsSettings, validated
-from configs.texts import at_home, read_tree
+from configs.scale import Scale
+from configs.texts import at_home, put_words, read_tree
 from datasets.shown import cut_text
 
 
@@ -256,7 +257,7 @@ class Plan(Section):
 
 
 class Config(Section):
-    job: Literal["pretrain", "knn", "export", "store", "plan"] = "pretrain"
+    job: Literal["pretrain", "knn", "export", "store", "plan", "scale", "peer"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -273,6 +274,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     ranks: Ranks = Ranks()
     plan: Plan = Plan()
+    scale: Scale = Scale()
     deepspeed: dict[str, Any] = Field({})  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
 
     @field_validator("deepspeed")
@@ -348,7 +350,7 @@ DEEPSPEED_KEYS = (
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = (
-    *("job", "steps", "log_every", "threads", "output", "checkpoint.", "evaluate.", "ranks.", "plan."),
+    *("job", "steps", "log_every", "threads", "output", "checkpoint.", "evaluate.", "ranks.", "plan.", "scale."),
     # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
     *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
     *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),
@@ -366,7 +368,17 @@ def load(path: str, overrides: list[str]) -> Config:
     have the names of earlier versions (configs/earlier.py).
     Raises ValueError with at most three lines: what is wrong, the value, and what to change.
     """
-    tree = read_tree(path, overrides, translated)
+    return _checked(read_tree(path, overrides, translated))
+
+
+def with_words(config: Config, words: list[str]) -> Config:
+    """`config` with `section.key=value` words, which are read and checked as `load` does it. Raises ValueError as it does."""
+    tree = json.loads(config.model_dump_json())
+    put_words(tree, words, translated)
+    return _checked(tree)
+
+
+def _checked(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:

@@ -44,14 +44,19 @@ def read_tree(path: str, overrides: list[str], translated: Callable[[Tree], Tree
     if not isinstance(tree, dict):
         raise ValueError(f"{name} must hold one JSON object")
     tree = translated(tree)
+    put_words(tree, overrides, translated)
+    return tree
+
+
+def put_words(tree: Tree, words: list[str], translated: Callable[[Tree], Tree]) -> None:
+    """Apply `section.key=value` words to a tree of present names. Raises ValueError as `read_tree` does."""
     as_written: Tree = {}  # by all words, as they stand
-    for word in overrides:
+    for word in words:
         names, value = _parsed_word(word)
         _put(as_written, names, value, word)
         _put(tree, *_translated_word(names, value, translated), word)
     translated(as_written)
     _check_values(tree)
-    return tree
 
 
 class _Refused(Exception):

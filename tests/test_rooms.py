@@ -20,7 +20,9 @@ SOURCES = [
     for path in sorted((REPOSITORY / room).rglob("*.py"))
 ] + [REPOSITORY / "launch.py"]
 # The engine's rooms, from the top floor down: a room imports itself and what is below it.
-SUB_ROOMS = ("jobs", "planning", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks")
+SUB_ROOMS = (
+    *("jobs", "scaling", "planning", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks"),
+)
 STANDARD = set(sys.stdlib_module_names)
 
 
@@ -172,7 +174,8 @@ def test_every_config_that_ships_is_read_and_planned(path, capsys, tmp_path):
             image.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 30), (number % 256, 0, 0)).save(image)
     assert launch.main(["--config", str(path), "--dry-run", *words]) == 0
-    assert "active rows" in capsys.readouterr().out
+    is_sweep = json.loads(path.read_text())["job"] == "scale"
+    assert ("cells" if is_sweep else "active rows") in capsys.readouterr().out
 
 
 def test_the_config_for_imagenet_has_the_published_sizes():
@@ -332,7 +335,16 @@ def test_configs_are_json_schema_and_readme():
         for path in (REPOSITORY / "configs").iterdir()
         if path.suffix != ".json" and path.name != "__pycache__"
     }
-    assert there == {"README.md", "__init__.py", "schema.py", "fields.py", "methods.py", "texts.py", "earlier.py"}
+    assert there == {
+        "README.md",
+        "__init__.py",
+        "schema.py",
+        "fields.py",
+        "methods.py",
+        "scale.py",
+        "texts.py",
+        "earlier.py",
+    }
 
 
 def test_every_slow_test_is_there():

@@ -51,9 +51,11 @@ EXPORT = tuple(
 )
 PICTURE = ("store.png",)
 EVENTS = ("tensorboard",)
-_EVERY = {*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS}
+CELLS, RECORDS = "cells", "cells.jsonl"
+SCALE = (LOCK, "config.json", CELLS, RECORDS, "scale.json", "scale.csv", "scale.html")
+_EVERY = {*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS, *SCALE}
 _OTHER_NAMES = re.compile(r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+")
-_DIRECTORIES = re.compile(r"checkpoints|tensorboard|exports/[^/]+\.zarr")
+_DIRECTORIES = re.compile(r"checkpoints|tensorboard|cells|exports/[^/]+\.zarr")
 _IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
 # What is written under this name first, by engine/results/whole_files.py.
 _WITH_PART = re.compile(r"exports/[^/]+|backbone\.safetensors|store\.png")

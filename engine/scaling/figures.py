@@ -1,0 +1,96 @@
+"""What a cell cost: flat figures, name -> number, from the files that it left and from how its process ended.
+
+A step's seconds are the difference of `elapsed_seconds` of two lines of metrics.jsonl (waiting for images included, checkpoints and
+evaluations not), divided by the steps between them. The first steps are left out: they touch memory for the first time. The parts of a
+step are means, which add up to the mean of the step and not to its median.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from engine.scaling.cell_process import Ended
+
+Line = Mapping[str, Any]  # of metrics.jsonl
+
+STAGE = "seconds_of_"  # what a stage's figure begins with
+_FIGURES_OF_THE_STORE = ("blocks_read", "visited", "readmitted")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; a last one that a killed process left half is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def figures_of(directory: Path, ended: Ended, skip_steps: int) -> dict[str, float]:
+    """All that can be told; a cell that died early has few of them.
+
+    directory    the cell's output          skip_steps    first steps that do not count
+    """
+    lines = lines_of(directory / "metrics.jsonl")
+    found: dict[str, float] = {
+        "seconds": ended.seconds,
+        "tree_peak_bytes": ended.peak_bytes,
+        "pss_bytes": ended.pss_bytes,
+    }
+    if ended.first_step_seconds is not None:
+        found["first_step_seconds"] = ended.first_step_seconds
+    if not lines:
+        return found
+    pairs = pairs_of(lines, skip_steps)
+    found["steps"] = lines[-1]["step"]
+    found |= _step_figures(pairs) if pairs else {}
+    for tier in ("device", "host", "process_peak"):
+        found[f"{tier}_bytes"] = max(line["bytes"][tier] for line in lines)
+    found["disk_bytes"] = lines[-1]["bytes"]["disk"]
+    found |= {name: lines[-1][name] for name in _FIGURES_OF_THE_STORE if name in lines[-1]}
+    losses = [line["loss"] for line in lines[-max(1, len(lines) // 20) :] if line["loss"] is not None]
+    return found | ({"loss": statistics.fmean(losses)} if losses else {})
+
+
+def pairs_of(lines: Sequence[Line], skip_steps: int) -> list[tuple[Line, Line]]:
+    """Each line with the one before it, of the lines whose steps all count."""
+    return [(before, line) for before, line in pairwise(lines) if before["step"] >= skip_steps]
+
+
+def step_seconds(pairs: Sequence[tuple[Line, Line]]) -> list[float]:
+    """Of each pair: the mean seconds of the steps between the two lines."""
+    return [
+        (line["elapsed_seconds"] - before["elapsed_seconds"]) / (line["step"] - before["step"])
+        for before, line in pairs
+    ]
+
+
+def _step_figures(pairs: Sequence[tuple[Line, Line]]) -> dict[str, float]:
+    seconds, timed = step_seconds(pairs), [line for _, line in pairs]
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    steps = timed[-1]["step"] - pairs[0][0]["step"]
+    total = timed[-1]["elapsed_seconds"] - pairs[0][0]["elapsed_seconds"]
+    stages: dict[str, float] = defaultdict(float)
+    for line in timed:
+        for stage, spent in line["seconds"].items():
+            stages[stage] += spent / steps
+    images = sum(line["images_per_second"] * line["interval_seconds"] for line in timed)
+    return {
+        "step_seconds": middle,
+        "step_seconds_q1": low,
+        "step_seconds_q3": high,
+        "step_seconds_mean": total / steps,
+        **{STAGE + stage: spent for stage, spent in sorted(stages.items())},
+        "images_per_second": images / total,
+        "sent_bytes": sum(sum(line["sent_bytes"].values()) for line in timed) / steps,
+        "waits": sum(line["prefetch_waits"]["steps"] for line in timed) / steps,
+        "waited_seconds": sum(line["prefetch_waits"]["seconds"] for line in timed) / steps,
+    }

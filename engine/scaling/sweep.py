@@ -1,0 +1,138 @@
+"""The cells of a sweep, one after the other, in blocks; each a fresh process with an output directory of its own.
+
+    cells/b0-c3/        output of cell 3 in block 0; what is large there goes as soon as the cell has ended
+    cells/b0-c3.log     what it printed
+    cells.jsonl         a line for each cell that has ended (engine/scaling/records.py)
+
+The same command goes on after whatever ended the sweep: cells that have a line are not run again, and processes that a killed sweep left
+behind are ended first. A cell that was too large or too slow once is not tried in later blocks. Any other failure is.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.disk.files import checkpoint_files
+from engine.disk.sweep import remove_run
+from engine.results.output import CELLS, Output
+from engine.results.progress import duration_text
+from engine.scaling import records
+from engine.scaling.cell_process import STOPPED, Ended, Task, run_cell
+from engine.scaling.cells import Cell, block_order
+from engine.scaling.figures import figures_of
+from engine.scaling.memory_limit import memory_limit
+from engine.scaling.tree import end_marked
+
+_LARGE = ("backbone.safetensors", "report.html")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """
+    repeats, seed   blocks, and what draws their orders
+    skip_steps      first steps of a cell that no figure counts
+    cell_seconds, cell_bytes   what a cell may take
+    keep            leave the checkpoints of the cells
+    """
+
+    repeats: int
+    seed: int
+    skip_steps: int
+    cell_seconds: float
+    cell_bytes: int
+    keep: bool
+
+
+class Sweep:
+    """
+    output       of the sweep; its name `cells` is entered
+    command_of   (cell, its output directory) -> the words that run it
+    say          takes a line for people
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        cells: Sequence[Cell],
+        wanted: Wanted,
+        command_of: Callable[[Cell, Path], Sequence[str]],
+        say: Callable[[str], None],
+    ) -> None:
+        self.output, self.cells, self.wanted = output, cells, wanted
+        self.command_of, self.say = command_of, say
+        self.records = records.read(output)
+        self._mark = str(output.path.absolute())
+
+    def run(self, asked_to_stop: Callable[[], bool]) -> bool:
+        """Run what has not ended yet; returns whether all has ended. False: it was asked to stop."""
+        self.output.enter(CELLS).mkdir(exist_ok=True)
+        if left := end_marked(self._mark):
+            self.say(f"{left} processes that an earlier start of this sweep left behind were ended")
+        if self.records:
+            self.say(f"going on: {len(self.records)} cells have ended before")
+        for repeat, place, cell in self._waiting():
+            if asked_to_stop() or not self._run_one(repeat, place, cell, asked_to_stop):
+                return False
+        return True
+
+    def _waiting(self) -> Iterator[tuple[int, int, Cell]]:
+        """(block, place in it, cell) of those to run, as it stands when each is asked for."""
+        for repeat in range(self.wanted.repeats):
+            for place, number in enumerate(block_order(self.wanted.seed, repeat, len(self.cells))):
+                if self._is_waiting(repeat, number):
+                    yield repeat, place, self.cells[number]
+
+    def _is_waiting(self, repeat: int, number: int) -> bool:
+        return not any(
+            record.cell == number and (record.repeat == repeat or record.is_hopeless) for record in self.records
+        )
+
+    def _run_one(self, repeat: int, place: int, cell: Cell, asked_to_stop: Callable[[], bool]) -> bool:
+        wanted, directory = self.wanted, self.output.path / CELLS / f"b{repeat}-c{cell.number}"
+        if directory.is_dir():  # of a cell that had not ended
+            Output(directory).remove_run()
+        limit, _ = memory_limit(wanted.cell_bytes)
+        task = Task(
+            command=self.command_of(cell, directory),
+            mark=self._mark,
+            log=directory.with_name(f"{directory.name}.log"),
+            metrics=directory / "metrics.jsonl",
+            seconds=wanted.cell_seconds,
+        )
+        self.say(f"block {repeat + 1} of {wanted.repeats}, cell {place + 1} of {len(self.cells)}: {cell.name}")
+        ended = run_cell(task, limit, asked_to_stop)
+        if ended.status != STOPPED:
+            figures = figures_of(directory, ended, wanted.skip_steps)
+            record = records.record_of(cell, repeat, place, ended, figures)
+            records.add(self.output, record)
+            self.records.append(record)
+            self.say(f"    {_in_words(ended, figures)}; {self.left_text()}")
+        if not wanted.keep and directory.is_dir():
+            _remove_large(directory)
+        return ended.status != STOPPED
+
+    def left_text(self) -> str:
+        """How long the cells to come may take: as long as the same cell took before or, where it has not run yet, as the mean cell."""
+        seconds = [record.figures["seconds"] for record in self.records]
+        left = 0.0
+        for _, _, cell in self._waiting():
+            own = [record.figures["seconds"] for record in self.records if record.cell == cell.number]
+            left += statistics.fmean(own or seconds)
+        return f"left {duration_text(left)}"
+
+
+def _in_words(ended: Ended, figures: dict[str, float]) -> str:
+    took = f"{ended.status} in {duration_text(ended.seconds)}"
+    if "step_seconds" not in figures:
+        return f"{took} ({ended.why})"
+    why = "" if ended.status == "ended" else f" ({ended.why})"
+    return f"{took}{why}: {1000 * figures['step_seconds']:.1f} ms a step, {figures['tree_peak_bytes'] / 2**20:,.0f} MiB"
+
+
+def _remove_large(directory: Path) -> None:
+    """What a cell leaves that takes room; its metrics and summary stay."""
+    own = Output(directory)
+    remove_run(checkpoint_files(directory))
+    for name in _LARGE:
+        own.remove(name)

@@ -1,0 +1,202 @@
+"""A sweep over cells that are no engine: what ends a cell, what is recorded of it, and how the sweep goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from engine.results.output import SCALE, Output
+from engine.scaling import results
+from engine.scaling.cell_process import Task, run_cell
+from engine.scaling.cells import Cell
+from engine.scaling.figures import lines_of
+from engine.scaling.memory_limit import ControlGroup, Watcher, group_parent
+from engine.scaling.sweep import Sweep, Wanted
+from engine.scaling.tree import MARK, marked
+from tests.conftest import REPOSITORY
+
+FAKE = Path(__file__).with_name("fake_cell.py")
+MIB = 2**20
+
+
+def fake(*words: object) -> list[str]:
+    return [sys.executable, "-S", str(FAKE), *map(str, words)]
+
+
+def sweep_of(output: Path, todos: list[str], repeats: int = 1, *, mib: int = 4000, seconds: float = 300.0) -> Sweep:
+    """A sweep whose cell i makes five steps of i + 1 seconds, and then does todos[i]."""
+    own = Output(output, SCALE)
+    own.make()
+    cells = [Cell(number, {"data.limit": 10**number}) for number in range(len(todos))]
+    wanted = Wanted(repeats, seed=0, skip_steps=1, cell_seconds=seconds, cell_bytes=mib * MIB, keep=True)
+
+    def command_of(cell: Cell, directory: Path) -> list[str]:
+        return fake(directory, 5, cell.number + 1, *todos[cell.number].split())
+
+    return Sweep(own, cells, wanted, command_of, print)
+
+
+def never() -> bool:
+    return False
+
+
+def test_every_cell_of_every_block_is_run_once_and_recorded(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", ["", "", ""], repeats=2)
+    assert sweep.run(never)
+    ran = [(record.repeat, record.place, record.cell, record.status) for record in sweep.records]
+    assert sorted((repeat, cell) for repeat, _, cell, _ in ran) == [(r, c) for r in range(2) for c in range(3)]
+    assert {status for *_, status in ran} == {"ended"}
+    assert [place for _, place, _, _ in ran] == [0, 1, 2, 0, 1, 2]
+
+
+def test_figures_of_the_table_are_those_of_the_lines_of_the_cells(tmp_path):
+    output = tmp_path / "sweep"
+    sweep = sweep_of(output, ["", ""])
+    assert sweep.run(never)
+    table = [line.split(",") for line in results.csv_text(sweep.cells, sweep.records).splitlines()]
+    for row in table[1:]:
+        found = dict(zip(table[0], row, strict=True))
+        lines = lines_of(output / "cells" / f"b{found['block']}-c{found['cell']}" / "metrics.jsonl")
+        steps = [after["elapsed_seconds"] - before["elapsed_seconds"] for before, after in pairwise(lines[1:])]
+        assert len(steps) == 3
+        assert float(found["step_seconds"]) == sorted(steps)[1] == int(found["cell"]) + 1
+        assert float(found["seconds_of_softmax"]) == pytest.approx(0.75 * steps[0])
+        assert float(found["host_bytes"]) == 2005 and float(found["disk_bytes"]) == 50
+        assert float(found["sent_bytes"]) == 320 and float(found["blocks_read"]) == 5
+        assert float(found["waits"]) == pytest.approx(2 / 4) and float(found["waited_seconds"]) == pytest.approx(
+            0.5 / 4
+        )
+        assert float(found["images_per_second"]) == pytest.approx(64 / steps[0])
+
+
+def test_a_cell_that_takes_too_much_memory_is_recorded_as_such_and_the_sweep_goes_on(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", ["", "allocate 600", ""], repeats=2, mib=200)
+    assert sweep.run(never)
+    died = [record for record in sweep.records if record.cell == 1]
+    assert [record.status for record in died] == ["killed for memory"]  # it is not tried in the second block
+    assert "0.20 GiB" in died[0].why and died[0].figures["tree_peak_bytes"] > 200 * MIB
+    assert "said by the cell" in died[0].last_words
+    assert len([record for record in sweep.records if record.status == "ended"]) == 4
+
+
+def test_a_cell_over_its_time_is_ended_with_its_whole_tree(tmp_path):
+    output = tmp_path / "sweep"
+    sweep = sweep_of(output, ["hang", ""], seconds=3.0)
+    assert sweep.run(never)
+    by_cell = {record.cell: record for record in sweep.records}
+    assert by_cell[0].status == "over its time" and "3 s" in by_cell[0].why and "hangs" in by_cell[0].last_words
+    assert by_cell[1].status == "ended"
+    assert marked(str(output.absolute())) == []
+
+
+def test_a_cell_that_fails_is_recorded_with_its_last_words_and_tried_in_the_next_block(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", ["crash", ""], repeats=2)
+    assert sweep.run(never)
+    died = [record for record in sweep.records if record.cell == 0]
+    assert [(record.status, record.why) for record in died] == [("failed", "exit code 1")] * 2
+    assert "RuntimeError: the last words" in died[0].last_words
+
+
+def test_a_sweep_that_is_asked_to_stop_ends_its_cell_and_goes_on_later(tmp_path):
+    output = tmp_path / "sweep"
+    asked = output / "cells" / "b0-c0.log"
+    sweep = sweep_of(output, ["hang"])
+    assert not sweep.run(lambda: asked.exists() and "hangs" in asked.read_text())
+    assert sweep.records == [] and marked(str(output.absolute())) == []
+    again = sweep_of(output, [""])
+    assert again.run(never) and [record.status for record in again.records] == ["ended"]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.engine.scaling.test_sweep import never, sweep_of
+sweep_of(Path(sys.argv[1]), ["", "", ""] if sys.argv[2] == "whole" else ["hang"] * 3, 1).run(never)
+"""
+
+
+def test_a_sweep_that_is_killed_leaves_no_process_and_goes_on_with_the_next_cell(tmp_path):
+    output = tmp_path / "sweep"
+    first = sweep_of(output, ["", "", ""])
+    count = []
+    assert not first.run(lambda: len(count) == 1 or bool(first.records and not count.append(1)))
+    (ended,) = first.records
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(output), "hang"], cwd=REPOSITORY, stdout=subprocess.DEVNULL
+    )
+    mark = str(output.absolute())
+    while not any("hangs" in log.read_text() for log in (output / "cells").glob("*.log")):
+        assert driver.poll() is None
+        time.sleep(0.02)
+    running = {process.pid for process in marked(mark)}
+    assert len(running) == 2  # the cell, and its child in another session
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    while len(left := {process.pid for process in marked(mark)}) > 1:  # the kernel kills the cell, and not its child
+        time.sleep(0.02)
+    assert left < running
+    again = sweep_of(output, ["", "", ""])
+    assert again.run(never)
+    assert again.records[0] == ended and sorted(record.cell for record in again.records) == [0, 1, 2]
+    assert marked(mark) == []
+
+
+def test_a_half_line_of_a_power_cut_counts_for_nothing(tmp_path):
+    output = tmp_path / "sweep"
+    sweep = sweep_of(output, ["", ""])
+    assert sweep.run(never)
+    path = output / "cells.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text(lines[0] + "\n" + lines[1][:40])
+    again = sweep_of(output, ["", ""])
+    assert len(again.records) == 1 and again.run(never)
+    assert [line["cell"] for line in lines_of(path)] == [json.loads(line)["cell"] for line in lines]
+
+
+def test_the_control_group_is_the_nearest_that_hands_memory_down(tmp_path):
+    inner = tmp_path / "user" / "session"
+    inner.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("1:name=systemd:/x\n0::/user/session\n")
+    for group, controllers in ((tmp_path, "cpu memory"), (inner.parent, "cpu"), (inner, "")):
+        (group / "cgroup.subtree_control").write_text(controllers + "\n")
+    assert group_parent(tmp_path, own) == tmp_path
+    (inner.parent / "cgroup.subtree_control").write_text("memory pids\n")
+    assert group_parent(tmp_path, own) == inner.parent
+    (inner.parent / "cgroup.subtree_control").write_text("pids\n")
+    (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
+    assert group_parent(tmp_path, own) is None
+
+
+def test_a_control_group_gets_its_limit_and_tells_of_a_kill_by_the_kernel(tmp_path):
+    group = ControlGroup(300 * MIB, tmp_path)
+    inside = Path(group.cgroup)
+    assert (inside / "memory.max").read_text() == str(300 * MIB)
+    (inside / "memory.events").write_text("oom 0\noom_kill 0\n")
+    assert not group.is_over(os.getpid())
+    (inside / "memory.events").write_text("oom 1\noom_kill 1\n")
+    assert group.is_over(os.getpid())
+
+
+def test_a_cell_joins_its_control_group_before_it_runs(tmp_path):
+    (tmp_path / "cgroup.procs").touch()
+    limit = Watcher(4000 * MIB)
+    limit.cgroup = str(tmp_path)
+    ended = run_cell(
+        Task(fake(tmp_path / "cell", 1, 1), "mark", tmp_path / "log", tmp_path / "none", 60.0), limit, never
+    )
+    assert ended.status == "ended" and (tmp_path / "cgroup.procs").read_text() == "0"
+
+
+def test_the_environment_of_a_cell_has_the_mark(tmp_path):
+    command = [sys.executable, "-S", "-c", f"import os; print(os.environ[{MARK!r}])"]
+    ended = run_cell(
+        Task(command, "of this test", tmp_path / "log", tmp_path / "none", 60.0), Watcher(4000 * MIB), never
+    )
+    assert ended.last_words == "of this test" and ended.first_step_seconds is None
