@@ -98,7 +98,7 @@ def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
         raise ValueError(f"--dry-run is for job=pretrain and job=scale, not for job={config.job}; leave it out")
     if config.job != "pretrain" and options.fresh:
         raise ValueError(f"--fresh is for job=pretrain, not for job={config.job}; leave it out")
-    if config.job != "pretrain" and ranks > 1:
+    if config.job not in ("pretrain", "profile") and ranks > 1:
         raise ValueError(f"job={config.job} runs on one rank, and {ranks} were launched; start it with plain python")
     if lanes_of(config) % ranks:
         raise ValueError(

@@ -256,8 +256,15 @@ class Plan(Section):
     fit: Fit = Fit()  # job plan: the largest sizes that fit into this are looked for
 
 
+class Profile(Section):
+    """What job profile looks at, and how often."""
+
+    steps: Positive = 300  # of the run that is watched
+    every_seconds: AboveZero = 0.05  # between two samples of memory
+
+
 class Config(Section):
-    job: Literal["pretrain", "knn", "export", "store", "plan", "scale", "peer"] = "pretrain"
+    job: Literal["pretrain", "knn", "export", "store", "plan", "profile", "scale", "peer"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -274,6 +281,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     ranks: Ranks = Ranks()
     plan: Plan = Plan()
+    profile: Profile = Profile()
     scale: Scale = Scale()
     deepspeed: dict[str, Any] = Field({})  # ZeRO stage, offload, precision, communication: DeepSpeed's own words
 
@@ -350,7 +358,19 @@ DEEPSPEED_KEYS = (
 
 # Keys that may differ when a run is continued; a trailing dot means the whole section.
 MAY_DIFFER = (
-    *("job", "steps", "log_every", "threads", "output", "checkpoint.", "evaluate.", "ranks.", "plan.", "scale."),
+    *(
+        "job",
+        "steps",
+        "log_every",
+        "threads",
+        "output",
+        "checkpoint.",
+        "evaluate.",
+        "ranks.",
+        "plan.",
+        "profile.",
+        "scale.",
+    ),
     # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
     *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
     *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),

@@ -21,7 +21,20 @@ SOURCES = [
 ] + [REPOSITORY / "launch.py"]
 # The engine's rooms, from the top floor down: a room imports itself and what is below it.
 SUB_ROOMS = (
-    *("jobs", "scaling", "planning", "training", "evaluation", "methods", "results", "disk", "rows", "trunk", "ranks"),
+    *(
+        "jobs",
+        "profiling",
+        "scaling",
+        "planning",
+        "training",
+        "evaluation",
+        "methods",
+        "results",
+        "disk",
+        "rows",
+        "trunk",
+        "ranks",
+    ),
 )
 STANDARD = set(sys.stdlib_module_names)
 

@@ -27,7 +27,7 @@ def machine_error(error: BaseException) -> OSError | None:
         if isinstance(cause, OSError):
             return cause
         words = str(cause).lower()
-        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _has(words, _NO_MEMORY)):
+        if _is_no_memory(cause):
             return OSError(
                 errno.ENOMEM, f"no memory is left ({first_line(cause)}); free some, or raise the job's limit"
             )
@@ -44,6 +44,16 @@ def machine_error(error: BaseException) -> OSError | None:
         seen.append(cause)
         cause = cause.__cause__
     return None
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that no memory is left."""
+    found = machine_error(error)
+    return found is not None and found.errno == errno.ENOMEM
+
+
+def _is_no_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _has(str(error).lower(), _NO_MEMORY))
 
 
 def _has(words: str, signs: tuple[str, ...]) -> bool:

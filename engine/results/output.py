@@ -53,8 +53,12 @@ PICTURE = ("store.png",)
 EVENTS = ("tensorboard",)
 CELLS, RECORDS = "cells", "cells.jsonl"
 SCALE = (LOCK, "config.json", CELLS, RECORDS, "scale.json", "scale.csv", "scale.html")
-_EVERY = {*PRETRAIN, *KNN, *EXPORT, *PICTURE, *EVENTS, *SCALE}
-_OTHER_NAMES = re.compile(r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+")
+PROFILE = (*PRETRAIN, "profile.json", "profile.html")
+_EVERY = {*PRETRAIN, *PROFILE, *KNN, *EXPORT, *PICTURE, *EVENTS, *SCALE}
+_OTHER_NAMES = re.compile(
+    r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+|profile/facts\.json"
+    r"|profile/((now|ended)-\d{1,6}|samples-\d{1,6}\.jsonl|components-\d{1,6}\.json(\.part)?|memory-\d{1,6}\.pickle)"
+)
 _DIRECTORIES = re.compile(r"checkpoints|tensorboard|cells|exports/[^/]+\.zarr")
 _IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
 # What is written under this name first, by engine/results/whole_files.py.
@@ -63,6 +67,11 @@ _PART_SHAPE = re.compile(rf"\.({'|'.join(re.escape(name) for name in _EVERY)})\.
 # Keys that every config.json of ours has, and hardly another file: a run that was made before there was a mark is known by them.
 _CONFIG_KEYS = {"job", "seed", "output", "epochs", "data", "schedule", "backbone", "optimizer", "store"}
 _ONE_OF_THEM = {"method", "classifier"}  # as it was called before
+
+
+def profile_names(rank: int) -> tuple[str, ...]:
+    """What job profile writes of a rank, in the directory `profile`."""
+    return f"now-{rank}", f"samples-{rank}.jsonl", f"components-{rank}.json", f"ended-{rank}", f"memory-{rank}.pickle"
 
 
 def rows_of_step(step: int, format: str) -> tuple[str, ...]:
@@ -174,9 +183,10 @@ class Output:
         for name in _names_in(self.path):
             if _PART_SHAPE.fullmatch(name) and _kind(self.path / name) == "file":  # of a killed run
                 (self.path / name).unlink()
-        with suppress(OSError):
-            (self.path / "exports").rmdir()
-        directories = ["exports", *(name for name in names if (self.path / name).is_dir())]
+        for directory in ("exports", "profile"):
+            with suppress(OSError):
+                (self.path / directory).rmdir()
+        directories = ["exports", "profile", *(name for name in names if (self.path / name).is_dir())]
         return stayed + [
             f"{directory}/{name}" for directory in directories for name in _names_in(self.path / directory)
         ]

@@ -155,7 +155,7 @@ class Run:
         if not self.evaluators:
             return
         self._note(f"evaluating after step {self.step}")  # which may take as long as many steps
-        with suppress(Stopped):
+        with suppress(Stopped), self.stages("evaluation"):
             network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
             lines = [evaluator.evaluate(network, stopped) or {} for evaluator in self.evaluators]
             if self.ranks.is_first:
@@ -175,7 +175,8 @@ class Run:
             "loss_scale": self.trunk.loss_scale,
             **self.images.reading.state(),
         }
-        self.checkpoints.save(self.step, self.method, self.trunk.state(), self.totals.losses, state)
+        with self.stages("checkpoint"):
+            self.checkpoints.save(self.step, self.method, self.trunk.state(), self.totals.losses, state)
         self._images_at_checkpoint = self.totals.images
 
     def finish(self, status: str, chance_loss: float, started: float) -> int:

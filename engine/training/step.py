@@ -115,7 +115,8 @@ def train_step(
             trunk.backward(z_XD, dz_XD)
 
     with stages("update"):
-        applied = finite and trunk.update(lr)
+        with stages("trunk_update"):
+            applied = finite and trunk.update(lr)
         if applied:
             method.apply(lr)
         else:

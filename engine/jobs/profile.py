@@ -1,0 +1,198 @@
+"""job=profile: some hundred steps of the run that the config describes, and what memory they took beside what was planned.
+
+The run is one like any other, in a directory of its own, and always begins anew. Beside each rank a small process samples memory from
+outside (engine/profiling/sampler.py), so that there is a profile though the kernel kills the run.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from configs import schema
+from engine.disk import manifest
+from engine.disk.files import checkpoint_files
+from engine.disk.manifest import SavedCheckpoint
+from engine.jobs.explained import explanation, print_error
+from engine.jobs.smaller import smaller
+from engine.jobs.start import Start
+from engine.profiling.lost import DEVICE, HOST, tier_that_ended, write_profile
+from engine.profiling.now import START, Now
+from engine.profiling.result import DIRECTORY
+from engine.profiling.watched_stages import WatchedStages
+from engine.ranks.environment import environment_number
+from engine.ranks.joined import joined
+from engine.ranks.machine import is_memory_error
+from engine.ranks.ranks import Ranks
+from engine.results.output import PROFILE, Output, profile_names
+from engine.scaling.machine import hardware, versions
+
+if TYPE_CHECKING:
+    from engine.training.run import Run
+
+_REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def run(config: schema.Config, options: argparse.Namespace) -> int:
+    """Train profile.steps steps and write profile.json and profile.html; returns the exit code."""
+    require_no_run(Path(config.output))
+    config = config.model_copy(update={"steps": config.profile.steps})
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", environment_number("LOCAL_RANK", 0)) if has_gpu else torch.device("cpu")
+    explain, wanted = partial(explanation, job=config.job), config.ranks
+    with joined(device, wanted.timeout_seconds, wanted.patience_seconds, explain, print_error) as (ranks, cleanup):
+        profiled = ProfiledStart(config, ranks, cleanup)
+        try:
+            code = profiled.train_or_plan(is_dry=False, fresh=True)
+        except BaseException as error:
+            profiled.end_profile(ended_by(error))
+            raise
+        profiled.end_profile("finished" if code == 0 else "stopped")
+        ranks.wait()  # every rank's samples are there
+        if ranks.is_first:
+            write_profile(Path(config.output), "finished" if code == 0 else "stopped, see the log")
+            print(f"profile: {Path(config.output) / 'profile.html'}")
+        return code
+
+
+def require_no_run(output: Path) -> None:
+    """ValueError where the directory holds a training that job=profile would remove."""
+    config, files = output / "config.json", checkpoint_files(output)
+    if not files.root.is_dir() or not manifest.numbers(files):
+        return
+    try:
+        job = json.loads(config.read_text()).get("job")
+    except (OSError, ValueError, AttributeError):
+        job = None
+    if job != "profile":
+        raise ValueError(
+            f"{output} holds the checkpoints of a run, and a profile begins anew; set output to a directory of its own"
+        )
+
+
+def ended_by(error: BaseException) -> str:
+    """The tier whose memory has ended, or "failed"."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return DEVICE
+    return HOST if is_memory_error(error) else "failed"
+
+
+class ProfiledStart(Start):
+    """A run that is put together and watched. `end_profile` is to be called when it is over, whatever came of it."""
+
+    def __init__(self, config: schema.Config, ranks: Ranks, cleanup: ExitStack) -> None:
+        super().__init__(config, ranks, cleanup)
+        self._sampler: subprocess.Popen[bytes] | None = None
+        self._counted: dict[str, int] = {}
+        self._stages: WatchedStages | None = None
+
+    def open_checkpoints(self, checkpoints: list[SavedCheckpoint], sweep: bool) -> None:
+        """Before rows are made, which may need more memory than there is: the sampler starts."""
+        self._begin()
+        super().open_checkpoints(checkpoints, sweep)
+
+    def make_run(self) -> "Run":
+        run, stages = super().make_run(), self._stages
+        assert stages
+        held = run.held
+
+        def counting(run: "Run") -> dict[str, int]:
+            self._count(run, stages)
+            return held(run)
+
+        run.stages, run.held = stages, counting
+        if self.ranks.device.type == "cuda":
+            torch.cuda.memory._record_memory_history(max_entries=100_000)
+        return run
+
+    def end_profile(self, how: str) -> None:
+        """Tell the sampler that the run is over: "finished", "stopped", "failed", or the tier whose memory has ended."""
+        if self._sampler is None or self._stages is None:
+            return
+        if self.ranks.device.type == "cuda":
+            torch.cuda.memory._dump_snapshot(str(self._path("memory-{}.pickle")))
+        self._write_counts(self._stages)
+        self._path("ended-{}").write_text(how)
+        self._sampler.wait(timeout=60)
+        if how in (DEVICE, HOST):
+            advice = write_profile(
+                Path(self.config.output), f"{how} memory has ended", tier_that_ended(Path(self.config.output))
+            )
+            print(
+                "\n".join([*advice, f"profile: {Path(self.config.output) / 'profile.html'}"]),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _begin(self) -> None:
+        output, ranks = self.directory.own, self.ranks
+        names = Output(Path(self.config.output), PROFILE)
+        for name in profile_names(ranks.rank):
+            path = names.enter(f"{DIRECTORY}/{name}")
+            path.unlink(missing_ok=True)
+        if ranks.is_first:
+            output.write_json(f"{DIRECTORY}/facts.json", self._facts())
+        ranks.wait()
+        now = Now(self._path("now-{}"), is_new=True)
+        now.write(START, 0)
+        self._stages = WatchedStages(now, ranks.device.type == "cuda")
+        words = [str(self._path("")), str(ranks.rank), str(os.getpid()), str(self.config.profile.every_seconds)]
+        self._sampler = subprocess.Popen(
+            [sys.executable, "-m", "engine.profiling.sampler", *words],
+            cwd=_REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # it goes on where the run is interrupted or killed
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What is known before the first step; a profile is made of it, whatever becomes of the run."""
+        plan, device = self.planned, self.ranks.device
+        return {
+            "plan": {
+                "components": [{"tier": one.tier, "name": one.name, "bytes": one.bytes} for one in plan.components],
+                "process_peak": plan.process_peak(),
+                "machine_peak": plan.machine_peak(),
+                "device_peak": plan.device_peak(),
+                "device_limit": torch.cuda.get_device_properties(device).total_memory
+                if device.type == "cuda"
+                else None,
+                "device_is_host": plan.device_is_host,
+                "libraries": plan.libraries_bytes,
+            },
+            "hardware": hardware(Path(self.config.output)),
+            "versions": versions(),
+            "config": json.loads(self.config.model_dump_json()),
+            "changes": [vars(change) for change in smaller(self.config, self.schedule, self.facts)],
+        }
+
+    def _count(self, run: "Run", stages: WatchedStages) -> None:
+        """The most that objects held at any logged step."""
+        from engine.planning.measured import measured_components
+
+        for one in measured_components(run):
+            self._counted[one.name] = max(self._counted.get(one.name, 0), one.bytes)
+        self._write_counts(stages)
+
+    def _write_counts(self, stages: WatchedStages) -> None:
+        content = {
+            "components": self._counted,
+            "made_bytes": stages.made_bytes,
+            "resident_bytes": stages.resident_bytes,
+            "device_bytes": stages.device_bytes,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        part = self._path("components-{}.json.part")
+        part.write_text(json.dumps(content))
+        part.replace(self._path("components-{}.json"))
+
+    def _path(self, name: str) -> Path:
+        """In the profile's directory, {}: the rank."""
+        return Path(self.config.output) / DIRECTORY / name.format(self.ranks.rank)

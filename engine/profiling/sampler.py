@@ -1,0 +1,77 @@
+"""Looks at a run's memory from outside, twenty times a second, and tells what became of it should the run be killed.
+
+    python -m engine.profiling.sampler DIRECTORY RANK PROCESS SECONDS
+
+A process of its own, small, so that the kernel takes the run first where memory ends. It samples until the run says that it has ended
+(a file ended-RANK), or until PROCESS is gone. Where the run has said nothing, the sampler of rank 0 writes profile.json and profile.html from what there is, and says
+what it was that grew. A line of samples-RANK.jsonl is
+
+    [seconds since the start, step, stage, resident bytes of the run's process, of its workers together, proportional bytes of both together
+     (null where they were not looked at), bytes in the memory control group (null: there is none), device bytes allocated, reserved]
+"""
+
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from engine.profiling.limits import group_bytes, host_limit, killed_for_memory
+from engine.profiling.now import Now
+from engine.scaling.tree import proportional_bytes, resident_bytes, tree_of
+
+_TREE_SECONDS, _PSS_SECONDS = (
+    0.5,
+    1.0,
+)  # between two looks at which processes there are, and at what they share: both take milliseconds
+
+
+def main(words: list[str]) -> int:
+    directory, rank, process, seconds = Path(words[0]), int(words[1]), int(words[2]), float(words[3])
+    kills_before = killed_for_memory()
+    sample(directory, rank, process, seconds)
+    killed = killed_for_memory() - kills_before
+    if rank == 0 and not (directory / f"ended-{rank}").exists():
+        from engine.profiling.lost import tell_of_a_lost_run
+
+        tell_of_a_lost_run(directory.parent, killed > 0)
+    return 0
+
+
+def sample(directory: Path, rank: int, process: int, seconds: float) -> None:
+    """Until the run has ended, or is gone."""
+    now, start = Now(directory / f"now-{rank}", is_new=False), time.monotonic()
+    tree, tree_at, shared_at = [process], 0.0, 0.0
+    limit = host_limit()
+    with open(directory / f"samples-{rank}.jsonl", "w", encoding="ascii") as file:
+        file.write(json.dumps({"limit_bytes": limit.bytes, "limit": limit.words}) + "\n")
+        while _is_there(process) and not (directory / f"ended-{rank}").exists():
+            at = time.monotonic()
+            if at >= tree_at:
+                # This process is one of the run's, and is not counted.
+                tree, tree_at = [one for one in tree_of(process) if one != _own_number()], at + _TREE_SECONDS
+            shared = None
+            if at >= shared_at:
+                shared, shared_at = proportional_bytes(tree), at + _PSS_SECONDS
+            moment = now.read()
+            own, workers = resident_bytes([process]), resident_bytes(tree[1:])
+            line = [round(at - start, 3), moment.step, moment.stage, own, workers, shared, group_bytes()]
+            if own:
+                file.write(json.dumps([*line, moment.allocated, moment.reserved]) + "\n")
+                file.flush()
+            time.sleep(seconds)
+
+
+def _own_number() -> int:
+    return int(Path("/proc/self").readlink().name)
+
+
+def _is_there(process: int) -> bool:
+    """Also a process that nobody has waited for is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,32 @@
+"""Does memory grow with the steps? The slope of a least-squares line, and how sure it is."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_STRETCHES = 20  # means over stretches are nearly independent, where samples after each other are not
+
+
+def slope_of(steps: Sequence[float], values: Sequence[float]) -> tuple[float, float] | None:
+    """(slope a step, half of its 95 % interval), in the unit of `values`; None where there are too few.
+
+    The values are put together to means over `_STRETCHES` equal stretches of steps first.
+    """
+    x_n, y_n = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    if len(x_n) < _STRETCHES or x_n.min() == x_n.max():
+        return None
+    stretch_n = np.minimum(((x_n - x_n.min()) / (x_n.max() - x_n.min()) * _STRETCHES).astype(int), _STRETCHES - 1)
+    inside = [stretch_n == number for number in range(_STRETCHES)]
+    x_n, y_n = (np.array([values_n[one].mean() for one in inside if one.any()]) for values_n in (x_n, y_n))
+    if len(x_n) < _STRETCHES // 2:
+        return None
+    x_n, y_n = x_n - x_n.mean(), y_n - y_n.mean()
+    slope = float(x_n @ y_n / (x_n @ x_n))
+    freedom = len(x_n) - 2
+    error = math.sqrt(((y_n - slope * x_n) ** 2).sum() / freedom / (x_n @ x_n))
+    return slope, _STUDENT[freedom] * error
+
+
+# 97.5 % of Student's distribution lie below this, by degrees of freedom.
+_STUDENT = dict(enumerate([2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101], start=8))
