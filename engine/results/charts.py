@@ -76,7 +76,7 @@ def series_colour(index: int) -> str:
 
 
 def value_text(value: float, unit: Unit = "") -> str:
-    """`12.5 MiB`, `179 ms`, `52.1 %`, `57,697`: four digits that count (of a share three), in the largest unit that is not above the value."""
+    """`12.5 MiB`, `179 ms`, `52.1 %`, `57,697`: the largest unit that is not above the value, four digits that count (three of a share)."""
     factor, suffix = _scale([value], unit)
     number, digits = value / factor, 3 if unit == "share" else 4
     return (f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.{digits}g}") + suffix
