@@ -2,9 +2,9 @@
 
 A reader can zoom, and hover over a point to see its value. Colours are the CSS variables of templates/page.css, so that a chart
 follows light and dark. A level that a curve is compared with (chance, raw pixels) is a dashed line over the whole width, with its
-name in the legend. A value that is missing or not finite is a gap, never a zero. plotly understands some HTML in names: it is
-escaped here. Of a line of more than MOST_POINTS points, the lowest, the highest and the first missing value of each of many short
-stretches are drawn, so that a long run's page stays small; the line looks the same, and a zoom shows less.
+name in the legend. A value that is missing or not finite is a gap, never a zero; on a logarithmic axis so is zero, and what is
+below. plotly understands some HTML in names: it is escaped here. Of a line of more than MOST_POINTS points, the lowest, the highest
+and the first missing value of each of many short stretches are drawn: a long run's page stays small, and a zoom shows less.
 """
 
 import math
@@ -105,7 +105,7 @@ def curves(
     shown_y = np.concatenate([*ys, [level.value for level in levels], []])
     shown_y = shown_y[np.isfinite(shown_y) & ((shown_y > 0) | (not is_log_y))]
     factor, suffix = _scale(shown_y, unit)
-    data = [trace for number, line in enumerate(lines) for trace in _traces(line, number, unit, factor)]
+    data = [trace for number, line in enumerate(lines) for trace in _traces(line, number, unit, factor, is_log_y)]
     y_axis: dict[str, Any] = {"ticksuffix": suffix, "rangemode": "tozero" if unit or len({*shown_y}) == 1 else "normal"}
     if is_log_y:
         y_axis = {"type": "log", "ticksuffix": suffix}
@@ -156,7 +156,7 @@ def bars(
     x_axis = {"visible": False} if is_stacked else {"visible": False, "range": [0, 1.25 * largest]}
     places = {"tickvals": [*range(len(names))], "ticktext": [_plain(one) for one in names], "type": "linear"}
     layout = {
-        "height": round(26 * rows + (40 if has_legend else 16)),
+        "height": round(26 * rows + 16 + has_legend * 22 * math.ceil(len(groups) / 3)),
         "barmode": "stack" if is_stacked else "group",
         "bargap": 0.3,
         "margin": {"l": 4, "b": 4},
@@ -212,9 +212,10 @@ def drawn_points(values: np.ndarray) -> np.ndarray:
     return np.array(sorted(chosen))
 
 
-def _traces(line: Line, number: int, unit: Unit, factor: float) -> list[dict[str, Any]]:
+def _traces(line: Line, number: int, unit: Unit, factor: float, is_log: bool) -> list[dict[str, Any]]:
     y, colour, x = _numbers(line.y), series_colour(number), np.asarray(line.x, dtype=np.float64)
     assert len(x) == len(y), f"{line.name}: {len(x)} places and {len(y)} values"
+    y[is_log & (y <= 0)] = math.nan  # a logarithmic axis has no place for it
     is_few = len(y) <= _FEW_POINTS
 
     def trace(values: np.ndarray, **changes: Any) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _loss(records: Records) -> list[Markup]:
 
 
 def _title(name: str) -> str:
-    return "kNN, top-1" if name == _HEADLINE else name.replace("_", " ")
+    return {_HEADLINE: "kNN, top-1", "rankme": "RankMe"}.get(name, name.replace("_", " "))
 
 
 def _evaluations(records: Records) -> list[Markup]:

@@ -55,7 +55,11 @@ def test_whatever_the_values_are_a_chart_is_json_and_what_is_no_number_is_a_gap(
     line = Line("a", range(len(values)), values, style="noisy" if is_noisy else "line")
     chart = curves([line], name="a", unit=unit, is_log_y=is_log, levels=[Level(0.5, "half")])
     json.dumps([chart.data, chart.layout], allow_nan=False)
-    gaps = [index for index, value in enumerate(values) if value is None or not math.isfinite(value)]
+    gaps = [
+        index
+        for index, value in enumerate(values)
+        if value is None or not math.isfinite(value) or (is_log and value <= 0)
+    ]
     for trace in chart.data:
         assert [index for index, y in enumerate(trace["y"]) if y is None] == gaps
         assert len(trace["x"]) == len(trace["y"]) == len(trace["text"]) == len(values)

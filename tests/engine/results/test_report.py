@@ -154,7 +154,7 @@ def test_report_is_well_formed_and_every_picture_has_words(whole_run: Path) -> N
     assert all(words)
     assert [*tags.charts] == [
         *("Loss over steps", "Learning rate over steps", "kNN, top-1 over steps", "Serif & <Mono>, clean over steps"),
-        *("rankme over steps", "Shares of the time by stage: see the table", "Time of a step by stage over steps"),
+        *("RankMe over steps", "Shares of the time by stage: see the table", "Time of a step by stage over steps"),
         *("Images per second over steps", "Memory by tier, planned and measured: see the table", "Memory over steps"),
     ]
 
