@@ -85,8 +85,8 @@ class Runner:
 
 def leave_out_drawings(patch: pytest.MonkeyPatch) -> None:
     """Have reports made with all their words and tables, and without drawings, which take longer than a tiny run."""
-    for name in ("curve_svg", "memory_svg", "map_html"):
-        patch.setattr(f"engine.results.report.{name}", lambda *_, **__: "")
+    patch.setattr("engine.results.page.plotly_js", lambda: "")
+    patch.setattr("engine.results.report.feature_map", lambda _: [])
 
 
 @pytest.fixture

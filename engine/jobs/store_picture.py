@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from engine.disk.manifest import SavedCheckpoint
-from engine.results.charts import COLOURS
 from engine.results.whole_files import write_file
 from engine.rows.active_rows import EMPTY
 from engine.rows.damaged import Damaged
 from engine.rows.folding import departure
 from engine.rows.store import NEVER_VISITED
 
+_INK, _MUTED, _LINE = "#1f2430", "#667080", "#d9dde4"
 _LARGEST_CELLS = 16_000  # some 7 pixels each
 _MOST_BLOCKS = 2**28  # that are told apart: 2 GiB of numbers
 
@@ -69,7 +69,7 @@ def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
     figure = Figure(figsize=(10, 6.6), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.1, 0.17, 0.74, 0.75))
-    colours = matplotlib.colormaps["viridis_r"].with_extremes(under=COLOURS["line"], bad="white")
+    colours = matplotlib.colormaps["viridis_r"].with_extremes(under=_LINE, bad="white")
     drawn = axes.pcolormesh(
         np.ma.masked_invalid(grid_RC),
         cmap=colours,
@@ -85,10 +85,10 @@ def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
     axes.yaxis.set_major_locator(FixedLocator([number + 0.5 for number in numbers]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda row, _: f"{int(row) * columns * per_cell:,}"))
     axes.set_xticks([])
-    axes.tick_params(length=0, labelcolor=COLOURS["muted"])
+    axes.tick_params(length=0, labelcolor=_MUTED)
     axes.spines[:].set_visible(False)
-    axes.set_ylabel("first block of the line", color=COLOURS["muted"])
-    axes.set_title(f"When each block was last active, after step {step:,} of the run", loc="left", color=COLOURS["ink"])
+    axes.set_ylabel("first block of the line", color=_MUTED)
+    axes.set_title(f"When each block was last active, after step {step:,} of the run", loc="left", color=_INK)
     bar = figure.colorbar(drawn, cax=figure.add_axes((0.86, 0.17, 0.018, 0.75)))
     bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda age, _: f"{int(age):,}"))
@@ -103,7 +103,7 @@ def draw(ages: np.ndarray, block: int, step: int, picture: Path) -> None:
         f"Cells follow the order of positions, line by line from the top left, {columns:,} a line.\n"
         f"Light grey: never visited, {(ages == NEVER_VISITED).mean():.1%} of the blocks ({len(ages):,})."
     )
-    figure.text(0.1, 0.03, caption, color=COLOURS["muted"], linespacing=1.5)
+    figure.text(0.1, 0.03, caption, color=_MUTED, linespacing=1.5)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_file(picture, content.getvalue())

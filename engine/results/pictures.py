@@ -4,17 +4,19 @@ The map is t-SNE (van der Maaten and Hinton, 2008) of the features on the unit s
 2 - 2 cosine, started from their two principal components: near on the map is near in feature space; distances
 between far groups and the sizes of groups mean nothing. Grey images (glyphs, drawings) are drawn themselves, tinted
 by label, each in the free cell nearest to its place: piled on one another they could not be read. Colour images
-become dots. Left out: more than 1,500 points (t-SNE takes about four seconds for these on one core), so of a larger
-sample a seeded choice is shown.
+become dots of a chart, which shows their names. Left out: more than 1,500 points (t-SNE takes about four seconds for
+these on one core), so of a larger sample a seeded choice is shown.
 """
 
 import colorsys
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
-from engine.results.page import escaped, figure, paragraph, png_data_url
+from engine.results.charts import Chart, dots
+from engine.results.page import figure, image, legend, paragraph, pictures, png_data_url
 
 MAX_POINTS = 1500
 _THUMBNAIL_PIXELS = 72
@@ -53,81 +55,73 @@ class EmbeddingSample:
     names: list[str]
 
 
-def neighbours_html(rows: list[NeighbourRow]) -> str:
+def neighbour_pictures(rows: list[NeighbourRow]) -> list[Markup]:
     """A grid: in each row the query, then at most 8 neighbours framed green (right), red (wrong) or grey (unknown)."""
-    parts = []
-    for row in rows:
-        cells = [_picture(row.query, row.query_name, None, None, is_query=True)]
-        cells += [
-            _picture(image, name, is_right, similarity, is_query=False)
-            for image, name, is_right, similarity in row.neighbours[:8]
-        ]
-        parts.append(f'<div class="row">{"".join(cells)}</div>')
     judged = [is_right for row in rows for _, _, is_right, _ in row.neighbours[:8] if is_right is not None]
     caption = (
-        "Left the query, then its nearest images of the gallery, nearest first, with the cosine of their features. "
+        "First the query, then its nearest images of the gallery, nearest first, with the cosine of their features. "
     )
     caption += (
         f"Green and ✓ mean the same label, red and ✗ another: {sum(judged):,} of {len(judged):,} shown are right."
         if judged
         else "Frames are grey because there are no labels to compare."
     )
-    return paragraph(caption, is_muted=True) + "".join(parts)
+    verdicts = {None: "", True: "right", False: "wrong"}
+    return [paragraph(caption, is_muted=True)] + [
+        pictures(
+            [("query", "", _thumbnail(row.query), row.query_name, "query")]
+            + [
+                ("neighbour", verdicts[is_right], _thumbnail(near), name, f"{similarity:.2f}")
+                for near, name, is_right, similarity in row.neighbours[:8]
+            ]
+        )
+        for row in rows
+    ]
 
 
-def _picture(image: np.ndarray, name: str, is_right: bool | None, similarity: float | None, *, is_query: bool) -> str:
-    verdict, sign, word = {
-        None: ("", "", ""),
-        True: ("right", "✓ ", ", right"),
-        False: ("wrong", "✗ ", ", wrong"),
-    }[is_right]
-    below = "query" if similarity is None else f'<span class="{verdict}">{sign}</span>{similarity:.2f}'
-    role = "query" if is_query else "neighbour"
-    return (
-        f'<div class="picture {role} {verdict}" title="{escaped(name)}">'
-        f'<img src="{png_data_url(_thumbnail(image))}" alt="{role}: {escaped(name)}{word}">'
-        f'<div class="name">{escaped(name)}</div><div class="muted">{below}</div></div>'
-    )
-
-
-def _thumbnail(image: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(image)
+def _thumbnail(pixels: np.ndarray) -> str:
+    picture = Image.fromarray(pixels)
     picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
-    return picture
+    return png_data_url(picture)
 
 
-def map_html(sample: EmbeddingSample) -> str:
+def feature_map(sample: EmbeddingSample) -> list[Markup]:
     """The map of the features, or one sentence where there is nothing to map."""
     chosen = np.arange(len(sample.features_MD))
     if len(chosen) > MAX_POINTS:
         chosen = np.sort(np.random.default_rng(0).choice(len(chosen), MAX_POINTS, replace=False))
     features_MD = sample.features_MD[chosen].astype(np.float64)
     if len(chosen) < 5:
-        return paragraph(f"No map: it needs at least 5 points and the sample has {len(chosen)}.")
+        return [paragraph(f"No map: it needs at least 5 points and the sample has {len(chosen)}.")]
     if not np.isfinite(features_MD).all():
-        return paragraph("No map: some features are not finite numbers, so the network has diverged.")
+        return [paragraph("No map: some features are not finite numbers, so the network has diverged.")]
     features_MD /= np.maximum(np.linalg.norm(features_MD, axis=1, keepdims=True), 1e-12)
     if np.abs(features_MD - features_MD[0]).max() < 1e-6:
-        return paragraph("No map: all features of the sample coincide, so the network has collapsed.")
+        return [paragraph("No map: all features of the sample coincide, so the network has collapsed.")]
 
     places_M2 = map_places(features_MD)
     names = [sample.names[i] for i in chosen]
     labels_M = None if sample.labels_M is None else sample.labels_M[chosen]
     kinds_M = np.zeros(len(chosen), dtype=np.int64) if labels_M is None else np.unique(labels_M, return_inverse=True)[1]
     images = None if sample.images is None else [sample.images[i] for i in chosen]
-    if images is not None and all(image.ndim == 2 for image in images):
-        picture_html = _glyph_map(places_M2, kinds_M, images)
+    drawn_map: Chart | Markup
+    if images is not None and all(pixels.ndim == 2 for pixels in images):
+        drawn_map = image(
+            _glyph_map(places_M2, kinds_M, images), "Map of the features: every image near its place by t-SNE"
+        )
         drawn = "Each image is drawn in the free cell nearest to its place"
     else:
-        picture_html = _dot_map(places_M2, kinds_M, names)
+        colours = label_colours(int(kinds_M.max()) + 1)
+        name = "Map of the features: every image a dot at its place by t-SNE"
+        drawn_map = dots(places_M2, names, [_css(colours[kind]) for kind in kinds_M], name=name)
         drawn = "Each image is one dot"
-    legend_html, coloured = _legend(labels_M, kinds_M, names)
+    entries, coloured = _legend(labels_M, kinds_M, names)
     of_all = f" of {len(sample.features_MD):,}" if len(sample.features_MD) > len(chosen) else ""
     caption = (
         f"{drawn}; {len(chosen):,} images{of_all}. {coloured} Near on the map is near in feature space; "
         "distances between far groups and the sizes of groups mean nothing (t-SNE)."
     )
-    return legend_html + figure(picture_html, caption)
+    return [legend(entries), figure(drawn_map, caption)]
 
 
 def map_places(features_MD: np.ndarray) -> np.ndarray:
@@ -165,22 +159,20 @@ def _css(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _legend(labels_M: np.ndarray | None, kinds_M: np.ndarray, names: list[str]) -> tuple[str, str]:
+def _legend(labels_M: np.ndarray | None, kinds_M: np.ndarray, names: list[str]) -> tuple[list[tuple[str, str]], str]:
+    """(name, CSS colour) of each label where they can be told apart, and what the colours mean."""
     if labels_M is None:
-        return "", "There are no labels to colour by."
+        return [], "There are no labels to colour by."
     count = int(kinds_M.max()) + 1
     names_of: list[set[str]] = [set() for _ in range(count)]
     for name, kind in zip(names, kinds_M, strict=True):
         names_of[kind].add(name)
     if count > _LEGEND_LABELS:
-        return "", f"The colour is that of the label; with {count:,} labels hues repeat."
+        return [], f"The colour is that of the label; with {count:,} labels hues repeat."
     if any(len(own) > 1 for own in names_of):
-        return "", f"The colour is that of the label, of which there are {count:,}."
-    entries = [
-        f'<span><span class="key" style="background: {_css(colour)}"></span>{escaped(next(iter(own)))}</span>'
-        for colour, own in zip(label_colours(count), names_of, strict=True)
-    ]
-    return f'<div class="legend">{"".join(entries)}</div>', "The colour is that of the label."
+        return [], f"The colour is that of the label, of which there are {count:,}."
+    entries = [(next(iter(own)), _css(colour)) for colour, own in zip(label_colours(count), names_of, strict=True)]
+    return entries, "The colour is that of the label."
 
 
 def free_cells(places_M2: np.ndarray, columns: int, rows: int) -> np.ndarray:
@@ -200,35 +192,20 @@ def free_cells(places_M2: np.ndarray, columns: int, rows: int) -> np.ndarray:
     return cells_C2[chosen_M]
 
 
-def _glyph_map(places_M2: np.ndarray, kinds_M: np.ndarray, images: list[np.ndarray]) -> str:
+def _glyph_map(places_M2: np.ndarray, kinds_M: np.ndarray, images: list[np.ndarray]) -> Image.Image:
     size = round(_CELL * _DENSITY)
     colours = label_colours(int(kinds_M.max()) + 1)
     columns, rows = _MAP_WIDTH // _CELL, _MAP_HEIGHT // _CELL
     canvas = Image.new("RGBA", (columns * size, rows * size))
-    for (column, row), kind, image in zip(free_cells(places_M2, columns, rows), kinds_M, images, strict=True):
+    for (column, row), kind, pixels in zip(free_cells(places_M2, columns, rows), kinds_M, images, strict=True):
         ink = Image.new("RGBA", (size, size), colours[kind])
-        ink.putalpha(Image.fromarray(_ink(image)).resize((size, size), Image.Resampling.LANCZOS))
+        ink.putalpha(Image.fromarray(_ink(pixels)).resize((size, size), Image.Resampling.LANCZOS))
         canvas.alpha_composite(ink, (int(column) * size, (rows - 1 - int(row)) * size))
-    alt = "Map of the features: every image near its place by t-SNE"
-    return f'<img class="map" src="{png_data_url(canvas)}" alt="{alt}">'
+    return canvas
 
 
-def _ink(image: np.ndarray) -> np.ndarray:
+def _ink(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W]: how far each pixel is from the paper, which is the median of the border, stretched to 0..255."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    contrast = np.abs(image.astype(np.float64) - np.median(border))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    contrast = np.abs(pixels.astype(np.float64) - np.median(border))
     return (contrast * (255 / max(contrast.max(), 1))).astype(np.uint8)
-
-
-def _dot_map(places_M2: np.ndarray, kinds_M: np.ndarray, names: list[str]) -> str:
-    colours = label_colours(int(kinds_M.max()) + 1)
-    radius = 4
-    dots = [
-        f'<circle cx="{8 + across * (_MAP_WIDTH - 16):.0f}" cy="{8 + (1 - up) * (_MAP_HEIGHT - 16):.0f}" r="{radius}" '
-        f'fill="{_css(colours[kind])}"><title>{escaped(name)}</title></circle>'
-        for (across, up), kind, name in zip(places_M2, kinds_M, names, strict=True)
-    ]
-    return (
-        f'<svg role="img" aria-label="Map of the features: every image a dot at its place by t-SNE" '
-        f'viewBox="0 0 {_MAP_WIDTH} {_MAP_HEIGHT}"><g fill-opacity="0.75">{"".join(dots)}</g></svg>'
-    )

@@ -7,32 +7,26 @@ source is missing becomes one sentence that says so. Left out: comparisons with 
 be fetched to be seen.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from engine.results.charts import Level, curve_svg, memory_svg
-from engine.results.page import escaped, figure, page, paragraph, section, table, tiles
-from engine.results.pictures import EmbeddingSample, NeighbourRow, map_html, neighbours_html
-from engine.results.progress import TIERS, duration_text
-from engine.results.records import FIGURES_OF_ROWS, Records, amount, amounts, finite, finite_items, read_records
+from markupsafe import Markup
+
+from engine.results.charts import Group, Level, Line, bars, curves
+from engine.results.costs import memory_parts, over_steps, time_parts
+from engine.results.page import figure, header, json_details, page, panels, paragraph, section, table, tiles
+from engine.results.pictures import EmbeddingSample, NeighbourRow, feature_map, neighbour_pictures
+from engine.results.progress import duration_text
+from engine.results.records import FIGURES_OF_ROWS, Records, finite, finite_items, read_records
 
 __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
 _HEADLINE = "knn_top1"
 _MAX_PANELS = 8
-# The stages of a step in their order, and how the report names them.
-_STAGES = {
-    "data": "waiting for images",
-    "trunk_forward": "backbone forward",
-    "admit": "admit and catch up rows",
-    "softmax": "softmax over the active rows",
-    "trunk_backward": "backbone backward",
-    "update": "update rows and backbone",
-    "slide": "slide the window",
-}
-_STAGES_OF_ROWS = ("admit", "slide")
-_WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update the backbone and what the method keeps"}
+# What a line of evaluations.jsonl says beside the figures of its evaluators.
+_ASKED = "Share of queries to which their nearest images of the gallery give the right label."
+_NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
 
 
 def report_of(output: Path, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:
@@ -47,17 +41,21 @@ def report_html(name: str, records: Records, neighbours: list[NeighbourRow], emb
     """The whole document; `name` is what the run is called in its title."""
     no_neighbours = paragraph("No nearest neighbours were computed for this run.")
     no_map = paragraph("No sample of features was drawn for this run.")
-    parts = [
-        _head(name, records),
-        section("Loss", *_loss(records)),
-        section("Nearest neighbours by the learned features", *_knn(records)),
-        section("Where the time goes", *_time(records)),
-        section("Memory by tier", *_memory(records)),
-        section("Pictures of nearest neighbours", neighbours_html(neighbours) if neighbours else no_neighbours),
-        section("Map of the features", map_html(embeddings) if embeddings else no_map),
-        section("Configuration", *_configuration(records)),
-    ]
-    return page(f"{name}: report", "\n".join(parts))
+    return page(
+        f"{name}: report",
+        [
+            *_head(name, records),
+            section("Loss", _loss(records)),
+            section("Nearest neighbours by the learned features", _evaluations(records)),
+            section("Where the time goes", time_parts(records)),
+            section("Memory by tier", memory_parts(records)),
+            section(
+                "Pictures of nearest neighbours", neighbour_pictures(neighbours) if neighbours else [no_neighbours]
+            ),
+            section("Map of the features", feature_map(embeddings) if embeddings else [no_map]),
+            section("Configuration", _configuration(records)),
+        ],
+    )
 
 
 def per_cent(share: float | None) -> str:
@@ -71,7 +69,7 @@ def _show(value: float | None, how: Callable[[float], str]) -> str:
     return "unknown" if value is None else how(value)
 
 
-def _head(name: str, records: Records) -> str:
+def _head(name: str, records: Records) -> list[Markup]:
     loss, chance_loss = records.figure("loss"), records.chance_loss()
     evaluation = records.evaluations[-1] if records.evaluations else {}
     knn = finite(records.summary.get(_HEADLINE))
@@ -96,23 +94,26 @@ def _head(name: str, records: Records) -> str:
         ("images per second", rates, "" if step_seconds is None else f"{1000 * step_seconds:,.0f} ms a step"),
         ("time of the steps", seconds, f"steps: {_show(steps, whole)}, skipped: {skipped}"),
     ]
-    status = _words(records.summary.get("status")) or "no summary: still running, or killed"
-    is_short = status == "finished" and records.config.get("steps") is not None
-    status_text = f"finished, as far as steps={records.config['steps']} asks" if is_short else status
     about = [words for field in ("job", "method") if (words := _words(records.summary.get(field)))]
     if (ranks := records.figure("ranks") or 1) > 1:
         about.append(f"{ranks:.0f} ranks")
     unreadable = records.unreadable_lines
-    return "\n".join(
-        [
-            f'<header><h1>{escaped(name)}</h1><span class="muted">{escaped(" · ".join(about))}</span>',
-            f'<span class="status {"good" if status == "finished" else "other"}">{escaped(status_text)}</span></header>',
-            paragraph(_filling(records) or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
-            paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
-            paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
-            tiles(headline),
-        ]
-    )
+    return [
+        header(name, " · ".join(about), _status(records, steps), is_good=records.summary.get("status") == "finished"),
+        paragraph(_filling(records) or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
+        paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
+        paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
+        tiles(headline),
+    ]
+
+
+def _status(records: Records, steps: float | None) -> str:
+    """How the run ended; one that was asked to end early did not finish its schedule."""
+    status = _words(records.summary.get("status")) or "no summary: still running, or killed"
+    schedule, asked = finite(records.summary.get("steps_of_schedule")), records.config.get("steps")
+    if status != "finished" or asked is None or (steps is not None and steps == schedule):
+        return status
+    return f"ended where steps={asked} asks{'' if schedule is None else f', of {schedule:,.0f}'}"
 
 
 def _method_tiles(records: Records, instances: float | None) -> list[tuple[str, str, str]]:
@@ -165,7 +166,7 @@ def _verdict(
     return " ".join(sentences)
 
 
-def _loss(records: Records) -> list[str]:
+def _loss(records: Records) -> list[Markup]:
     metrics, chance_loss = records.metrics, records.chance_loss()
     if not metrics:
         return [paragraph("No steps were logged.")]
@@ -179,56 +180,95 @@ def _loss(records: Records) -> list[str]:
     caption = "Loss in nats at every logged step, and its running mean."
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
-    rates = [finite(line.get("lr")) for line in metrics]
+    figures = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
+    small = [
+        over_steps(records, name, title)
+        for name, title in [("lr", "Learning rate"), *((one, _title(one)) for one in figures)]
+    ]
+    loss = Line("loss", steps, losses, style="noisy")
     return [
-        figure(curve_svg(steps, losses, name="Loss over steps", levels=levels, is_noisy=True), caption),
-        "<h3>Learning rate</h3>",
-        figure(curve_svg(steps, rates, name="Learning rate over steps", height=120)),
+        figure(curves([loss], name="Loss over steps", x_title="step", y_title="nats", levels=levels), caption),
+        panels(small),
     ]
 
 
-def _knn(records: Records) -> list[str]:
-    evaluations = list({line["step"]: line for line in records.evaluations}.values())  # the last one of each step
+def _title(name: str) -> str:
+    return {_HEADLINE: "kNN, top-1", "rankme": "RankMe"}.get(name, name.replace("_", " "))
+
+
+def _evaluations(records: Records) -> list[Markup]:
+    """Every figure that an evaluator gave, over steps: shares beside raw pixels and chance, then RankMe and all others."""
+    evaluations = records.evaluations
     if not evaluations:
         return [paragraph("No evaluation was made in this run.")]
-    last = evaluations[-1]
-    steps = [evaluation["step"] for evaluation in evaluations]
-    curves = [finite_items(evaluation.get("figures")) for evaluation in evaluations]
+    last, steps = evaluations[-1], [evaluation["step"] for evaluation in evaluations]
+    shares = [finite_items(evaluation.get("figures")) for evaluation in evaluations]
     raw, chance = finite_items(last.get("raw_pixels")), finite(last.get("chance"))
-    logged = dict.fromkeys(name for curve in curves for name in curve)
-    names = sorted(logged, key=lambda name: name != _HEADLINE)
-    titles = {name: "kNN, top-1" if name == _HEADLINE else name for name in names}
 
-    def chart(name: str, width: int, height: int) -> str:
+    def chart(name: str, height: int = 200) -> tuple[str, Markup]:
         levels = [Level(raw[name], f"raw pixels {per_cent(raw[name])}", "warm")] if name in raw else []
         levels += [] if chance is None else [Level(chance, f"chance {per_cent(chance)}")]
-        shares = [curve.get(name) for curve in curves]
-        title = f"{titles[name]} over steps"
-        return curve_svg(steps, shares, name=title, levels=levels, is_share=True, width=width, height=height)
+        return _small(name, steps, shares, levels=levels, unit="share", height=height)
 
-    parts = [] if names else [paragraph("There are no labels, so there is no figure of nearest neighbours.")]
-    if _HEADLINE in names:
-        caption = (
-            "Share of queries to which their nearest images of the gallery give the right label, at every evaluation."
-        )
-        parts.append(figure(chart(_HEADLINE, 1120, 270), caption))
-    others = [name for name in names if name != _HEADLINE]
-    panels = [f"<div><h3>{escaped(name)}</h3>{chart(name, 546, 160)}</div>" for name in others[:_MAX_PANELS]]
-    parts += [f'<div class="panels">{"".join(panels)}</div>'] if panels else []
-    rows = []
-    for name in names:
-        value, base = curves[-1].get(name), raw.get(name)
-        gain = None if value is None or base is None else 100 * (value - base)
-        first = [per_cent(curves[0].get(name))] if len(curves) > 1 else []
-        rows.append([titles[name], *first, per_cent(value), per_cent(base), _show(gain, "{:+.1f} points".format)])
-    first = [f"at step {steps[0]:,}"] if len(curves) > 1 else []
-    headings = ["figure", *first, f"at step {steps[-1]:,}", "raw pixels", "against raw pixels"]
-    parts += [table(headings, rows)] if names else []
+    names = sorted(_names(shares), key=lambda name: name != _HEADLINE)
+    parts = [paragraph(_ASKED if names else "There are no labels, so there is no figure of nearest neighbours.")]
+    if len(evaluations) == 1 and names:
+        parts.append(_one_evaluation(names[:_MAX_PANELS], shares[0], raw, chance))
+    elif names:
+        parts += [chart(_HEADLINE, 300)[1]] if _HEADLINE in names else []
+        parts.append(panels([chart(name) for name in names if name != _HEADLINE][:_MAX_PANELS]))
+    parts += [_table_of_shares(names, steps, shares, raw)] if names else []
+    others = [_other_figures(evaluation) for evaluation in evaluations]
+    if len(evaluations) > 1:
+        parts.append(panels([_small(name, steps, others) for name in _names(others)[:_MAX_PANELS]]))
+    told = [f"{_title(name)}: {value:,.4g}" for name, value in others[-1].items() if name != "rankme"]
+    parts.append(paragraph(f"At step {steps[-1]:,}: {'; '.join(told)}." * bool(told)))
     protocol = f"Protocol: {words}" if (words := _words(last.get("protocol"))) else ""
     return [*parts, *_rank(evaluations), paragraph(protocol, is_muted=True)]
 
 
-def _rank(evaluations: list[dict]) -> list[str]:
+def _small(name: str, steps: list[int], figures: list[dict[str, float]], **how: Any) -> tuple[str, Markup]:
+    """A figure over evaluations as a small chart, with its title; `how` as for curves."""
+    line = Line(_title(name), steps, [one.get(name) for one in figures])
+    return _title(name), figure(curves([line], name=f"{_title(name)} over steps", **{"height": 200, **how}))
+
+
+def _one_evaluation(names: list[str], shares: dict[str, float], raw: dict[str, float], chance: float | None) -> Markup:
+    groups = [Group("learned features", [shares.get(name) for name in names])]
+    groups += [Group("raw pixels", [raw.get(name) for name in names])] if raw else []
+    groups += [] if chance is None else [Group("chance", [chance] * len(names))]
+    return figure(
+        bars([_title(name) for name in names], groups, name="Nearest neighbours: see the table", unit="share")
+    )
+
+
+def _names(figures: list[dict[str, float]]) -> list[str]:
+    return [*dict.fromkeys(name for one in figures for name in one)]
+
+
+def _other_figures(evaluation: dict[str, Any]) -> dict[str, float]:
+    """What evaluators gave beside kNN, by name: numbers of the line itself and of the objects in it."""
+    found = {name: value for name, value in finite_items(evaluation).items() if name not in _NOT_FIGURES}
+    for name, part in evaluation.items():
+        if name not in ("figures", "raw_pixels"):
+            found |= {f"{name}: {inner}": value for inner, value in finite_items(part).items()}
+    return found
+
+
+def _table_of_shares(
+    names: list[str], steps: list[int], shares: list[dict[str, float]], raw: dict[str, float]
+) -> Markup:
+    rows, several = [], len(shares) > 1
+    for name in names:
+        value, base = shares[-1].get(name), raw.get(name)
+        gain = None if value is None or base is None else 100 * (value - base)
+        first = [per_cent(shares[0].get(name))] if several else []
+        rows.append([_title(name), *first, per_cent(value), per_cent(base), _show(gain, "{:+.1f} points".format)])
+    first = [f"at step {steps[0]:,}"] if several else []
+    return table(["figure", *first, f"at step {steps[-1]:,}", "raw pixels", "against raw pixels"], rows)
+
+
+def _rank(evaluations: list[dict[str, Any]]) -> list[Markup]:
     ranks = [finite(evaluation.get("rankme")) for evaluation in evaluations]
     if ranks[-1] is None:
         return []
@@ -239,77 +279,10 @@ def _rank(evaluations: list[dict]) -> list[str]:
     return [paragraph(text + ". A value near 1 would mean collapse.")]
 
 
-def _time(records: Records) -> list[str]:
-    rowless = () if records.has_rows() else _STAGES_OF_ROWS
-    seconds: dict[str, float] = dict.fromkeys((stage for stage in _STAGES if stage not in rowless), 0.0)
-    wall_seconds = wait_steps = wait_seconds = 0.0
-    for line in records.metrics:
-        wall_seconds += amount(line.get("interval_seconds")) or 0.0
-        for stage, value in amounts(line.get("seconds")).items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
-        waits = amounts(line.get("prefetch_waits"))
-        wait_steps, wait_seconds = wait_steps + waits.get("steps", 0), wait_seconds + waits.get("seconds", 0.0)
-    measured_seconds = sum(seconds.values())
-    if not measured_seconds:
-        return [paragraph("No times were logged.")]
-    rest = ("everything else (evaluations, checkpoints, logs)", max(0.0, wall_seconds - measured_seconds))
-    names = _STAGES if records.has_rows() else _STAGES | _WITHOUT_ROWS
-    spent = [*((names.get(stage, stage), value) for stage, value in seconds.items()), rest]
-    keys = [f"var(--s{index % 7})" for index in range(len(seconds))] + ["var(--s7)"]
-    steps, total_seconds = records.metrics[-1]["step"], max(wall_seconds, measured_seconds)
-    bars, rows = [], []
-    for (name, value), key in zip(spent, keys, strict=True):
-        share = value / total_seconds
-        label = f"{100 * share:.0f} %" if share >= 0.05 else ""
-        bars.append(f'<div style="width: {100 * share:.3f}%; background: {key}"><span>{label}</span></div>')
-        in_all = f"{value:,.1f} s" if value < 60 else duration_text(value)
-        rows.append([name, f"{100 * share:.1f} %", in_all, f"{1000 * value / max(1, steps):,.1f} ms"])
-    waited = f"Steps that waited for the disk: {wait_steps:,.0f}, {duration_text(wait_seconds)} in all."
-    return [
-        f'<div class="stack" role="img" aria-label="Shares of the time by stage: see the table">{"".join(bars)}</div>',
-        table(["stage", "share", "in all", "a step"], rows, keys=keys),
-        paragraph(waited if wait_steps else "No step waited for the disk."),
+def _configuration(records: Records) -> list[Markup]:
+    parts = [
+        json_details("The resolved config", records.config)
+        if records.config
+        else paragraph("The run left no config.json.")
     ]
-
-
-def _memory(records: Records) -> list[str]:
-    planned, measured = records.planned_bytes(), records.measured_bytes()
-    tiers = [tier for tier in TIERS if tier in planned or tier in measured]
-    if not tiers:
-        return [paragraph("No memory was planned or measured.")]
-
-    def mebibytes(count_bytes: int | None) -> str:
-        return "unknown" if count_bytes is None else f"{count_bytes / 2**20:,.1f} MiB"
-
-    rows = []
-    for tier in tiers:
-        sizes = planned.get(tier), measured.get(tier)
-        ratio = f"{sizes[1] / sizes[0]:.2f}" if sizes[0] and sizes[1] is not None else ""
-        rows.append([tier, mebibytes(sizes[0]), mebibytes(sizes[1]), ratio])
-    if "process_peak" in measured:
-        rows.append(["whole process, libraries included", "", mebibytes(measured["process_peak"]), ""])
-    items = [[tier, item, mebibytes(size)] for tier, sizes in records.plan.items() for item, size in sizes.items()]
-    details = f"<details><summary>The plan by item</summary>{table(['tier', 'item', 'planned'], items)}</details>"
-    caption = "Upper bar: planned. Lower bar: measured, the largest count at any logged step."
-    if not planned:
-        caption = "The largest count at any logged step; the run left no plan to compare it with."
-    if (ranks := records.figure("ranks") or 1) > 1:
-        caption += f" Device and host: of the largest of {ranks:.0f} ranks; disk: of all."
-    return [
-        figure(memory_svg(tiers, planned, measured), caption),
-        table(["tier", "planned", "measured", "measured / planned"], rows),
-        details if items else "",
-    ]
-
-
-def _configuration(records: Records) -> list[str]:
-    parts = []
-    if records.config:
-        text = escaped(json.dumps(records.config, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>The resolved config</summary><pre>{text}</pre></details>")
-    else:
-        parts.append(paragraph("The run left no config.json."))
-    if records.summary:
-        text = escaped(json.dumps(records.summary, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>The summary</summary><pre>{text}</pre></details>")
-    return parts
+    return [*parts, json_details("The summary", records.summary)] if records.summary else parts
