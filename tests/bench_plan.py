@@ -42,6 +42,8 @@ def main(words: list[str]) -> int:
         process = json.loads((output / "plan.json").read_text())["process"]
         planned = max(count for name, count in process.items() if name != LIBRARIES)
         print(row("peak of the process", planned, peak))
+        on_disk = sum(path.stat().st_size for path in (output / "checkpoints").rglob("*") if path.is_file())
+        print(row("disk at the end", sum(json.loads((output / "plan.json").read_text())["disk"].values()), on_disk))
     return code
 
 

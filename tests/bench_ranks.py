@@ -42,10 +42,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine.jobs.memory_plan import ActiveSizes, TierSizes, plan
 
 from datasets.batch import Batch
 from engine.methods.stages import Stages
+from engine.planning.components import DEVICE
+from engine.planning.rows import ActiveSizes, active_components
 from engine.ranks.ranks import Ranks
 from engine.training.step import Dealing, train_step
 from tests.bench_scale import RandomFeatures
@@ -324,12 +325,18 @@ def peak_table(case: Case, by_way: dict[str, dict[str, int]], ranks: int) -> str
 
 
 def planned_bytes(way: str, case: Case, ranks: int) -> int:
-    """What engine/jobs/memory_plan.py plans on the device, without a trunk."""
-    active = ActiveSizes(case.active // ranks, case.active if way == "zero3" else 0, gradient_written=False)
-    counts = "trunk_weights views_bytes batches_ready keep"
-    below = TierSizes(*[0] * 3, in_memory=False, waiting_blocks=0, stored_row_bytes=0, changed_rows=0)
-    tiers = plan(dim=case.dim, active=active, tiers=below, **dict.fromkeys(counts.split(), 0))
-    return sum(tiers["device"].values())
+    """What engine/planning plans for rows and softmax on the device."""
+    active = ActiveSizes(
+        active=case.active // ranks,
+        dim=case.dim,
+        lanes=1,
+        gathered=case.active if way == "zero3" else 0,
+        gradient_written=False,
+        micro_batches=1,
+        samples=case.batch,
+        kernels="cpu",
+    )
+    return sum(one.bytes for one in active_components(active) if one.tier == DEVICE)
 
 
 def _mib(count: int) -> str:

@@ -17,6 +17,9 @@ _OF_SOURCE = {
     "synthetic": (),
 }
 
+# torch imports these at its first backward pass, with its first optimizer, and in DeepSpeed's first engine.
+_OF_THE_FIRST_STEP = ("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch._inductor.compile_fx")
+
 
 def import_early(config: schema.Config) -> None:
     """What opens and changes images, and the network's library; no threads come with them."""
@@ -31,6 +34,6 @@ def import_late(config: schema.Config) -> None:
     """All the rest: of the store, the method, the run and what it tells people; of the trunk and its evaluation."""
     names = ["engine.jobs.row_table", "engine.planning.measured", REGISTRY[config.method.kind][1]]
     if not config.backbone.is_given:
-        names += ["engine.trunk.trunk", "engine.evaluation.nearest"]
+        names += ["engine.trunk.trunk", "engine.evaluation.nearest", *_OF_THE_FIRST_STEP]
     for name in names:
         import_module(name)

@@ -7,7 +7,7 @@ start, but for N alone they are not asked again: an answer for another N goes by
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from engine.jobs.data import open_data, open_probe
 from engine.jobs.imports import import_early, import_late
 from engine.jobs.planned import Facts, disk_traffic, end_of, facts_of, planned
 from engine.planning.components import Plan
-from engine.planning.fit import GIB, Allowed, Choice, Limits, Question, over, refusal
+from engine.planning.fit import GIB, Allowed, Choice, Limits, Question, needed, over, refusal
 from engine.planning.resident import Libraries
 from engine.planning.text import plan_text, traffic_text
 
@@ -92,11 +92,13 @@ def limits_of(fit: schema.Fit) -> Limits:
 
 def answers(config: schema.Config, schedule: Schedule, facts: Facts, limits: Limits) -> list[str]:
     """Lines for people. Raises ValueError where nothing fits."""
+    # More steps may be added later; and a run of few steps would visit fewer rows, the wider its window is.
+    facts = replace(facts, all_visited=True)
     question = Question(_planner(config, schedule, facts), _allowed(config, schedule), limits)
     start = choice_of(config, schedule)
     plan = question.plan(start)
     above = over(plan, limits)
-    lines = [f"as configured: {'does not fit: ' + ', '.join(above) if above else 'fits'}"]
+    lines = [f"as configured, once all rows were visited: {'does not fit: ' + ', '.join(above) if above else 'fits'}"]
     for name, word in _NAMES.items():
         if name == "active" and not config.method.has_rows:
             continue
@@ -109,7 +111,7 @@ def answers(config: schema.Config, schedule: Schedule, facts: Facts, limits: Lim
     together = question.together(start)
     lines.append(f"together: {_words(together, list(_NAMES), schedule)}")
     need = question.plan(together)
-    gib = [f"{one / GIB:.2f} GiB of {name}" for name, one in zip(Limits._fields, _needs(need), strict=True)]
+    gib = [f"{count / GIB:.2f} GiB of {name}" for name, count in needed(need).items()]
     lines.append(f"  which takes {', '.join(gib)}")
     return lines
 
@@ -120,11 +122,7 @@ def choice_of(config: schema.Config, schedule: Schedule) -> Choice:
     return Choice(schedule.size, schedule.window, active, config.schedule.micro_batches)
 
 
-def _needs(plan: Plan) -> tuple[int, int, int]:
-    return plan.device_peak(), plan.machine_peak(), plan.disk_bytes()
-
-
-def _planner(config: schema.Config, schedule: Schedule, facts: Facts):  # type: ignore[no-untyped-def]
+def _planner(config: schema.Config, schedule: Schedule, facts: Facts) -> Callable[[Choice], Plan]:
     """Choice -> Plan."""
 
     def plan(choice: Choice) -> Plan:
@@ -195,13 +193,14 @@ def _allowed(config: schema.Config, schedule: Schedule) -> Allowed:
         at = sizes_of(choice)
         if whole and choice.window == sizes_of(replace(choice, size=schedule.size)).positions:
             return range(max(1, choice.window - at.stripe + 1), choice.window + 1)  # the window is a whole pass
-        least = 2 * choice.window if schedule.reshuffle else choice.window
+        # The last stripe of a pass, or of its half, may be a ragged one.
+        least = (2 if schedule.reshuffle else 1) * choice.window - at.stripe + 1
         return range(max(least, (choice.active or 0) + 1), _MOST_IMAGES + 1)
 
     return Allowed(actives, windows, micro_batches, image_counts)
 
 
-class _Joined(Sequence):  # type: ignore[type-arg]
+class _Joined(Sequence[Any]):
     """A range and one value behind it, without a list of all."""
 
     def __init__(self, some: range, last: int | None) -> None:

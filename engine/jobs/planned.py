@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +21,14 @@ from engine.jobs import parts, sizes
 from engine.methods.row_gradients import why_written
 from engine.planning import components as names
 from engine.planning.activations import Activations, without_memory
-from engine.planning.checkpoints import CheckpointSizes, Traffic, disk_components, snapshot_component, traffic
+from engine.planning.checkpoints import (
+    CheckpointSizes,
+    Traffic,
+    disk_components,
+    snapshot_component,
+    table_bytes,
+    traffic,
+)
 from engine.planning.components import DEVICE, EVALUATION, TRAINING, Component, Plan, extra_components, plan_of
 from engine.planning.evaluation import EvaluationSizes, evaluation_components
 from engine.planning.loading import LoaderSizes, loader_components
@@ -36,12 +43,20 @@ from engine.planning.rows import (
 from engine.planning.trunk import TrunkSizes, trunk_components, trunk_state_bytes
 
 
+class ImageFacts(NamedTuple):
+    """Channels; bytes of the largest and of the typical image once it is decoded, and how that is known."""
+
+    channels: int
+    largest: int
+    mean: float
+    how: str
+
+
 @dataclass(frozen=True)
 class Facts:
     """Of a run, whatever its sizes are.
 
-    channels          of an image
-    image_bytes       largest and mean of a decoded image, and how that is known
+    images            what is known of them
     gallery, queries  images of the evaluation; None: there is none
     network           numbers of weights, numbers of buffers, width of the features; None where features are given
     activations       counts what the network makes on the way; None where features are given
@@ -49,10 +64,10 @@ class Facts:
     device            "cpu" or "cuda"
     kernels           what computes the softmax: "cpu", "cuda" or "aten"
     libraries_bytes   measured (engine/planning/resident.py); 0: not
+    all_visited       the disk is planned for all rows, however few steps the run has
     """
 
-    channels: int
-    image_bytes: tuple[int, float, str]
+    images: ImageFacts
     gallery: int
     queries: tuple[int, ...]
     network: tuple[int, int, int] | None
@@ -62,6 +77,7 @@ class Facts:
     device: str
     kernels: str
     libraries_bytes: int
+    all_visited: bool = False
 
 
 def facts_of(
@@ -85,8 +101,7 @@ def facts_of(
     # Where a compiler is missing the run takes ATen, which takes more; a plan is not worth compiling for.
     kernels = "aten" if config.method.has_rows and config.rows.kernels == "aten" else device
     return Facts(
-        channels=source.channels,
-        image_bytes=(0, 0.0, "") if given else sizes.image_bytes(source),
+        images=ImageFacts(source.channels, *((0, 0.0, "") if given else sizes.image_bytes(source))),
         gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
         queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
         network=network,
@@ -104,24 +119,19 @@ def planned(config: schema.Config, schedule: Schedule, facts: Facts) -> Plan:
     trunk = _trunk_sizes(config, facts)
     parts_of_run = trunk_components(trunk) if trunk else []
     parts_of_run += _network_components(config, schedule, facts)
+    kept = checkpoint_sizes(config, schedule, facts)
     rows = row_sizes(config, schedule, facts) if config.method.has_rows else None
     blocks = arrays = 0
     if rows:
         parts_of_run += active_components(rows[0]) + tier_components(rows[1], config.method.dim)
         blocks, arrays = snapshot_rows_bytes(*rows)
-    kept = checkpoint_sizes(config, schedule, facts)
+        blocks = blocks if kept.stored_blocks else 0
     parts_of_run.append(
-        snapshot_component(
-            trunk=kept.trunk,
-            active=arrays,
-            blocks=blocks,
-            table_blocks=kept.stored_blocks // facts.ranks,
-            steps=kept.steps,
-        )
+        snapshot_component(trunk=kept.trunk, active=arrays, blocks=blocks, tables=table_bytes(kept) // facts.ranks)
     )
     parts_of_run += loader_components(_loader_sizes(config, schedule, facts)) + disk_components(kept)
     if facts.network:
-        parts_of_run += evaluation_components(_evaluation_sizes(config, facts))
+        parts_of_run += evaluation_components(_evaluation_sizes(config, facts, kept.steps))
     weights = facts.network[0] if facts.network else 0
     places = schedule.batch // facts.ranks
     parts_of_run += extra_components(config.method.planned_bytes(schedule.batch, places, weights))
@@ -183,32 +193,35 @@ def row_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> tuple[
 def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> CheckpointSizes:
     """Of all ranks together."""
     trunk, steps = _trunk_sizes(config, facts), end_of(config, schedule)
-    pool = stored = changed = active = 0
+    every_steps, keep = config.checkpoint.every_steps, config.checkpoint.keep
+    pool = stored = changed = active = older = 0
     if config.method.has_rows:
-        every = -(-schedule.positions_end // schedule.block)
+        rows = sizes.active_rows_of(config, schedule)
+        active = rows * (8 * config.method.dim + 16)
+        # A row is in its block once it was evicted; before, it is in a slot alone.
+        evicting = 0 if sizes.is_full(config, schedule) else max(0, steps - rows // schedule.batch)
+        every = -(-schedule.positions_end // schedule.block) if evicting else 0
         pool = min(every, sizes.host_places(config, schedule, facts.ranks) * facts.ranks)
-        slide = schedule.stride // schedule.block
-
-        def slid(count: int) -> int:
-            """Blocks that the window had while so many steps were made, and those behind it."""
-            return min(every, pool + -(-count * schedule.batch // schedule.window) * slide)
-
-        # The window has S positions more with each slide; the pool's places ahead are not visited yet.
-        visited = schedule.window // schedule.block + (-(-steps * schedule.batch // schedule.window) - 1) * slide
-        stored, changed = min(every, visited), slid(min(steps, config.checkpoint.every_steps))
-        active = sizes.active_rows_of(config, schedule) * (8 * config.method.dim + 16)
+        window, slide = schedule.window // schedule.block, schedule.stride // schedule.block
+        visited = window + (-(-steps * schedule.batch // schedule.window) - 1) * slide
+        stored = every if facts.all_visited else min(every, visited)
+        slides = -(-min(steps, every_steps) * schedule.batch // schedule.window)
+        changed = min(every, pool + slides * slide)
+        checkpoints = keep if facts.all_visited else min(keep, max(0, -(-evicting // every_steps) - 1))
+        # In a first pass nothing is written again but what a checkpoint wrote of the pool.
+        rewritten = facts.all_visited or steps > schedule.steps_per_pass
+        older = checkpoints * min(stored, changed if rewritten else pool)
     return CheckpointSizes(
         trunk=trunk_state_bytes(trunk) if trunk else 0,
         active=active,
         pool_blocks=min(pool, stored),
         stored_blocks=stored,
         changed_blocks=changed,
+        older_blocks=older,
         block=schedule.block,
-        exact_row=row_bytes(config.method.dim),
-        stored_row=sizes.stored_row_bytes(config) if config.method.has_rows else 0,
+        rows=(row_bytes(config.method.dim), sizes.stored_row_bytes(config)),
         steps=steps,
-        keep=config.checkpoint.keep,
-        rewritten=steps > schedule.steps_per_pass,
+        keep=keep,
     )
 
 
@@ -235,46 +248,44 @@ def _network_components(config: schema.Config, schedule: Schedule, facts: Facts)
     chosen = [sides[view] for view in config.method.trunk_views(list(sides))]
     places = schedule.batch // facts.ranks // config.schedule.micro_batches
     counted = facts.activations
+    steps = counted.training(places, facts.images.channels, chosen)
+    images = min(EVALUATION_BATCH, max([facts.gallery, *facts.queries]))
+    looks = counted.evaluation(images, facts.images.channels, config.data.image_size)
     return [
-        Component(DEVICE, names.ACTIVATIONS, counted.training(places, facts.channels, chosen), TRAINING),
-        Component(
-            DEVICE,
-            names.EVALUATED,
-            counted.evaluation(min(EVALUATION_BATCH, facts.gallery), facts.channels, config.data.image_size),
-            (EVALUATION,),
-        ),
+        Component(DEVICE, names.ACTIVATIONS, steps.all, TRAINING, small=steps.small, large=steps.large),
+        Component(DEVICE, names.EVALUATED, looks.all, (EVALUATION,), small=looks.small, large=looks.large),
     ]
 
 
 def _loader_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> LoaderSizes:
-    largest, mean, how = facts.image_bytes
+    images = facts.images
     places = schedule.batch // facts.ranks
     sides = config.data.sides
-    numbers = [facts.channels * side * side if facts.network else config.method.dim for side in sides]
+    numbers = [facts.images.channels * side * side if facts.network else config.method.dim for side in sides]
     return LoaderSizes(
         views=4 * sum(numbers) * places,
         held=batches_held(config.data.workers, facts.device == "cuda"),
         workers=config.data.workers,
         # Views of photos are made one image after the other, those of grey images all at once.
         at_once=places if config.data.augment.kind == "grey" else 1,
-        largest=largest,
-        mean=mean,
+        largest=images.largest,
+        mean=images.mean,
         cached=-(-schedule.size // facts.ranks) if config.data.cache else 0,
-        how=how,
+        how=images.how,
         decodes=facts.network is not None,
     )
 
 
-def _evaluation_sizes(config: schema.Config, facts: Facts) -> EvaluationSizes:
+def _evaluation_sizes(config: schema.Config, facts: Facts, steps: int) -> EvaluationSizes:
     assert facts.network
     return EvaluationSizes(
         gallery=facts.gallery,
         queries=facts.queries,
         width=facts.network[2],
         k=config.evaluate.k,
-        channels=facts.channels,
+        channels=facts.images.channels,
         side=config.data.image_size,
-        repeated=config.evaluate.every_steps is not None,
+        repeated=config.evaluate.every_steps is not None and config.evaluate.every_steps < steps,
     )
 
 

@@ -17,12 +17,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.planning.components import SMALL_BYTES
 from engine.ranks.ranks import Ranks
 from engine.trunk.batch_norm import synchronised
 
@@ -43,9 +44,14 @@ class StorageCount(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return 2  # the count of a batch normalisation, which only has to be more than one
         result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(one, torch.Tensor):
-                self._see(one.untyped_storage())
+        made = [
+            one for one in (result if isinstance(result, tuple | list) else (result,)) if isinstance(one, torch.Tensor)
+        ]
+        for one in made:
+            storage = one.untyped_storage()
+            # Of a view, or of what was written in place, the storage was there.
+            if storage._cdata not in self._numbers and storage._cdata not in _storages((args, kwargs)):
+                self._see(storage)
         return result
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
@@ -53,20 +59,24 @@ class StorageCount(TorchDispatchMode):
         known = self._numbers.get(tensor.untyped_storage()._cdata)
         return known[0] if known else None
 
-    def peak(self, left_out: Iterable[int | None] = ()) -> int:
-        """The most bytes that were there together, without the storages of these numbers."""
+    def peak(self, left_out: Iterable[int | None] = (), sizes: Callable[[int], bool] = lambda _: True) -> int:
+        """The most bytes that were there together, without the storages of these numbers. sizes: whether one of these bytes counts."""
         without = set(left_out)
         live = most = 0
         for number, count in self.events:
-            if number not in without:
+            if number not in without and sizes(abs(count)):
                 live += count
                 most = max(most, live)
         return most
 
+    def peaks(self, left_out: Iterable[int | None] = ()) -> "Peaks":
+        """The same, and of small and large storages apart."""
+        without = set(left_out)
+        small = self.peak(without, lambda count: count < SMALL_BYTES)
+        return Peaks(self.peak(without), small, self.peak(without, lambda count: count >= SMALL_BYTES))
+
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self._numbers:
-            return
         self._numbers[key] = len(self.events), storage.nbytes()
         self.events.append(self._numbers[key])
         self.live += storage.nbytes()
@@ -76,6 +86,25 @@ class StorageCount(TorchDispatchMode):
         number, count = self._numbers.pop(key)
         self.live -= count
         self.events.append((number, -count))
+
+
+class Peaks(NamedTuple):
+    """Bytes: the most at a time, of all storages, of those below SMALL_BYTES, and of the others."""
+
+    all: int
+    small: int
+    large: int
+
+
+def _storages(value: Any) -> Iterator[int]:
+    """Of all tensors in nested arguments."""
+    if isinstance(value, torch.Tensor):
+        yield value.untyped_storage()._cdata
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _storages(one)
+    elif isinstance(value, dict):
+        yield from _storages(list(value.values()))
 
 
 @dataclass
@@ -92,22 +121,22 @@ class Activations:
     ranks: int = 1
     on_gpu: bool = False
     autocast: torch.dtype | None = None
-    _counts: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _counts: dict[tuple[int, ...], Peaks] = field(default_factory=dict)
 
-    def training(self, places: int, channels: int, sides: Sequence[int]) -> int:
+    def training(self, places: int, channels: int, sides: Sequence[int]) -> Peaks:
         """Bytes of a micro-batch of `places` images in views of these sides, beyond gradients of weights."""
         return self._counted((places, channels, *sides), lambda count: self._train(count, places, channels, sides))
 
-    def evaluation(self, images: int, channels: int, side: int) -> int:
+    def evaluation(self, images: int, channels: int, side: int) -> Peaks:
         """Bytes of a batch without gradients, the images included."""
         return self._counted((-1, images, channels, side), lambda count: self._look(count, images, channels, side))
 
-    def _counted(self, key: tuple[int, ...], run: Callable[[StorageCount], int]) -> int:
+    def _counted(self, key: tuple[int, ...], run: Callable[[StorageCount], Peaks]) -> Peaks:
         if key not in self._counts:
             self._counts[key] = run(StorageCount())
         return self._counts[key]
 
-    def _train(self, count: StorageCount, places: int, channels: int, sides: Sequence[int]) -> int:
+    def _train(self, count: StorageCount, places: int, channels: int, sides: Sequence[int]) -> Peaks:
         with without_memory(self.autocast is not None):
             network = self.make()
             if self.ranks > 1 and not self.on_gpu:
@@ -117,14 +146,14 @@ class Activations:
                     z_XD = network([torch.zeros(places, channels, side, side) for side in sides])
                 z_XD.backward(torch.empty_like(z_XD))
                 gradients = [count.number_of(one.grad) for one in network.parameters() if one.grad is not None]
-        return count.peak(gradients)
+        return count.peaks(gradients)
 
-    def _look(self, count: StorageCount, images: int, channels: int, side: int) -> int:
+    def _look(self, count: StorageCount, images: int, channels: int, side: int) -> Peaks:
         with without_memory(self.autocast is not None), torch.no_grad():
             network = self.make().eval()
             with count:
                 network([torch.zeros(images, channels, side, side)])
-        return count.peak()
+        return count.peaks()
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

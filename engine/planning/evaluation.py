@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from engine.evaluation.limits import PAIR_BYTES, QUERIES_AT_ONCE, RAW_SIDE, VOTE_BYTES
 from engine.planning import components as names
-from engine.planning.components import EVALUATION, HOST, PHASES, Component
+from engine.planning.components import EVALUATION, HOST, PHASES, Component, passing
 from engine.planning.rows import FLOAT_BYTES, INDEX_BYTES
 
 
@@ -23,7 +23,7 @@ class EvaluationSizes:
     """
     gallery    images that are searched       queries    images of each set that asks; none: RankMe alone
     width      of the features                k          neighbours that vote
-    channels, side   of the images, pixels    repeated   whether there is an evaluation before the last one
+    channels, side   of the images, pixels    repeated   whether there is one before the last
     """
 
     gallery: int
@@ -47,12 +47,14 @@ def evaluation_components(sizes: EvaluationSizes) -> list[Component]:
     pixels = images * raw * FLOAT_BYTES + max(_spectrum_bytes(sizes.gallery, raw), _search_bytes(sizes, raw)) - kept
     others = max(joined, _spectrum_bytes(sizes.gallery, sizes.width), pixels if sizes.queries else 0)
     only = (EVALUATION,)
-    return [
-        Component(HOST, names.FEATURES, kept, PHASES if sizes.repeated else only),
-        Component(HOST, names.FEATURES_BEFORE, kept if sizes.repeated else 0, only),
-        Component(HOST, names.INDEX, search, only),
-        Component(HOST, names.OTHER_STAGES, max(0, others - search), only),
+    found = [
+        passing(HOST, names.FEATURES, kept, PHASES if sizes.repeated else only, joined),
+        passing(HOST, names.INDEX, search, only, sizes.gallery * sizes.width * FLOAT_BYTES),
+        passing(HOST, names.OTHER_STAGES, max(0, others - search), only, sizes.gallery * sizes.width * 8),
     ]
+    if sizes.repeated:
+        found.append(passing(HOST, names.FEATURES_BEFORE, kept, only, joined))
+    return found
 
 
 def _spectrum_bytes(gallery: int, width: int) -> int:

@@ -80,9 +80,11 @@ class Question:
                 least = replace(start, size=self.allowed.size(start)[0])
                 raise ValueError(refusal(least, self.plan(least), self.limits))
             start = fewer
-        found = self._most_active(start)
-        for name in ("micro_batches", "window", "size"):
-            found = self.alone(name, found) or found
+        found, before = self._most_active(start), None
+        while found != before:  # more images allow a wider window, and that more active rows
+            before = found
+            for name in ("micro_batches", "window", "size", "active"):
+                found = self.alone(name, found) or found
         return found
 
     def _most_active(self, start: Choice) -> Choice:
@@ -116,34 +118,28 @@ def last_that(count: int, holds: Callable[[int], bool]) -> int | None:
     return None if low < 0 else low
 
 
-def needed(plan: Plan) -> Limits:
+def needed(plan: Plan) -> dict[str, int]:
     """What a plan takes of each."""
-    return Limits(plan.device_peak(), plan.machine_peak(), plan.disk_bytes())
+    return {"device": plan.device_peak(), "host": plan.machine_peak(), "disk": plan.disk_bytes()}
 
 
 def over(plan: Plan, limits: Limits) -> list[str]:
     """The names of the limits that a plan is above."""
-    pairs = zip(Limits._fields, needed(plan), limits, strict=True)
-    return [name for name, count, limit in pairs if limit is not None and count > limit]
+    there = limits._asdict()
+    return [name for name, count in needed(plan).items() if there[name] is not None and count > there[name]]
 
 
 def refusal(choice: Choice, plan: Plan, limits: Limits) -> str:
     """Why not even this choice fits, and what would."""
     need, above = needed(plan), over(plan, limits)
     rows = "" if choice.active is None else f"K = {choice.active:,}, "
-    lines = [
-        f"even {rows}W = {choice.window:,}, N = {choice.size:,} and {choice.micro_batches} micro-batches need more than there is:"
-    ]
-    for name in above:
-        # Rounded up, so that what is told is enough.
-        lines.append(
-            f"{-(-getattr(need, name) * 100 // GIB) / 100:.2f} GiB of {name} for {getattr(limits, name) / GIB:.2f}"
-        )
-    told = ", ".join(lines[1:])
-    libraries = (
-        f" ({plan.ranks_here} x {plan.libraries_bytes / GIB:.2f} GiB of the host are libraries)"
-        if "host" in above
-        else ""
+    # Rounded up, so that what is told is enough.
+    gib = {name: f"{-(-need[name] * 100 // GIB) / 100:.2f}" for name in above}
+    told = ", ".join(f"{gib[name]} GiB of {name}, and there are {getattr(limits, name) / GIB:.2f}" for name in above)
+    libraries = plan.ranks_here * plan.libraries_bytes / GIB
+    note = f" ({libraries:.2f} GiB of the host are libraries of {plan.ranks_here} ranks)" if "host" in above else ""
+    keys = " and ".join(f"plan.fit.{name}_gib={gib[name]}" for name in above)
+    return (
+        f"even {rows}W = {choice.window:,}, N = {choice.size:,} in {choice.micro_batches} micro-batches takes {told}{note}; "
+        f"it would fit with {keys}, or with fewer ranks on a machine, a smaller schedule.batch or another backbone"
     )
-    keys = " and ".join(f"plan.fit.{name}_gib={-(-getattr(need, name) * 100 // GIB) / 100:.2f}" for name in above)
-    return f"{lines[0]} {told}{libraries}; it would fit with {keys}, or with fewer ranks on a machine, a smaller schedule.batch or backbone"

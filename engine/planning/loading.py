@@ -9,7 +9,7 @@ Left out: what Python's own objects in a worker take beyond `_FORKED_BYTES`, and
 from dataclasses import dataclass
 
 from engine.planning import components as names
-from engine.planning.components import HOST, TRAINING, Component
+from engine.planning.components import HOST, TRAINING, Component, passing
 
 # Of bytes of pixels, while an image is decoded. Photos: three of Pillow's images, which have 4 bytes a pixel, and two arrays of 3; grey
 # images: two arrays and one of floats.
@@ -51,7 +51,7 @@ def loader_components(sizes: LoaderSizes) -> list[Component]:
     ]
     if not sizes.workers:
         # The next batch is made when it is asked for, while the last one is still in the step's hands.
-        return [*own, Component(HOST, names.DECODING, decoding + sizes.views, TRAINING, how=sizes.how)]
+        return [*own, passing(HOST, names.DECODING, decoding + sizes.views, TRAINING, how=sizes.how)]
     # A worker makes a batch and hands it over view by view, so that one view is there twice.
     each = decoding + 2 * sizes.views + _FORKED_BYTES
     return [

@@ -13,7 +13,7 @@ Left out: what Python's own objects take, a few hundred bytes for each block of 
 from dataclasses import dataclass
 
 from engine.planning import components as names
-from engine.planning.components import DEVICE, HOST, TRAINING, Component
+from engine.planning.components import DEVICE, HOST, TRAINING, Component, passing
 
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 _MAP_BYTES = 24  # of a stored block: its number, its generation, three checksums
@@ -106,9 +106,9 @@ def active_components(sizes: ActiveSizes) -> list[Component]:
     return [
         Component(DEVICE, names.ACTIVE_ROWS, weights),
         Component(DEVICE, names.ROWS_MOMENTUM, momentum),
-        Component(DEVICE, names.ROWS_GRADIENT, written, TRAINING),
+        passing(DEVICE, names.ROWS_GRADIENT, written, TRAINING, weights),
         Component(DEVICE, names.ROWS_GATHERED, gathered),
-        Component(DEVICE, names.SOFTMAX, softmax_bytes(sizes), TRAINING),
+        passing(DEVICE, names.SOFTMAX, softmax_bytes(sizes), TRAINING),
         Component(HOST, names.SLOTS, 2 * sizes.active * INDEX_BYTES + queue),
     ]
 
@@ -139,7 +139,7 @@ def tier_components(sizes: TierSizes, dim: int) -> list[Component]:
     on_disk = 2 * sizes.stored_blocks * _MAP_BYTES + news * _NEWS_BYTES + sizes.written_blocks // 64 * _GENERATION_BYTES
     return [
         Component(HOST, names.WINDOW, sizes.places * place_bytes),
-        Component(HOST, names.WAITING, waiting, TRAINING),
+        passing(HOST, names.WAITING, waiting, TRAINING),
         Component(HOST, names.STORE_IN_MEMORY, store),
         Component(HOST, names.BLOCK_MAP, on_disk),
         Component(HOST, names.ORDER, 3 * sizes.window * INDEX_BYTES),

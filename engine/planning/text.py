@@ -1,7 +1,7 @@
 """A plan for people: bytes by tier and component, the peak of each phase, and what the disk has to do."""
 
 from engine.planning.checkpoints import Traffic
-from engine.planning.components import DEVICE, DISK, HOST, LIBRARIES, PHASES, TRAINING, WORDS, Plan
+from engine.planning.components import DEVICE, DISK, HOST, KEPT_BY_ALLOCATOR, LIBRARIES, PHASES, TRAINING, WORDS, Plan
 
 
 def plan_text(plan: Plan) -> str:
@@ -22,7 +22,10 @@ def plan_text(plan: Plan) -> str:
             lines.append(_line(plan.disk_bytes(), "in all, at the most"))
     where = "process" if plan.device_is_host else "process, without the device"
     lines.append(f"{where}{' of each rank' if plan.ranks > 1 else ''}")
-    lines += [_line(plan.process_bytes(phase), WORDS[phase]) for phase in PHASES]
+    for phase in PHASES:
+        kept = plan.kept_bytes(phase)
+        note = f", of which {kept / 2**20:,.1f} MiB are {KEPT_BY_ALLOCATOR}" if kept else ""
+        lines.append(_line(plan.process_bytes(phase), WORDS[phase] + note))
     if not plan.device_is_host:
         lines.append(f"device{' of each rank' if plan.ranks > 1 else ''}")
         lines += [_line(plan.bytes_in(phase, DEVICE), WORDS[phase]) for phase in PHASES]

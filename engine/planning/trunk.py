@@ -2,12 +2,12 @@
 
     stage   weights                     gradients      momentum   what travels
     0       P                           P              P          R > 1: P, all gradients in one piece
-    1       2P + P/R                    P              P/R        P, the bucket of gradients
-    2       2P + P/R                    P/R            P/R        P
+    1       P + P/R                     P              P/R        P, the bucket of gradients
+    2       P + P/R                     P/R            P/R        P
     3       2P/R, P while gathered      P/R            P/R        P
 
-At stages 1 and 2 ZeRO puts the weights into one piece, and keeps the tensors that they were; the master of a rank's part is its own. At
-stage 3 each rank keeps its part twice (the master, and what is gathered), and layers are gathered one after the other. Gradients go into a
+At stages 1 and 2 ZeRO puts the weights into one piece, and has a master of a rank's part. At stage 3 each rank keeps its part twice (the
+master, and what is gathered), and layers are gathered one after the other. Gradients go into a
 bucket of `reduce_bucket_size` numbers; where the user does not say, engine/trunk/zero.py makes it as large as the weights, up to
 5 x 10^8 numbers. What of a larger bucket is never written is not resident on a CPU, but on a GPU it is.
 
@@ -18,7 +18,7 @@ normalisation, once in the network and once as they were before the step. Left o
 from dataclasses import dataclass
 
 from engine.planning import components as names
-from engine.planning.components import DEVICE, HOST, PHASES, TRAINING, Component
+from engine.planning.components import DEVICE, EVALUATION, HOST, PHASES, TRAINING, Component, passing
 
 _FLOAT_BYTES = 4
 _MOST_BUCKET = 5 * 10**8  # numbers, DeepSpeed's default
@@ -55,21 +55,23 @@ def trunk_components(sizes: TrunkSizes) -> list[Component]:
     many = sizes.ranks > 1
     weights, gradients, optimizer, travels = {
         0: (whole, whole, whole, whole if many else 0),
-        1: (2 * whole + part, whole, part, bucket),
-        2: (2 * whole + part, part, part, bucket),
+        1: (whole + part, whole, part, bucket),
+        2: (whole + part, part, part, bucket),
         3: (2 * part, part, part, bucket),
     }[sizes.stage]
+    # Stage 3 keeps its part of the gradients, and the bucket, from the start on.
+    in_steps = PHASES if sizes.stage == 3 else TRAINING
     found = [
         Component(DEVICE, names.TRUNK_WEIGHTS, weights + buffers),
-        # Stage 3 keeps its part of the gradients from the start on.
-        Component(DEVICE, names.TRUNK_GRADIENTS, gradients, PHASES if sizes.stage == 3 else TRAINING),
+        passing(DEVICE, names.TRUNK_GRADIENTS, gradients, in_steps),
         Component(DEVICE, names.TRUNK_OPTIMIZER, optimizer if sizes.momentum else 0),
-        Component(DEVICE, names.TRUNK_BUCKETS, travels, PHASES if sizes.stage == 3 else TRAINING),
+        passing(DEVICE, names.TRUNK_BUCKETS, travels, in_steps, travels),
     ]
     if sizes.stage == 3:
-        found.append(Component(DEVICE, names.TRUNK_GATHERED, whole, TRAINING))
+        found.append(passing(DEVICE, names.TRUNK_GATHERED, whole, TRAINING))
         if many:
             found.append(Component(HOST, names.NETWORK_COPY, whole + sizes.buffers * _FLOAT_BYTES))
+            found.append(passing(HOST, names.GATHERED_TO_EVALUATE, 2 * whole, (EVALUATION,)))
     return found
 
 

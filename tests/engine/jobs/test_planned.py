@@ -16,7 +16,11 @@ from datasets.loader import batches_held
 from datasets.schedule import Schedule
 from engine.evaluation import knn
 from engine.evaluation.evaluate import Protocol, evaluate
-from engine.jobs import memory_plan, parts, sizes
+from engine.evaluation.limits import VOTE_BYTES
+from engine.jobs.planned import facts_of, planned
+from engine.planning import components as names
+from engine.planning.components import Plan
+from engine.planning.evaluation import EvaluationSizes, evaluation_components
 from engine.ranks.ranks import Channel
 from tests.conftest import TINY
 
@@ -41,10 +45,10 @@ class Images:
         return np.zeros(self.shapes[instance % len(self.shapes)], np.uint8)
 
 
-def config(**sections: dict[str, Any]) -> schema.Config:
+def config(**sections: Any) -> schema.Config:
     tree = {**TINY, "output": "nowhere"}
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}  # type: ignore[dict-item]
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section  # type: ignore[dict-item]
     return schema.Config.model_validate_json(json.dumps(tree))
 
 
@@ -61,19 +65,31 @@ def probe(gallery: int, *queries: int) -> Probe:
     return Probe(images("gallery", gallery), [images("queries", count) for count in queries], "", 10)
 
 
-def host(
-    config: schema.Config, source: object, ranks: int = 1, probe: Probe | None = None, **options: bool
-) -> dict[str, int]:
-    return sizes.planned_bytes(
+def plan_for(
+    config: schema.Config,
+    source: object,
+    ranks: int = 1,
+    probe: Probe | None = None,
+    device: str = "cpu",
+    schedule: Schedule = SCHEDULE,
+) -> Plan:
+    facts = facts_of(
         config,
-        SCHEDULE,
-        source,
-        parts.network_of(config),
-        [32],
-        ranks,
+        source,  # type: ignore[arg-type]
         probe,
-        **options,  # type: ignore[arg-type]
-    )["host"]
+        ranks=ranks,
+        ranks_here=ranks,
+        device=device,
+        libraries_bytes=0,
+    )
+    return planned(config, schedule, facts)
+
+
+def host(config: schema.Config, source: object, **options: Any) -> dict[str, int]:
+    """Bytes by name, with how they are known."""
+    return {
+        one.name + one.how: one.bytes for one in plan_for(config, source, **options).components if one.tier == "host"
+    }
 
 
 def grey(count: int = 100) -> Images:
@@ -82,8 +98,8 @@ def grey(count: int = 100) -> Images:
 
 def test_images_that_are_kept_are_planned_to_the_byte_where_all_are_alike() -> None:
     plan = host(config(data={"cache": True}), grey())
-    assert plan["decoded images that are kept"] == 100 * (20 * 30 + 250)
-    assert host(config(data={"cache": True}), grey(), ranks=4)["decoded images that are kept"] == 25 * (20 * 30 + 250)
+    assert plan[names.KEPT] == SCHEDULE.size * (20 * 30 + 250)
+    assert host(config(data={"cache": True}), grey(), ranks=4)[names.KEPT] == SCHEDULE.size // 4 * (20 * 30 + 250)
     assert not [item for item in host(config(), grey()) if "kept" in item]
 
 
@@ -92,7 +108,7 @@ def test_images_of_a_folder_that_are_kept_are_estimated_and_it_is_said() -> None
     plan = host(config(data={**PHOTOS, "cache": True}), source)
     asked = [source.shapes[instance % 2] for instance in source.asked if instance]
     mean = sum(height * width * 3 for height, width, _ in asked) / len(asked)
-    assert plan[f"decoded images that are kept (estimated from {len(asked)} of them)"] == round(100 * (mean + 250))
+    assert plan[f"{names.KEPT} (estimated from {len(asked)} of them)"] == round(SCHEDULE.size * (mean + 250))
     assert len(source.asked) == 8
 
 
@@ -105,48 +121,79 @@ def test_a_folder_of_which_nothing_can_be_read_has_no_estimate_and_a_disk_that_i
         host(config(data=PHOTOS), Images([(1, 1, 3)], error=gone))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_each_worker_holds_one_photo_or_one_batch_of_grey_images(workers: int) -> None:
-    processes = max(1, workers)
-    photos = host(config(data={**PHOTOS, "workers": workers}), Images([(3000, 4000, 3)]))
-    assert photos["images while they are decoded (estimated from 8 of them)"] == processes * 36_000_000 * 6
-    assert host(config(data={"workers": workers}), grey())["images while they are decoded"] == processes * 64 * 600 * 6
-    two = host(config(data={"workers": workers}), grey(), ranks=2)
-    assert two["images while they are decoded"] == processes * 32 * 600 * 6
+    def more(larger: Images, smaller: Images, **data: Any) -> int:
+        """What each worker holds more of larger images."""
+        asked = config(data={**data, "workers": workers})
+        sizes = [plan_for(asked, source).of(names.WORKERS) for source in (larger, smaller)]
+        return (sizes[0] - sizes[1]) // workers
+
+    assert more(Images([(3000, 4000, 3)]), Images([(30, 40, 3)]), **PHOTOS) == (36_000_000 - 3600) * 6
+    assert more(grey(), Images([(10, 30)], 1)) == 64 * 300 * 6
 
 
-@pytest.mark.parametrize(("workers", "pinned", "held"), [(0, False, 1), (0, True, 1), (3, False, 7), (3, True, 9)])
-def test_batches_that_are_ready_are_those_that_the_loader_holds(workers: int, pinned: bool, held: int) -> None:
-    plan = host(config(data={"workers": workers}), grey(), pinned=pinned)
-    assert plan["batches ready"] == held * 4 * 32 * 32 * 64
-    assert batches_held(workers, pinned) == held
+def test_without_workers_the_run_decodes_itself() -> None:
+    own = plan_for(config(data={"workers": 0}), grey())
+    assert own.of(names.WORKERS) == 0 and own.host_peak() == own.process_peak()
+    assert own.of(names.DECODING) == 64 * 600 * 6 + 4 * 16 * 16 * 64
+
+
+@pytest.mark.parametrize(("workers", "device", "held"), [(0, "cpu", 1), (0, "cuda", 1), (3, "cpu", 7), (3, "cuda", 9)])
+def test_batches_that_are_ready_are_those_that_the_loader_holds(workers: int, device: str, held: int) -> None:
+    plan = plan_for(config(data={"workers": workers}), grey(), device=device)
+    ready = sum(one.bytes for one in plan.components if one.name.startswith(names.BATCHES))
+    assert ready == held * 4 * 32 * 32 * 64 // 4
+    assert batches_held(workers, device == "cuda") == held
 
 
 def test_the_evaluation_is_planned_by_its_limits() -> None:
     asked = {"k": 7, "limit": 50, "query_limit": 30}
-    plan = host(config(evaluate=asked), grey(1000), probe=probe(1000, 1000))
+    plan = plan_for(config(evaluate=asked), grey(1000), probe=probe(1000, 1000))
     width = 16 * 4
-    assert plan["evaluation: features of gallery and queries"] == 4 * width * (7 * 50 + 3 * 30)
-    assert plan["evaluation: raw pixels of gallery and queries"] == 4 * 16 * 16 * (6 * 50 + 2 * 30)
-    assert plan["evaluation: neighbours and their votes"] == 30 * 7 * 20 + memory_plan.VOTE_BYTES
-    assert plan["evaluation: a batch of images"] == 4 * 256 * 16 * 16
-    head = host(config(evaluate={**asked, "features": "head"}), grey(1000), probe=probe(1000, 1000))
-    assert head["evaluation: features of gallery and queries"] == 4 * 16 * (7 * 50 + 3 * 30)
+    assert plan.of(names.FEATURES) == 4 * width * (50 + 30)
+    assert plan.of(names.INDEX) == 4 * width * (2 * 50 + 30) + 30 * 7 * 20 + 30 * 7 * 7 * 9
+    head = plan_for(config(evaluate={**asked, "features": "head"}), grey(1000), probe=probe(1000, 1000))
+    assert head.of(names.FEATURES) == 4 * 16 * (50 + 30)
 
 
 def test_the_evaluation_is_planned_for_the_images_that_there_are() -> None:
-    few = host(config(evaluate={"k": 7}), grey(1000), probe=probe(20, 10, 4))
-    more = host(config(evaluate={"k": 7}), grey(1000), probe=probe(200, 100, 40))
-    name = "evaluation: features of gallery and queries"
-    assert more[name] == 10 * few[name]
+    few, more = (
+        plan_for(config(evaluate={"k": 7}), grey(1000), probe=probe(20 * times, 10 * times, 4 * times))
+        for times in (1, 5)
+    )
+    assert more.of(names.FEATURES) == 5 * few.of(names.FEATURES)
 
 
 def test_without_labels_there_are_no_queries_to_plan() -> None:
-    plan = host(config(data=PHOTOS, evaluate={"limit": 10_000}), Images([(30, 40, 3)], count=9000))
-    assert not [item for item in plan if "raw" in item or "neighbours" in item]
-    assert plan["evaluation: features of gallery and queries"] == 4 * 64 * 7 * 2000
-    labelled = host(config(data={**PHOTOS, "labels": "folders"}), Images([(30, 40, 3)]), probe=probe(90, 10))
-    assert [item for item in labelled if "raw" in item]
+    plan = plan_for(config(data=PHOTOS, evaluate={"limit": 10_000}), Images([(30, 40, 3)], count=9000))
+    assert plan.of(names.INDEX) == 0 and plan.of(names.FEATURES) == 4 * 64 * 2000
+
+
+def test_features_of_an_evaluation_are_kept_for_the_next_one_if_there_is_one() -> None:
+    once, often = (
+        plan_for(config(evaluate={"every_steps": every}), grey(1000), probe=probe(200, 100)) for every in (None, 5)
+    )
+    assert once.of(names.FEATURES_BEFORE) == 0 and often.of(names.FEATURES_BEFORE) == often.of(names.FEATURES)
+    assert once.process_bytes("step") < often.process_bytes("step")
+
+
+def test_rows_that_never_leave_their_slots_take_nothing_of_the_disk() -> None:
+    full = plan_for(config(method={"active": None}), grey(2000))
+    some = plan_for(config(), grey(2000))
+    assert full.of(names.STORED_ROWS) == 0 < some.of(names.STORED_ROWS)
+
+
+@pytest.mark.parametrize("options", [{"fold": True}, {"dtype": "bfloat16"}])
+def test_rows_that_have_left_take_what_the_store_keeps_of_them(options: dict[str, Any]) -> None:
+    # Without momentum a row can be folded at once, so that the pool is no larger for it.
+    asked, source = {"epochs": 60, "optimizer": {"momentum": 0.0}}, grey(20_000)
+    schedule = Schedule(seed=0, size=20_000, window=640, stride=320, batch=64, block=16, lanes=4)
+    plain, other = (plan_for(config(store=store, **asked), source, schedule=schedule) for store in ({}, options))
+    assert plain.of(names.STORED_ROWS) == 1250 * (16 * 136 + 12)
+    pool = other.of(names.WINDOW) // 144  # rows, each with its slot
+    assert pool < 3_000
+    assert plain.of(names.STORED_ROWS) - other.of(names.STORED_ROWS) == (20_000 - pool) * 64
 
 
 def measured(do: Callable[[], object]) -> int:
@@ -171,12 +218,11 @@ def test_what_an_evaluation_takes_is_no_more_than_planned(monkeypatch: pytest.Mo
         protocol = Protocol(k, 0.07, "backbone", gallery, queries)
         return evaluate(lambda batch: batch, images("gallery", gallery), [images("q", queries)], protocol, Channel())
 
-    items = memory_plan.evaluation_items(
-        gallery=gallery, query_sets=1, queries=queries, width=width, k=k, channels=1, side=8
-    )
-    planned = items["evaluation: features of gallery and queries"] + items["evaluation: neighbours and their votes"]
+    asked = EvaluationSizes(gallery, [queries], width, k, 1, 8, repeated=False)
+    items = evaluation_components(asked)
+    planned = sum(one.bytes for one in items if one.name != names.OTHER_STAGES)
     look()
-    assert planned / 10 < measured(look) < planned
+    assert planned / 2 < measured(look) < planned * 1.1
 
 
 @pytest.mark.parametrize("classes", [3, 5000])
@@ -184,7 +230,7 @@ def test_votes_of_five_thousand_neighbours_take_what_is_planned_for_them(classes
     random = np.random.default_rng(0)
     similarity = -np.sort(-random.random((2, 5000), dtype=np.float32), axis=1)
     labels = random.integers(0, classes, (2, 5000))
-    assert measured(lambda: knn.vote(similarity, labels, 0.07)) < memory_plan.VOTE_BYTES * 1.2
+    assert measured(lambda: knn.vote(similarity, labels, 0.07)) < VOTE_BYTES * 1.2
 
 
 def slow_vote(similarity: np.ndarray, labels: np.ndarray, temperature: float) -> int:
