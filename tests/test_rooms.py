@@ -128,6 +128,9 @@ def test_nothing_imports_launch_but_tests():
         ("faiss", "engine/evaluation/knn.py"),
         ("torch.distributed", "engine/ranks/ranks.py"),
         ("zarr", "engine/disk/zarr_format.py"),
+        ("jinja2", "engine/results/page.py"),
+        ("plotly", "engine/results/page.py"),
+        ("matplotlib", "engine/jobs/store_picture.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):

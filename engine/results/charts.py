@@ -2,9 +2,9 @@
 
 A reader can zoom, and hover over a point to see its value. Colours are the CSS variables of templates/page.css, so that a chart
 follows light and dark. A level that a curve is compared with (chance, raw pixels) is a dashed line over the whole width, with its
-name in the legend. A value that is missing or not finite is a gap, never a zero. plotly understands some HTML in names: it is
-escaped here. Of a line of more than MOST_POINTS points, the lowest, the highest and the first missing value of each of many short
-stretches are drawn, so that a long run's page stays small; the line looks the same, and a zoom shows less.
+name in the legend. A value that is missing or not finite is a gap, never a zero; on a logarithmic axis so is zero, and what is
+below. plotly understands some HTML in names: it is escaped here. Of a line of more than MOST_POINTS points, the lowest, the highest
+and the first missing value of each of many short stretches are drawn: a long run's page stays small, and a zoom shows less.
 """
 
 import math
@@ -50,7 +50,7 @@ class Level:
 class Line:
     """
     x, y        equally many; y in bytes, seconds or shares of 1 where the chart has that unit
-    low, high   around y: error bars, a band where there are many points
+    low, high   ends of the error bars around y, quartiles say
     style       noisy: the values light, their running mean bold
     """
 
@@ -76,10 +76,10 @@ def series_colour(index: int) -> str:
 
 
 def value_text(value: float, unit: Unit = "") -> str:
-    """`12.5 MiB`, `179 ms`, `52.1 %`, `57,697`: four digits that count, in the largest unit that is not above the value."""
+    """`12.5 MiB`, `179 ms`, `52.1 %`, `57,697`: the largest unit that is not above the value, four digits that count (three of a share)."""
     factor, suffix = _scale([value], unit)
-    number = value / factor
-    return (f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}") + suffix
+    number, digits = value / factor, 3 if unit == "share" else 4
+    return (f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.{digits}g}") + suffix
 
 
 def curves(
@@ -93,18 +93,20 @@ def curves(
     is_log_y: bool = False,
     unit: Unit = "",
     height: int = 320,
+    has_legend: bool = True,
 ) -> Chart:
     """Lines over one axis.
 
-    unit     of y: what axis and hover say. With a unit, an axis that is not logarithmic begins at zero
-    height   in CSS pixels
+    unit         of y: what axis and hover say. With a unit, an axis that is not logarithmic begins at zero
+    height       in CSS pixels
+    has_legend   False where the names and colours of several lines stand beside the chart
     """
     ys = [_numbers(values) for line in lines for values in (line.y, line.low or [], line.high or [])]
     shown_y = np.concatenate([*ys, [level.value for level in levels], []])
     shown_y = shown_y[np.isfinite(shown_y) & ((shown_y > 0) | (not is_log_y))]
     factor, suffix = _scale(shown_y, unit)
-    data = [trace for number, line in enumerate(lines) for trace in _traces(line, number, unit, factor)]
-    y_axis: dict[str, Any] = {"ticksuffix": suffix, "rangemode": "tozero" if unit else "normal"}
+    data = [trace for number, line in enumerate(lines) for trace in _traces(line, number, unit, factor, is_log_y)]
+    y_axis: dict[str, Any] = {"ticksuffix": suffix, "rangemode": "tozero" if unit or len({*shown_y}) == 1 else "normal"}
     if is_log_y:
         y_axis = {"type": "log", "ticksuffix": suffix}
         y_axis |= _powers(shown_y / factor, factor) if unit == "bytes" and len(shown_y) else {}
@@ -116,13 +118,19 @@ def curves(
         "xaxis": {**x_axis, "title": {"text": _plain(x_title)}},
         "yaxis": {**y_axis, "title": {"text": _plain(y_title)}},
         "shapes": [_level(level, factor) for level in levels],
-        "showlegend": len(lines) + len(levels) > 1 or any(line.style == "noisy" for line in lines),
+        "showlegend": has_legend and len(data) + len(levels) > 1,
     }
     return Chart(name, data, layout)
 
 
 def bars(
-    names: Sequence[str], groups: Sequence[Group], *, name: str, unit: Unit = "", is_stacked: bool = False
+    names: Sequence[str],
+    groups: Sequence[Group],
+    *,
+    name: str,
+    unit: Unit = "",
+    is_stacked: bool = False,
+    has_legend: bool = True,
 ) -> Chart:
     """Horizontal bars on one scale: for each name one of each group, below one another or stacked. Each bar has its value in words."""
     known = [value for group in groups for value in _numbers(group.values).tolist() if math.isfinite(value)]
@@ -148,13 +156,14 @@ def bars(
     x_axis = {"visible": False} if is_stacked else {"visible": False, "range": [0, 1.25 * largest]}
     places = {"tickvals": [*range(len(names))], "ticktext": [_plain(one) for one in names], "type": "linear"}
     layout = {
-        "height": round(26 * rows + 48),
+        "height": round(26 * rows + 16 + has_legend * 22 * math.ceil(len(groups) / 3)),
         "barmode": "stack" if is_stacked else "group",
         "bargap": 0.3,
+        "margin": {"l": 4, "b": 4},
         "hovermode": "closest",
         "uniformtext": {"mode": "hide", "minsize": 11},
         "legend": {"traceorder": "normal"},
-        "showlegend": len(groups) > 1,
+        "showlegend": has_legend and len(groups) > 1,
         "xaxis": x_axis,
         "yaxis": {**places, "autorange": "reversed", "showgrid": False, "zeroline": False},
     }
@@ -203,9 +212,10 @@ def drawn_points(values: np.ndarray) -> np.ndarray:
     return np.array(sorted(chosen))
 
 
-def _traces(line: Line, number: int, unit: Unit, factor: float) -> list[dict[str, Any]]:
+def _traces(line: Line, number: int, unit: Unit, factor: float, is_log: bool) -> list[dict[str, Any]]:
     y, colour, x = _numbers(line.y), series_colour(number), np.asarray(line.x, dtype=np.float64)
     assert len(x) == len(y), f"{line.name}: {len(x)} places and {len(y)} values"
+    y[is_log & (y <= 0)] = math.nan  # a logarithmic axis has no place for it
     is_few = len(y) <= _FEW_POINTS
 
     def trace(values: np.ndarray, **changes: Any) -> dict[str, Any]:
@@ -214,7 +224,6 @@ def _traces(line: Line, number: int, unit: Unit, factor: float) -> list[dict[str
             "type": "scatter",
             "mode": "markers" if line.style == "points" else "lines+markers" if is_few else "lines",
             "name": _plain(line.name),
-            "legendgroup": str(number),
             "x": _json(x[at]),
             "y": _json(values[at] / factor),
             "text": _texts(values[at], unit),
@@ -229,26 +238,9 @@ def _traces(line: Line, number: int, unit: Unit, factor: float) -> list[dict[str
         return [trace(y, **light), trace(smoothed(y), name=f"{_plain(line.name)}, running mean")]
     if line.low is None or line.high is None:
         return [trace(y)]
-    low, high = _numbers(line.low), _numbers(line.high)
-    if is_few or line.style == "points":
-        around = {"symmetric": False, "array": _json((high - y) / factor), "arrayminus": _json((y - low) / factor)}
-        return [trace(y, error_y={"type": "data", "color": colour, "thickness": 1.2, "width": 4, **around})]
-    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
-    known = known[drawn_points(y[known])]
-    band = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": _json(np.concatenate([x[known], x[known][::-1]])),
-        "y": _json(np.concatenate([low[known], high[known][::-1]]) / factor),
-        "fill": "toself",
-        "fillcolor": colour,
-        "line": {"width": 0, "color": colour},
-        "opacity": 0.2,
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "legendgroup": str(number),
-    }
-    return [band, trace(y)]
+    above, below = _numbers(line.high) - y, y - _numbers(line.low)
+    around = {"symmetric": False, "array": _json(above / factor), "arrayminus": _json(below / factor)}
+    return [trace(y, error_y={"type": "data", "color": colour, "thickness": 1.2, "width": 4, **around})]
 
 
 def _level(level: Level, factor: float) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +107,10 @@ def png_data_url(picture: Image.Image) -> str:
 
 
 def plotly_js() -> str:
-    """plotly.js as the package brings it, some 5 MB; the package itself, which takes a while, is not imported."""
-    spec = find_spec("plotly")
-    assert spec is not None and spec.origin is not None, "plotly is not installed"
-    return (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    """plotly.js as the package brings it, some 5 MB."""
+    from plotly.offline import get_plotlyjs  # figures are plain JSON, so nothing else of the package is needed
+
+    return str(get_plotlyjs())
 
 
 def _own(name: str) -> Markup:

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from engine.results.charts import dots
+from engine.results.charts import Chart, dots
 from engine.results.page import figure, image, legend, paragraph, pictures, png_data_url
 
 MAX_POINTS = 1500
@@ -104,6 +104,7 @@ def feature_map(sample: EmbeddingSample) -> list[Markup]:
     labels_M = None if sample.labels_M is None else sample.labels_M[chosen]
     kinds_M = np.zeros(len(chosen), dtype=np.int64) if labels_M is None else np.unique(labels_M, return_inverse=True)[1]
     images = None if sample.images is None else [sample.images[i] for i in chosen]
+    drawn_map: Chart | Markup
     if images is not None and all(pixels.ndim == 2 for pixels in images):
         drawn_map = image(
             _glyph_map(places_M2, kinds_M, images), "Map of the features: every image near its place by t-SNE"

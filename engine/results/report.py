@@ -8,47 +8,25 @@ be fetched to be seen.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from engine.results.charts import Group, Level, Line, bars, curves, series_colour
-from engine.results.page import (
-    details,
-    figure,
-    header,
-    json_details,
-    page,
-    panels,
-    paragraph,
-    section,
-    table,
-    tiles,
-)
+from engine.results.charts import Group, Level, Line, bars, curves
+from engine.results.costs import memory_parts, over_steps, time_parts
+from engine.results.page import figure, header, json_details, page, panels, paragraph, section, table, tiles
 from engine.results.pictures import EmbeddingSample, NeighbourRow, feature_map, neighbour_pictures
-from engine.results.progress import TIERS, duration_text
-from engine.results.records import FIGURES_OF_ROWS, Records, amount, amounts, finite, finite_items, read_records
+from engine.results.progress import duration_text
+from engine.results.records import FIGURES_OF_ROWS, Records, finite, finite_items, read_records
 
 __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
 _HEADLINE = "knn_top1"
 _MAX_PANELS = 8
-# The stages of a step in their order, and how the report names them.
-_STAGES = {
-    "data": "waiting for images",
-    "trunk_forward": "backbone forward",
-    "admit": "admit and catch up rows",
-    "softmax": "softmax over the active rows",
-    "trunk_backward": "backbone backward",
-    "update": "update rows and backbone",
-    "slide": "slide the window",
-}
 # What a line of evaluations.jsonl says beside the figures of its evaluators.
+_ASKED = "Share of queries to which their nearest images of the gallery give the right label."
 _NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
-_STAGES_OF_ROWS = ("admit", "slide")
-_WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update the backbone and what the method keeps"}
 
 
 def report_of(output: Path, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:
@@ -69,8 +47,8 @@ def report_html(name: str, records: Records, neighbours: list[NeighbourRow], emb
             *_head(name, records),
             section("Loss", _loss(records)),
             section("Nearest neighbours by the learned features", _evaluations(records)),
-            section("Where the time goes", _time(records)),
-            section("Memory by tier", _memory(records)),
+            section("Where the time goes", time_parts(records)),
+            section("Memory by tier", memory_parts(records)),
             section(
                 "Pictures of nearest neighbours", neighbour_pictures(neighbours) if neighbours else [no_neighbours]
             ),
@@ -135,8 +113,7 @@ def _status(records: Records, steps: float | None) -> str:
     schedule, asked = finite(records.summary.get("steps_of_schedule")), records.config.get("steps")
     if status != "finished" or asked is None or (steps is not None and steps == schedule):
         return status
-    of_all = f" of {schedule:,.0f} steps" if schedule is not None else ""
-    return f"ended where steps={asked} asks{of_all}"
+    return f"ended where steps={asked} asks{'' if schedule is None else f', of {schedule:,.0f}'}"
 
 
 def _method_tiles(records: Records, instances: float | None) -> list[tuple[str, str, str]]:
@@ -203,11 +180,10 @@ def _loss(records: Records) -> list[Markup]:
     caption = "Loss in nats at every logged step, and its running mean."
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
-    small = [("Learning rate", _over_steps(records, "lr", "learning rate", height=200))]
-    small += [
-        (_title(name), _over_steps(records, name, _title(name), height=200))
-        for name in records.figure_names()
-        if name not in FIGURES_OF_ROWS
+    figures = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
+    small = [
+        over_steps(records, name, title)
+        for name, title in [("lr", "Learning rate"), *((one, _title(one)) for one in figures)]
     ]
     loss = Line("loss", steps, losses, style="noisy")
     return [
@@ -217,13 +193,7 @@ def _loss(records: Records) -> list[Markup]:
 
 
 def _title(name: str) -> str:
-    return "kNN, top-1" if name == _HEADLINE else name.replace("_", " ")
-
-
-def _over_steps(records: Records, field: str, name: str, *, height: int) -> Markup:
-    """One figure of all metrics lines, as a small chart."""
-    line = Line(name, [line["step"] for line in records.metrics], [finite(line.get(field)) for line in records.metrics])
-    return figure(curves([line], name=f"{name} over steps", height=height))
+    return {_HEADLINE: "kNN, top-1", "rankme": "RankMe"}.get(name, name.replace("_", " "))
 
 
 def _evaluations(records: Records) -> list[Markup]:
@@ -235,32 +205,41 @@ def _evaluations(records: Records) -> list[Markup]:
     shares = [finite_items(evaluation.get("figures")) for evaluation in evaluations]
     raw, chance = finite_items(last.get("raw_pixels")), finite(last.get("chance"))
 
-    def chart(name: str, height: int) -> Markup:
+    def chart(name: str, height: int = 200) -> tuple[str, Markup]:
         levels = [Level(raw[name], f"raw pixels {per_cent(raw[name])}", "warm")] if name in raw else []
         levels += [] if chance is None else [Level(chance, f"chance {per_cent(chance)}")]
-        line = Line(_title(name), steps, [one.get(name) for one in shares])
-        return figure(
-            curves([line], name=f"{_title(name)} over steps", levels=levels, unit="share", height=height),
-            "Share of queries to which their nearest images of the gallery give the right label, at every evaluation."
-            * (name == _HEADLINE),
-        )
+        return _small(name, steps, shares, levels=levels, unit="share", height=height)
 
     names = sorted(_names(shares), key=lambda name: name != _HEADLINE)
-    parts = [] if names else [paragraph("There are no labels, so there is no figure of nearest neighbours.")]
-    parts += [chart(_HEADLINE, 300)] if _HEADLINE in names else []
-    small = [(name, chart(name, 200)) for name in names if name != _HEADLINE][:_MAX_PANELS]
-    parts += [panels(small)] if small else []
+    parts = [paragraph(_ASKED if names else "There are no labels, so there is no figure of nearest neighbours.")]
+    if len(evaluations) == 1 and names:
+        parts.append(_one_evaluation(names[:_MAX_PANELS], shares[0], raw, chance))
+    elif names:
+        parts += [chart(_HEADLINE, 300)[1]] if _HEADLINE in names else []
+        parts.append(panels([chart(name) for name in names if name != _HEADLINE][:_MAX_PANELS]))
     parts += [_table_of_shares(names, steps, shares, raw)] if names else []
     others = [_other_figures(evaluation) for evaluation in evaluations]
-    small = []
-    for name in _names(others)[:_MAX_PANELS] if len(evaluations) > 1 else []:
-        line = Line(_title(name), steps, [one.get(name) for one in others])
-        small.append((_title(name), figure(curves([line], name=f"{_title(name)} over steps", height=200))))
-    parts += [panels(small)] if small else []
-    told = [f"{_title(name)}: {others[-1][name]:,.4g}" for name in others[-1] if name != "rankme"]
+    if len(evaluations) > 1:
+        parts.append(panels([_small(name, steps, others) for name in _names(others)[:_MAX_PANELS]]))
+    told = [f"{_title(name)}: {value:,.4g}" for name, value in others[-1].items() if name != "rankme"]
     parts.append(paragraph(f"At step {steps[-1]:,}: {'; '.join(told)}." * bool(told)))
     protocol = f"Protocol: {words}" if (words := _words(last.get("protocol"))) else ""
     return [*parts, *_rank(evaluations), paragraph(protocol, is_muted=True)]
+
+
+def _small(name: str, steps: list[int], figures: list[dict[str, float]], **how: Any) -> tuple[str, Markup]:
+    """A figure over evaluations as a small chart, with its title; `how` as for curves."""
+    line = Line(_title(name), steps, [one.get(name) for one in figures])
+    return _title(name), figure(curves([line], name=f"{_title(name)} over steps", **{"height": 200, **how}))
+
+
+def _one_evaluation(names: list[str], shares: dict[str, float], raw: dict[str, float], chance: float | None) -> Markup:
+    groups = [Group("learned features", [shares.get(name) for name in names])]
+    groups += [Group("raw pixels", [raw.get(name) for name in names])] if raw else []
+    groups += [] if chance is None else [Group("chance", [chance] * len(names))]
+    return figure(
+        bars([_title(name) for name in names], groups, name="Nearest neighbours: see the table", unit="share")
+    )
 
 
 def _names(figures: list[dict[str, float]]) -> list[str]:
@@ -298,108 +277,6 @@ def _rank(evaluations: list[dict[str, Any]]) -> list[Markup]:
     text += f" of {dimensions:,.0f}" if dimensions else ""
     text += f" (at step {evaluations[0]['step']:,}: {ranks[0]:.1f})" if len(ranks) > 1 and ranks[0] is not None else ""
     return [paragraph(text + ". A value near 1 would mean collapse.")]
-
-
-def _time(records: Records) -> list[Markup]:
-    rowless = () if records.has_rows() else _STAGES_OF_ROWS
-    seconds: dict[str, float] = dict.fromkeys((stage for stage in _STAGES if stage not in rowless), 0.0)
-    wall_seconds = wait_steps = wait_seconds = 0.0
-    for line in records.metrics:
-        wall_seconds += amount(line.get("interval_seconds")) or 0.0
-        for stage, value in amounts(line.get("seconds")).items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
-        waits = amounts(line.get("prefetch_waits"))
-        wait_steps, wait_seconds = wait_steps + waits.get("steps", 0), wait_seconds + waits.get("seconds", 0.0)
-    measured_seconds = sum(seconds.values())
-    if not measured_seconds:
-        return [paragraph("No times were logged.")]
-    names = _STAGES if records.has_rows() else _STAGES | _WITHOUT_ROWS
-    rest = ("everything else (evaluations, checkpoints, logs)", max(0.0, wall_seconds - measured_seconds))
-    spent = [*((names.get(stage, stage), value) for stage, value in seconds.items()), rest]
-    steps, total_seconds = records.metrics[-1]["step"], max(wall_seconds, measured_seconds)
-    rows = [
-        [
-            name,
-            f"{100 * value / total_seconds:.1f} %",
-            f"{value:,.1f} s" if value < 60 else duration_text(value),
-            f"{1000 * value / max(1, steps):,.1f} ms",
-        ]
-        for name, value in spent
-    ]
-    stack = [Group(name, [value / total_seconds]) for name, value in spent]
-    waited = f"Steps that waited for the disk: {wait_steps:,.0f}, {duration_text(wait_seconds)} in all."
-    return [
-        figure(bars([""], stack, name="Shares of the time by stage: see the table", unit="share", is_stacked=True)),
-        table(["stage", "share", "in all", "a step"], rows, keys=[series_colour(index) for index in range(len(rows))]),
-        paragraph(waited if wait_steps else "No step waited for the disk."),
-        panels(
-            [
-                (
-                    "Time of a step by stage",
-                    _stages_over_steps(records, {stage: names.get(stage, stage) for stage in seconds}),
-                ),
-                ("Images per second", _over_steps(records, "images_per_second", "images per second", height=300)),
-            ]
-        ),
-    ]
-
-
-def _stages_over_steps(records: Records, names: dict[str, str]) -> Markup:
-    """Seconds a step of each stage; the seconds of a line are those of all steps since the line before."""
-    steps = [line["step"] for line in records.metrics]
-    taken = [after - before for before, after in pairwise([0, *steps])]
-    by_line = [amounts(line.get("seconds")) for line in records.metrics]
-    lines = []
-    for stage, name in names.items():
-        seconds = [one.get(stage) for one in by_line]
-        a_step = [None if value is None else value / max(1, count) for value, count in zip(seconds, taken, strict=True)]
-        lines.append(Line(name, steps, a_step))
-    return figure(curves(lines, name="Time of a step by stage, over steps", unit="seconds", height=300))
-
-
-def _memory(records: Records) -> list[Markup]:
-    planned, measured = records.planned_bytes(), records.measured_bytes()
-    tiers = [tier for tier in TIERS if tier in planned or tier in measured]
-    if not tiers:
-        return [paragraph("No memory was planned or measured.")]
-
-    def mebibytes(count_bytes: int | None) -> str:
-        return "unknown" if count_bytes is None else f"{count_bytes / 2**20:,.1f} MiB"
-
-    rows = []
-    for tier in tiers:
-        sizes = planned.get(tier), measured.get(tier)
-        ratio = f"{sizes[1] / sizes[0]:.2f}" if sizes[0] and sizes[1] is not None else ""
-        rows.append([tier, mebibytes(sizes[0]), mebibytes(sizes[1]), ratio])
-    if "process_peak" in measured:
-        rows.append(["whole process, libraries included", "", mebibytes(measured["process_peak"]), ""])
-    items = [[tier, item, mebibytes(size)] for tier, sizes in records.plan.items() for item, size in sizes.items()]
-    caption = "Measured is the largest count at any logged step."
-    if not planned:
-        caption = "The largest count at any logged step; the run left no plan to compare it with."
-    if (ranks := records.figure("ranks") or 1) > 1:
-        caption += f" Device and host: of the largest of {ranks:.0f} ranks; disk: of all."
-    both = [("planned", planned), ("measured", measured)]
-    groups = [Group(name, [sizes.get(tier) for tier in tiers]) for name, sizes in both if sizes]
-    return [
-        figure(bars(tiers, groups, name="Memory by tier, planned and measured: see the table", unit="bytes"), caption),
-        table(["tier", "planned", "measured", "measured / planned"], rows),
-        details("The plan by item", table(["tier", "item", "planned"], items)) if items else Markup(),
-        _memory_over_steps(records, [name for name in (*tiers, "process_peak") if name in measured]),
-    ]
-
-
-def _memory_over_steps(records: Records, names: list[str]) -> Markup:
-    if not names:
-        return Markup()
-    steps, by_line = (
-        [line["step"] for line in records.metrics],
-        [amounts(line.get("bytes")) for line in records.metrics],
-    )
-    titles = {"process_peak": "whole process, its peak so far"}
-    lines = [Line(titles.get(name, name), steps, [one.get(name) for one in by_line]) for name in names]
-    chart = curves(lines, name="Memory over steps", x_title="step", is_log_y=True, unit="bytes")
-    return figure(chart, "Memory at every logged step; one line of the grid is four times the one below, or more.")
 
 
 def _configuration(records: Records) -> list[Markup]:

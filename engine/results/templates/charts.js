@@ -3,15 +3,15 @@
   "use strict";
   const axis = {
     gridcolor: "var(--line)", linecolor: "var(--line)", zerolinecolor: "var(--line)", automargin: true,
-    separatethousands: true, exponentformat: "none", title: { standoff: 8 },
+    separatethousands: true, exponentformat: "none", title: { standoff: 8, font: { size: 13 } },
   };
   const look = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 13, color: "var(--muted)" },
-    margin: { l: 56, r: 12, t: 8, b: 32 }, hovermode: "x unified", uirevision: "page",
+    margin: { l: 56, r: 12, t: 8, b: 28 }, hovermode: "x unified", uirevision: "page",
     dragmode: matchMedia("(hover: none)").matches ? false : "zoom", // a finger scrolls the page
     hoverlabel: { bgcolor: "var(--surface)", bordercolor: "var(--line)", font: { color: "var(--ink)" }, align: "left" },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: "var(--ink)" }, bgcolor: "rgba(0,0,0,0)" },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", maxheight: 1, font: { color: "var(--ink)" }, bgcolor: "rgba(0,0,0,0)" },
     xaxis: { ...axis, showgrid: false, zeroline: false, hoverformat: ",.13~g" }, yaxis: axis,
   };
   // Among the buttons of the bar is one that would send the chart away.

@@ -4,8 +4,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ import numpy as np
 import pytest
 
 from engine.results import pictures
-from engine.results.charts import Level, curve_svg, memory_svg, smoothed, spread
-from engine.results.pictures import free_cells, label_colours, map_html, map_places
+from engine.results.page import page
+from engine.results.pictures import feature_map, free_cells, label_colours, map_places
 from engine.results.records import read_records
 from engine.results.report import EmbeddingSample, NeighbourRow, report_of
+from tests.engine.results.page_parser import Tags, assert_only_ours, charts_of
 
 MIB = 2**20
 K = 2048
@@ -104,7 +103,7 @@ def test_a_run_that_was_to_end_early_says_so_and_a_step_that_was_evaluated_twice
     twice = [{**evaluation_line(500), "figures": {"knn_top1": figure}} for figure in (0.25, 0.75)]
     write_run(tmp_path, [metrics_line(500)], twice, summary=SUMMARY, plan=PLAN, config={**CONFIG, "steps": 500})
     html = report_of(tmp_path, [], None)
-    assert "finished, as far as steps=500 asks" in html
+    assert "ended where steps=500 asks" in html and ">finished<" not in html
     assert "75.0 %" in html and "25.0 %" not in html
 
 
@@ -113,6 +112,13 @@ def test_while_the_rows_fill_up_the_report_draws_no_conclusion_from_the_loss(tmp
     write_run(tmp_path, [line], [], summary={**SUMMARY, "active": K, "loss": 1.6}, plan=PLAN, config=CONFIG)
     html = report_of(tmp_path, [], None)
     assert f"{K // 8:,} of {K:,} rows are active so far" in html and "below chance" not in html
+
+
+@pytest.mark.parametrize(("schedule", "said"), [(1720, "ended where steps=1000 asks, of 1,720"), (1000, "finished")])
+def test_a_run_is_finished_where_its_schedule_ends(tmp_path, schedule, said):
+    summary = {**SUMMARY, "steps_of_schedule": schedule}
+    write_run(tmp_path, [metrics_line(1000)], [], summary=summary, config={**CONFIG, "steps": 1000})
+    assert f'<span class="status good">{said}</span>' in report_of(tmp_path, [], None)
 
 
 @pytest.fixture
@@ -129,54 +135,64 @@ def html_of(output: Path, rows: list[NeighbourRow] | None = None, sample: Embedd
     return report_of(output, [] if rows is None else rows, sample)
 
 
-class Tags(HTMLParser):
-    """Checks that tags nest, and collects attributes."""
-
-    VOID = frozenset(["meta", "img"])
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+def map_of(sample: EmbeddingSample) -> str:
+    return page("map", feature_map(sample))
 
 
 def test_report_fetches_nothing(whole_run: Path) -> None:
     html = html_of(whole_run, neighbour_rows(), embedding_sample())
-    assert not [word for word in ("http:", "https:", "<script", "@import") if word in html]
-    for tag, name, value in Tags(html).attributes:
-        if name in ("src", "href", "xlink:href", "srcset", "data"):
-            assert value.startswith(("data:image/png;base64,", "#")), (tag, name, value[:60])
+    assert_only_ours(html)
+    assert not [word for word in ("http:", "https:", "@import") if word in html]
     assert not re.search(r"url\((?!#)", html)
 
 
 def test_report_is_well_formed_and_every_picture_has_words(whole_run: Path) -> None:
     tags = Tags(html_of(whole_run, neighbour_rows(), embedding_sample()))
     assert tags.open == []
-    words = {"img": "alt", "svg": "aria-label"}
-    described = {
-        kind: [value for tag, name, value in tags.attributes if (tag, name) == (kind, words[kind])] for kind in words
-    }
-    drawn = {
-        kind: sum(
-            (tag, name) in (("img", "src"), ("svg", "viewbox")) and tag == kind for tag, name, _ in tags.attributes
-        )
-        for kind in words
-    }
-    assert drawn == {"img": 10, "svg": 5}
-    assert {kind: sum(map(bool, values)) for kind, values in described.items()} == drawn
+    words = [value for tag, name, value in tags.attributes if (tag, name) == ("img", "alt")]
+    assert len(words) == sum((tag, name) == ("img", "src") for tag, name, _ in tags.attributes) == 10
+    assert all(words)
+    assert [*tags.charts] == [
+        *("Loss over steps", "Learning rate over steps", "kNN, top-1 over steps", "Serif & <Mono>, clean over steps"),
+        *("RankMe over steps", "Shares of the time by stage: see the table", "Time of a step by stage over steps"),
+        *("Images per second over steps", "Memory by tier, planned and measured: see the table", "Memory over steps"),
+    ]
+
+
+def test_curves_are_those_of_the_logs(whole_run: Path) -> None:
+    charts = charts_of(html_of(whole_run))
+    memory = {trace["name"]: trace for trace in charts["Memory over steps"]["data"]}
+    assert [*memory] == ["device", "host", "disk", "whole process, its peak so far"]
+    assert memory["disk"]["x"][:2] == [10, 20] and memory["disk"]["text"][:2] == ["10 KiB", "20 KiB"]
+    stages = charts["Time of a step by stage over steps"]["data"]
+    assert len(stages) == 7 and {text for stage in stages for text in stage["text"]} == {"25 ms"}
+    assert charts["kNN, top-1 over steps"]["data"][0]["y"] == [10, 30, 50]
+    assert charts["Images per second over steps"]["data"][0]["y"][0] == 1430
+
+
+def test_figures_of_any_evaluator_and_of_any_method_are_drawn_by_their_names(tmp_path: Path) -> None:
+    evaluations = [{**evaluation_line(step), "spread": step / 100, "linear_probe": {"top1": 0.5}} for step in (10, 20)]
+    metrics = [metrics_line(step, figures=["active", "temperature"], temperature=step / 7) for step in (10, 20)]
+    write_run(tmp_path, metrics, evaluations, summary=SUMMARY)
+    html = html_of(tmp_path)
+    charts = charts_of(html)
+    assert charts["spread over steps"]["data"][0]["y"] == [0.1, 0.2]
+    assert charts["linear probe: top1 over steps"]["data"][0]["y"] == [0.5, 0.5]
+    assert charts["temperature over steps"]["data"][0]["text"] == ["1.429", "2.857"]
+    assert "At step 20: spread: 0.2; linear probe: top1: 0.5." in html
+
+
+def test_of_one_evaluation_there_are_bars_beside_raw_pixels_and_chance_and_no_curve(tmp_path: Path) -> None:
+    write_run(tmp_path, [metrics_line(10)], [evaluation_line(10)], summary=SUMMARY)
+    html = html_of(tmp_path)
+    charts = charts_of(html)
+    assert [trace["name"] for trace in charts["Nearest neighbours: see the table"]["data"]] == [
+        "learned features",
+        "raw pixels",
+        "chance",
+    ]
+    assert not [name for name in charts if "kNN" in name]
+    assert "<tr><td>kNN, top-1</td><td>10.4 %</td><td>37.7 %</td>" in html
 
 
 def test_headline_stands_beside_what_it_has_to_beat(whole_run: Path) -> None:
@@ -232,10 +248,10 @@ def test_names_and_config_are_escaped(whole_run: Path) -> None:
     sample = embedding_sample(depth=3)
     sample.names[:] = [evil if name == "kind 0" else name for name in sample.names]
     html = html_of(whole_run, neighbour_rows(evil), sample)
+    assert_only_ours(html)
     assert not [word for word in ("<img src=x", "<Mono>", "<b>&") if word in html]
-    assert html.count("&lt;img src=x onerror=alert(1)&gt; &quot;quoted&quot; &amp; more") > 20
+    assert html.count("&lt;img src=x onerror=alert(1)&gt; &#34;quoted&#34; &amp; more") > 20
     assert "Serif &amp; &lt;Mono&gt;, clean" in html
-    assert not any(name == "onerror" for _, name, _ in Tags(html).attributes)
 
 
 def test_right_and_wrong_neighbours_are_counted_and_marked(whole_run: Path) -> None:
@@ -257,7 +273,7 @@ def test_run_without_labels_says_so(tmp_path: Path) -> None:
     unlabelled = {"step": 10, "figures": {}, "chance": None, "raw_pixels": {}, "protocol": "", "rankme": None}
     write_run(tmp_path, [metrics_line(10)], [unlabelled], summary=SUMMARY)
     assert "There are no labels" in html_of(tmp_path)
-    assert "There are no labels to colour by" in map_html(embedding_sample(labelled=False))
+    assert "There are no labels to colour by" in map_of(embedding_sample(labelled=False))
 
 
 def test_killed_run_has_a_report_from_its_only_line(tmp_path: Path) -> None:
@@ -326,10 +342,11 @@ def test_map_keeps_well_separated_groups_together() -> None:
 def test_map_shows_a_seeded_choice_of_a_large_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MAX_POINTS", 50)
     sample = replace(embedding_sample(60), images=None)
-    html = map_html(sample)
-    assert html.count("<circle") == 50
+    html = map_of(sample)
+    (chart,) = charts_of(html).values()
+    assert len(chart["data"][0]["x"]) == len(chart["data"][0]["text"]) == 50
     assert "50 images of 60" in html
-    assert map_html(sample) == html
+    assert map_of(sample) == html
 
 
 @pytest.mark.parametrize(
@@ -343,17 +360,19 @@ def test_map_shows_a_seeded_choice_of_a_large_sample(monkeypatch: pytest.MonkeyP
     ids=["same", "nan", "zero", "few"],
 )
 def test_features_that_cannot_be_mapped_are_one_sentence(features_MD: np.ndarray, said: str) -> None:
-    html = map_html(EmbeddingSample(features_MD, None, None, [""] * len(features_MD)))
+    html = map_of(EmbeddingSample(features_MD, None, None, [""] * len(features_MD)))
     assert said in html
-    assert not [word for word in ("<svg", "<img") if word in html]
+    assert "<img" not in html and not charts_of(html)
 
 
 def test_glyphs_are_drawn_and_colour_images_are_dots() -> None:
-    assert 'class="map"' in map_html(embedding_sample())
-    dots = map_html(embedding_sample(depth=3))
-    assert dots.count("<circle") == 60
-    assert dots.count('class="key"') == 3
-    assert "kind 2" in dots
+    assert 'class="map"' in map_of(embedding_sample())
+    html = map_of(embedding_sample(depth=3))
+    (chart,) = charts_of(html).values()
+    (trace,) = chart["data"]
+    assert len(trace["x"]) == len(trace["marker"]["color"]) == 60 and trace["text"][:2] == ["kind 0", "kind 1"]
+    assert html.count('class="key"') == len(set(trace["marker"]["color"])) == 3
+    assert "kind 2" in html
 
 
 def test_no_two_glyphs_share_a_cell_and_the_first_gets_its_own() -> None:
@@ -367,42 +386,7 @@ def test_few_labels_have_different_colours() -> None:
     assert len(set(label_colours(12))) == 12
 
 
-def test_names_of_levels_never_touch() -> None:
-    wanted = [0.0, 1.0, 1.5, 40.0, 41.0, 90.0]
-    places = spread(wanted, 17.0)
-    assert all(after - before >= 17.0 - 1e-9 for before, after in pairwise(places))
-    assert places[5] == 90.0
-    assert spread([41.0, 0.0], 17.0) == [41.0, 0.0]
-
-
-def test_running_mean_ignores_missing_values() -> None:
-    values = np.ones(100)
-    values[40:43] = np.nan
-    means = smoothed(values)
-    assert np.isnan(means).sum() == 3
-    np.testing.assert_allclose(means[np.isfinite(means)], 1.0)
-
-
-def test_running_mean_of_a_line_is_the_line_inside() -> None:
-    values = np.arange(200.0)
-    np.testing.assert_allclose(smoothed(values)[4:-4], values[4:-4])
-
-
-def test_chart_is_text_in_the_pages_colours() -> None:
-    svg = curve_svg([1, 2, 3], [0.1, None, 0.3], name='a "b" <c>', levels=[Level(0.2, "chance 20 %")], is_share=True)
-    assert svg.startswith('<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;"')
-    assert "chance 20 %</text>" in svg
-    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set()
-    assert "var(--accent)" in svg
-
-
-def test_bars_are_drawn_for_known_sizes_only() -> None:
-    both = memory_svg(["device", "disk"], {"device": 10 * MIB, "disk": 5 * MIB}, {"device": 12 * MIB})
-    assert [f"{size} MiB</text>" in both for size in (10, 5, 12)] == [True, True, True]
-    assert both.count("MiB</text>") == 3
-
-
-def test_report_of_demo_like_data_is_under_3_mib(whole_run: Path) -> None:
+def test_report_of_demo_like_data_is_under_3_mib_without_plotly_js(whole_run: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(9)]
     row = NeighbourRow(images[0], "query", [(image, "name", True, 0.5) for image in images[1:]])
