@@ -23,7 +23,7 @@ class Scale(Section):
     grid: Annotated[list[Grid], BeforeValidator(_as_list)] = Field(default=[])
     repeats: Few = 3  # blocks; each has every cell once, in an order of its own
     steps: Positive | None = None  # of each cell; null: the config's own steps
-    skip_steps: Steps = 10  # first steps of a cell that no figure counts
+    skip_steps: Steps = 10  # first steps of a cell that no figure counts; at most half of them
     cell_seconds: AboveZero = 1800.0  # a cell that takes longer is ended
     cell_gib: AboveZero | None = None  # a cell that takes more memory is ended; null: 80 % of what is free
     keep: bool = False  # keep the checkpoints of the cells

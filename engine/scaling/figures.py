@@ -1,8 +1,9 @@
 """What a cell cost: flat figures, name -> number, from the files that it left and from how its process ended.
 
 A step's seconds are the difference of `elapsed_seconds` of two lines of metrics.jsonl (waiting for images included, checkpoints and
-evaluations not), divided by the steps between them. The first steps are left out: they touch memory for the first time. The parts of a
-step are means, which add up to the mean of the step and not to its median.
+evaluations not), divided by the steps between them. The first steps are left out: they touch memory for the first time, and have few
+active rows; of a short cell its first half is left out. The parts of a step are means, which add up to the mean of the step and not to
+its median.
 """
 
 import json
@@ -49,8 +50,9 @@ def figures_of(directory: Path, ended: Ended, skip_steps: int) -> dict[str, floa
         found["first_step_seconds"] = ended.first_step_seconds
     if not lines:
         return found
-    pairs = pairs_of(lines, skip_steps)
-    found["steps"] = lines[-1]["step"]
+    steps = lines[-1]["step"]
+    pairs = pairs_of(lines, min(skip_steps, steps // 2))
+    found |= {"steps": steps, "skipped_steps": min(skip_steps, steps // 2)}
     found |= _step_figures(pairs) if pairs else {}
     for tier in ("device", "host", "process_peak"):
         found[f"{tier}_bytes"] = max(line["bytes"][tier] for line in lines)

@@ -44,7 +44,7 @@ class Growth:
     figure         its name
     points         number of cell -> value on the axis, ascending
     ratios         number of cell -> to the first cell of the line; cells that share no block with it are missing
-    slope          None where no block has two cells
+    slope          None where no block has two cells of the line
     """
 
     axis: str
@@ -93,14 +93,13 @@ def lines_of_cells(cells: Iterable[Cell]) -> list[tuple[str, dict[str, Any], lis
 
 
 def growth(cells: Sequence[Cell], records: Sequence[Record], figures: Sequence[str]) -> list[Growth]:
-    """Of each of these figures along every line of cells, as far as at least two cells of it have the figure."""
+    """Of each of these figures along every line of cells, where its first cell and another have the figure, above zero."""
     found = []
     for axis, others, line in lines_of_cells(cells):
         points = {cell.number: float(cell.values[axis]) for cell in line}
         for figure in figures:
             values = values_of(records, points, figure)
-            if sum(1 for number in points if any(number in block for block in values.values())) > 1:
-                ratios = _ratios(values, points)
+            if ratios := _ratios(values, points):
                 found.append(Growth(axis, others, figure, points, ratios, _slope(values, points)))
     return found
 

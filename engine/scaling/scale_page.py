@@ -32,6 +32,8 @@ _CHARTS: dict[str, tuple[str, Unit, bool]] = {
     "waits": ("Share of steps that waited for the disk", "share", False),
     "first_step_seconds": ("From the start to the first step", "seconds", False),
 }
+# Stages in the order of a step; others come behind them.
+_STAGES = ("data", "trunk_forward", "admit", "softmax", "trunk_backward", "update", "rows", "slide")
 _QUARTILES_OF_STEPS = {"step_seconds": ("step_seconds_q1", "step_seconds_q3")}
 
 
@@ -121,7 +123,9 @@ def _parts(cells: Sequence[Cell], records: Sequence[Record]) -> list[Markup]:
     timed = [cell for cell in cells if _values(records, cell, "step_seconds_mean")]
     if not timed:
         return [paragraph("No cell made enough steps.")]
-    stages = [*dict.fromkeys(name for one in records for name in one.figures if name.startswith(STAGE))]
+    there = [*dict.fromkeys(name for one in records for name in one.figures if name.startswith(STAGE))]
+    first = [STAGE + stage for stage in _STAGES if STAGE + stage in there]
+    stages = first + [name for name in there if name not in first]
     seconds = {name: [statistics.median(_values(records, cell, name) or [0.0]) for cell in timed] for name in stages}
     whole = [statistics.median(_values(records, cell, "step_seconds_mean")) for cell in timed]
     rest = [max(0.0, total - sum(seconds[name][place] for name in stages)) for place, total in enumerate(whole)]
@@ -210,9 +214,10 @@ def _plain(name: str, value: Any) -> str:
 
 
 def _estimate(value: Estimate) -> str:
-    if value.low is None or value.high is None:
-        return f"{value.middle:.4f}"
-    return f"{value.middle:.4f} ({value.low:.4f} to {value.high:.4f})"
+    middle, low, high = (
+        "" if end is None else f"{round(end, 4) + 0.0:.4f}" for end in (value.middle, value.low, value.high)
+    )
+    return f"{middle} ({low} to {high})" if low and high else middle
 
 
 def _words(values: Mapping[str, Any]) -> str:

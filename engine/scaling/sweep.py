@@ -31,7 +31,7 @@ _LARGE = ("backbone.safetensors", "report.html")
 class Wanted:
     """
     repeats, seed   blocks, and what draws their orders
-    skip_steps      first steps of a cell that no figure counts
+    skip_steps      first steps of a cell that no figure counts; at most half of them
     cell_seconds, cell_bytes   what a cell may take
     keep            leave the checkpoints of the cells
     """

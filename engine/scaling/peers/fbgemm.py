@@ -5,6 +5,8 @@ written. Left out, as in engine/scaling/peers/embedding.py: momentum and weight 
 that are not in a step stand still. Its table on SSD needs a GPU and is not this.
 """
 
+import warnings
+
 import torch
 
 from engine.scaling.peers.peer import Peer, PeerTask, drawn_rows, softmax_loss
@@ -13,12 +15,14 @@ from engine.scaling.peers.recent import Recent
 
 class FbgemmRows(Peer):
     def __init__(self, task: PeerTask) -> None:
-        from fbgemm_gpu.split_embedding_configs import EmbOptimType
-        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-            ComputeDevice,
-            SplitTableBatchedEmbeddingBagsCodegen,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of each optimizer that the CPU build lacks
+            from fbgemm_gpu.split_embedding_configs import EmbOptimType
+            from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+            from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+                ComputeDevice,
+                SplitTableBatchedEmbeddingBagsCodegen,
+            )
 
         self.table = SplitTableBatchedEmbeddingBagsCodegen(
             [(task.size, task.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)],

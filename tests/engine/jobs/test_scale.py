@@ -2,13 +2,22 @@
 
 import csv
 import json
+import os
+import signal
 import statistics
+import time
 from itertools import pairwise
 
 import pytest
 
 import launch
+from engine.scaling import results
+from engine.scaling.cells import cells_of
+from engine.scaling.records import Record
+from engine.scaling.scale_page import scale_page
+from engine.scaling.tree import marked
 from tests.engine.scaling.test_peers import GIVEN
+from tests.pooled_start import Running
 
 SWEEP = {
     **GIVEN,
@@ -50,6 +59,60 @@ def test_a_small_sweep_leaves_figures_of_every_cell(run, capsys):
     assert "going on: 3 cells have ended before" in capsys.readouterr().out
     assert run(cells, *words, "optimizer.lr=0.5", config=SWEEP) == 2
     assert "holds a sweep with optimizer.lr = 0.03, now it is 0.5" in capsys.readouterr().err
+
+
+def test_a_sweep_that_gets_sigterm_ends_its_cell_and_leaves_its_pages(tmp_path):
+    path, output = tmp_path / "config.json", tmp_path / "sweep"
+    path.write_text(json.dumps(SWEEP))
+    words = [f"output={output}", "epochs=100000", grid({"data.limit": [1000, 2000]})]
+    with Running(["--config", str(path), *words], tmp_path) as running:
+        while not list(output.glob("cells/*/metrics.jsonl")):
+            assert running.is_at_work, running.err
+            time.sleep(0.05)
+        os.kill(running.pids[0], signal.SIGTERM)
+        start = running.wait()
+    assert start.code == 0 and "stopped; the same command goes on" in start.out, start.err
+    assert marked(str(output)) == []
+    assert json.loads((output / "scale.json").read_text())["cells"][0]["runs"] == []
+    assert "not run yet" in (output / "scale.html").read_text()
+
+
+def test_a_dead_cell_is_on_the_page_with_why():
+    cells = cells_of([{"data.limit": [10, 100]}])
+    records = [
+        Record(
+            0,
+            {"data.limit": 10},
+            0,
+            0,
+            "ended",
+            "exit code 0",
+            "",
+            {"step_seconds": 1.0, "step_seconds_mean": 1.0, "seconds": 2.0}
+            | {"step_seconds_q1": 0.9, "step_seconds_q3": 1.1},
+        ),
+        Record(
+            1,
+            {"data.limit": 100},
+            0,
+            1,
+            "killed for memory",
+            "its processes took more than 1.00 GiB",
+            "Bad <things>",
+            {"seconds": 3.0},
+        ),
+    ]
+    about = {
+        "hardware": {"processor": "p", "cores": 2, "memory_bytes": 2**34, "devices": []},
+        "versions": {"torch": "2"},
+        "limits": {"cell_seconds": 5.0, "cell_bytes": 2**30, "memory_limit": "watched"},
+        "config": {"output": "runs/x"},
+    }
+    whole, grown, bars = results.results(cells, records, about)
+    page = scale_page(whole, cells, records, grown, bars)
+    assert "its processes took more than 1.00 GiB" in page and "killed for memory" in page
+    assert "Bad &lt;things&gt;" in page and "<things>" not in page
+    assert bars == [] and grown == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Peers beside slow twins: exact where they say so."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.scale import Scale
+from engine.jobs.peer import PEERS
 from engine.scaling.peers.embedding import SparseAdamRows, SparseRows
 from engine.scaling.peers.partial_fc import PartialFC
 from engine.scaling.peers.peer import Peer, PeerTask, keyed_rows
@@ -123,8 +127,8 @@ def test_an_embedding_trains_the_recent_rows_as_dense_gradients_would(kind):
     torch.testing.assert_close(peer.rows.weight.detach().double(), rows_ND.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(find_spec("fbgemm_gpu") is None, reason="fbgemm-gpu-cpu is not installed")
 def test_fbgemms_table_trains_as_the_embedding_with_sgd_does():
-    pytest.importorskip("fbgemm_gpu", reason="fbgemm-gpu-cpu is not installed")
     from engine.scaling.peers.fbgemm import FbgemmRows
 
     task = replace(TASK, active=20)
@@ -137,6 +141,10 @@ def test_every_peer_learns_the_batches_that_it_sees_again_and_again(kind):
     seen = batches(TASK, 5)
     passes = [[peer.step(ids_B, z_BD, 0.1) for ids_B, z_BD in seen] for _ in range(60)]
     assert sum(passes[-1]) < 0.8 * sum(passes[1])
+
+
+def test_the_schema_names_the_peers_that_there_are():
+    assert set(get_args(get_args(Scale.model_fields["peer"].annotation)[0])) == set(PEERS)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import pytest
 
 from engine.results.output import SCALE, Output
 from engine.scaling import results
-from engine.scaling.cell_process import Task, run_cell
+from engine.scaling.cell_process import Ended, Task, run_cell
 from engine.scaling.cells import Cell
-from engine.scaling.figures import lines_of
+from engine.scaling.figures import figures_of, lines_of
 from engine.scaling.memory_limit import ControlGroup, Watcher, group_parent
 from engine.scaling.sweep import Sweep, Wanted
 from engine.scaling.tree import MARK, marked
 from tests.conftest import REPOSITORY
+from tests.engine.scaling.fake_cell import line
 
 FAKE = Path(__file__).with_name("fake_cell.py")
 MIB = 2**20
@@ -73,6 +74,15 @@ def test_figures_of_the_table_are_those_of_the_lines_of_the_cells(tmp_path):
             0.5 / 4
         )
         assert float(found["images_per_second"]) == pytest.approx(64 / steps[0])
+
+
+def test_of_a_short_cell_the_first_half_is_left_out(tmp_path):
+    ended = Ended("ended", "", 1.0, 0.5, 1, 1, "")
+    lines = [{**line(step, 1.0), "elapsed_seconds": float(step**2)} for step in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    # Step t takes 2 t - 1 seconds; the first line has no line before it.
+    for skip, middle in ((0, 9.0), (2, 10.0), (4, 12.0), (6, 12.0), (100, 12.0)):
+        assert figures_of(tmp_path, ended, skip)["step_seconds"] == middle
 
 
 def test_a_cell_that_takes_too_much_memory_is_recorded_as_such_and_the_sweep_goes_on(tmp_path):
