@@ -94,7 +94,7 @@ def answers(config: schema.Config, schedule: Schedule, facts: Facts, limits: Lim
     """Lines for people. Raises ValueError where nothing fits."""
     # More steps may be added later; and a run of few steps would visit fewer rows, the wider its window is.
     facts = replace(facts, all_visited=True)
-    question = Question(_planner(config, schedule, facts), _allowed(config, schedule), limits)
+    question = Question(planner(config, schedule, facts), allowed_sizes(config, schedule), limits)
     start = choice_of(config, schedule)
     plan = question.plan(start)
     above = over(plan, limits)
@@ -122,7 +122,7 @@ def choice_of(config: schema.Config, schedule: Schedule) -> Choice:
     return Choice(schedule.size, schedule.window, active, config.schedule.micro_batches)
 
 
-def _planner(config: schema.Config, schedule: Schedule, facts: Facts) -> Callable[[Choice], Plan]:
+def planner(config: schema.Config, schedule: Schedule, facts: Facts) -> Callable[[Choice], Plan]:
     """Choice -> Plan."""
 
     def plan(choice: Choice) -> Plan:
@@ -150,7 +150,7 @@ def _stride(schedule: Schedule, window: int) -> int:
     return window if schedule.stride == schedule.window else schedule.stride
 
 
-def _allowed(config: schema.Config, schedule: Schedule) -> Allowed:
+def allowed_sizes(config: schema.Config, schedule: Schedule) -> Allowed:
     """By the rules of datasets/size_rules.py, with stride, batch, block and lanes as configured."""
     whole = schedule.stride == schedule.window  # a window that moves on by its own length
 

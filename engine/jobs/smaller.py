@@ -5,9 +5,7 @@ from dataclasses import replace
 
 from configs import schema
 from datasets.schedule import Schedule
-from engine.jobs.plan import _allowed as allowed_sizes
-from engine.jobs.plan import _planner as planner
-from engine.jobs.plan import choice_of
+from engine.jobs.plan import allowed_sizes, choice_of, planner
 from engine.jobs.planned import Facts, planned
 from engine.planning.components import Plan
 from engine.profiling.changes import Change

@@ -30,7 +30,10 @@ def profile_of(output: Path, status: str) -> dict[str, Any]:
         "components": compared(facts["plan"]["components"], counted),
         "process": process_of(facts["plan"], samples, counted),
         "ranks": [rank_of(one, own) for one, own in zip(samples, counted, strict=True)],
-        "step": step_of(_lines(output / "metrics.jsonl")),
+        "step": step_of(
+            _lines(output / "metrics.jsonl"),
+            has_trunk=any(one["name"] == names.TRUNK_WEIGHTS for one in facts["plan"]["components"]),
+        ),
         "changes": facts["changes"],
     }
 
@@ -94,10 +97,10 @@ def rank_of(samples: Samples, counted: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def step_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def step_of(lines: Sequence[Mapping[str, Any]], has_trunk: bool) -> dict[str, Any]:
     """Seconds a step by stage, after the first third of the lines; and what the engine takes beside the trunk.
 
-    overhead   (step - trunk - waiting for images) / trunk; None where there is no trunk's time
+    overhead   (step - trunk - waiting for images) / trunk; None where there is no trunk
     """
     lines = lines[len(lines) // 3 :]
     if len(lines) < 2:
@@ -110,7 +113,7 @@ def step_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     whole = (lines[-1]["elapsed_seconds"] - lines[0]["elapsed_seconds"]) / steps
     trunk = sum(stages.get(stage, 0.0) for stage in _TRUNK_STAGES) + stages.get("trunk_update", 0.0)
     rest = whole - trunk - stages.get("data", 0.0)
-    return {"seconds": stages, "step_seconds": whole, "overhead": rest / trunk if trunk > 1e-4 else None}
+    return {"seconds": stages, "step_seconds": whole, "overhead": rest / trunk if has_trunk else None}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python -m engine.profiling.sampler DIRECTORY RANK PROCESS SECONDS
 
 A process of its own, small, so that the kernel takes the run first where memory ends. It samples until the run says that it has ended
-(a file ended-RANK), or until PROCESS is gone. Where the run has said nothing, the sampler of rank 0 writes profile.json and profile.html from what there is, and says
-what it was that grew. A line of samples-RANK.jsonl is
+(a file ended-RANK), or until PROCESS is gone. Where the run has said nothing, the sampler of rank 0 writes profile.json and profile.html
+from what there is, and says what it was that grew. A line of samples-RANK.jsonl is
 
     [seconds since the start, step, stage, resident bytes of the run's process, of its workers together, proportional bytes of both together
      (null where they were not looked at), bytes in the memory control group (null: there is none), device bytes allocated, reserved]

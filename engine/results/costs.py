@@ -17,12 +17,15 @@ _STAGES = {
     "admit": "admit and catch up rows",
     "softmax": "softmax over the active rows",
     "trunk_backward": "backbone backward",
-    "update": "update rows and backbone",
+    "update": "update rows",
     "slide": "slide the window",
 }
+# What earlier versions did not time, and runs without a network do not do.
+_OTHERS = {"trunk_update": "update backbone", "checkpoint": "begin checkpoints", "evaluation": "evaluate"}
+_BETWEEN_STEPS = ("checkpoint", "evaluation")
 _STAGES_OF_ROWS = ("admit", "slide")
 _SHARES = "Shares of the time by stage: see the table"
-_WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update the backbone and what the method keeps"}
+_WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update what the method keeps"}
 
 
 def over_steps(records: Records, field: str, title: str, *, height: int = 200) -> tuple[str, Markup]:
@@ -52,8 +55,8 @@ def time_parts(records: Records) -> list[Markup]:
     measured_seconds = sum(seconds.values())
     if not measured_seconds:
         return [paragraph("No times were logged.")]
-    names = _STAGES if records.has_rows() else _STAGES | _WITHOUT_ROWS
-    rest = ("everything else (evaluations, checkpoints, logs)", max(0.0, wall_seconds - measured_seconds))
+    names = _STAGES | _OTHERS | ({} if records.has_rows() else _WITHOUT_ROWS)
+    rest = ("everything else", max(0.0, wall_seconds - measured_seconds))
     named = {stage: names.get(stage, stage) for stage in seconds}
     spent = [*((named[stage], value) for stage, value in seconds.items()), rest]
     steps, total_seconds = records.metrics[-1]["step"], max(wall_seconds, measured_seconds)
@@ -91,6 +94,7 @@ def _stages_over_steps(records: Records, names: dict[str, str]) -> tuple[str, Ma
     values = {
         name: [seconds[stage] / count if stage in seconds else None for seconds, count in lines]
         for stage, name in names.items()
+        if stage not in _BETWEEN_STEPS
     }
     title = "Time of a step by stage"
     return title, figure(
