@@ -214,4 +214,4 @@ def test_export_and_knn_without_a_run(run, capsys):
     for verb in ("inspect", "export", "repair", "scrub", "verify"):
         refused(run, capsys, "job=store", f"store.verb={verb}", expect="checkpoint")
     assert run("job=export", flags=("--dry-run",)) == 2
-    assert "--dry-run is for job=pretrain and job=scale, not for job=export" in capsys.readouterr().err
+    assert "--dry-run is for job=pretrain, profile and scale, not for job=export" in capsys.readouterr().err

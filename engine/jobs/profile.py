@@ -51,10 +51,12 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     with joined(device, wanted.timeout_seconds, wanted.patience_seconds, explain, print_error) as (ranks, cleanup):
         profiled = ProfiledStart(config, ranks, cleanup)
         try:
-            code = profiled.train_or_plan(is_dry=False, fresh=True)
+            code = profiled.train_or_plan(options.dry_run, fresh=True)
         except BaseException as error:
             profiled.end_profile(ended_by(error))
             raise
+        if options.dry_run:
+            return code
         profiled.end_profile("finished" if code == 0 else "stopped")
         ranks.wait()  # every rank's samples are there
         if ranks.is_first:
