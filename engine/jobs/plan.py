@@ -19,7 +19,7 @@ from datasets.schedule import Schedule
 from datasets.size_rules import Sizes
 from datasets.source import Source
 from engine.jobs import sizes
-from engine.jobs.chosen_sizes import choice_in_words
+from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import open_data, open_probe
 from engine.jobs.imports import import_early, import_late
 from engine.jobs.planned import Facts, disk_traffic, end_of, facts_of, planned
@@ -60,8 +60,8 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
 def check_ranks(config: schema.Config) -> None:
     """ValueError where the ranks that are planned for cannot run the config."""
     asked = config.plan
-    lanes = config.schedule.lanes
-    if lanes and lanes % asked.ranks:
+    lanes = lanes_of(config)
+    if lanes % asked.ranks:
         raise ValueError(
             f"plan.ranks is {asked.ranks}, which does not divide schedule.lanes ({lanes}); set one of them"
         )

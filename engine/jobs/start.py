@@ -251,7 +251,6 @@ class Start:
         return [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
 
     def make_run(self) -> "Run":
-        from engine.planning.measured import held_bytes
         from engine.training.images import Images
         from engine.training.run import Run
         from engine.training.step import Dealing
@@ -269,7 +268,6 @@ class Start:
             self.stop,
             self.evaluators(),
             self._about(),
-            held_bytes,
         )
 
     def _reading(self) -> Reading:
@@ -287,6 +285,7 @@ class Start:
         return reading
 
     def _about(self) -> "About":
+        from engine.planning.measured import held_bytes
         from engine.training.summary import About
 
         config = self.config
@@ -302,5 +301,6 @@ class Start:
                 "kernels": self.kernels,
             },
             planned=self.planned.tiers(),
+            held=held_bytes,
             tensorboard=config.evaluate.tensorboard,
         )

@@ -54,10 +54,11 @@ def measured_components(run: Run) -> list[Held]:
 
 
 def held_bytes(run: Run) -> dict[str, int]:
-    """By tier."""
+    """By tier, of what is there always: not the blocks that wait to be written at this moment."""
     tiers = {DEVICE: 0, HOST: 0, DISK: 0}
     for one in measured_components(run):
-        tiers[one.tier] += one.bytes
+        if one.name != names.WAITING:
+            tiers[one.tier] += one.bytes
     return tiers
 
 

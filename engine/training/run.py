@@ -10,7 +10,6 @@ totals; all other state is in the trunk and the method.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -52,7 +51,6 @@ class Run:
     """
     checkpoints  restored: the run goes on after the newest of them
     about        what else the results say, and what each checkpoint is to keep
-    held         what a run holds between two steps, bytes by tier
     step         done so far
     """
 
@@ -66,7 +64,6 @@ class Run:
     stop: StopSignal
     evaluators: list[Evaluator]
     about: About
-    held: "Callable[[Run], dict[str, int]]"
     step: int = 0
     stages: Stages = field(default_factory=Stages)
     totals: Totals = field(default_factory=Totals)
@@ -115,7 +112,7 @@ class Run:
         where an image that cannot be read ends the run; then there is a checkpoint of the steps before.
         """
         course, first_step = self.course, self.step
-        images, held = self.totals.images, partial(self.held, self)
+        images, held = self.totals.images, partial(self.about.held, self)
         interval = Interval(self.ranks, self.method, self.checkpoints, self.stages, images, held)
         self._images_at_checkpoint = self.totals.images
         while self.step < course.end:

@@ -1,7 +1,7 @@
 """What is left of a run: the facts that its summary and its checkpoints take from elsewhere, and one hash over all that it trained."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ class About:
     backbone                 its name, for the file of its weights
     state                    what each checkpoint is to keep for the next start: the config, and what the images were
     planned                  bytes by tier and item
+    held                     of a run: bytes by tier that it holds between two steps
     tensorboard              whether TensorBoard hears of the run
     """
 
@@ -28,6 +29,7 @@ class About:
     backbone: str
     state: dict[str, Any]
     planned: dict[str, dict[str, int]]
+    held: Callable[[Any], dict[str, int]]
     tensorboard: bool
 
 

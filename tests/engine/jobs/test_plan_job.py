@@ -41,7 +41,7 @@ def test_rows_and_disk_of_a_run_are_as_planned(run) -> None:
     assert disk < planned < 1.6 * disk  # planned for the moment before the last checkpoint replaces the oldest
     lines = [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
     assert max(line["bytes"]["device"] for line in lines) == sum(plan["device"].values())
-    assert 0.9 < max(line["bytes"]["host"] for line in lines) / sum(plan["host"].values()) < 1.1
+    assert 0.75 < max(line["bytes"]["host"] for line in lines) / sum(plan["host"].values()) < 1.1
 
 
 def test_the_sizes_that_fit_are_told_with_the_keys_that_give_them(run, capsys) -> None:
