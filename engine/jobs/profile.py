@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from engine.scaling.machine import hardware, versions
 
 if TYPE_CHECKING:
     from engine.training.run import Run
+    from engine.training.summary import About
 
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -102,18 +104,22 @@ class ProfiledStart(Start):
         super().open_checkpoints(checkpoints, sweep)
 
     def make_run(self) -> "Run":
-        run, stages = super().make_run(), self._stages
-        assert stages
-        held = run.held
-
-        def counting(run: "Run") -> dict[str, int]:
-            self._count(run, stages)
-            return held(run)
-
-        run.stages, run.held = stages, counting
+        run = super().make_run()
+        assert self._stages
+        run.stages = self._stages
         if self.ranks.device.type == "cuda":
             torch.cuda.memory._record_memory_history(max_entries=100_000)
         return run
+
+    def _about(self) -> "About":
+        """What is held is counted at every logged step."""
+        about = super()._about()
+
+        def counting(run: "Run") -> dict[str, int]:
+            self._count(run)
+            return about.held(run)
+
+        return replace(about, held=counting)
 
     def end_profile(self, how: str) -> None:
         """Tell the sampler that the run is over: "finished", "stopped", "failed", or the tier whose memory has ended."""
@@ -121,7 +127,7 @@ class ProfiledStart(Start):
             return
         if self.ranks.device.type == "cuda":
             torch.cuda.memory._dump_snapshot(str(self._path("memory-{}.pickle")))
-        self._write_counts(self._stages)
+        self._write_counts()
         self._path("ended-{}").write_text(how)
         self._sampler.wait(timeout=60)
         if how in (DEVICE, HOST):
@@ -175,15 +181,17 @@ class ProfiledStart(Start):
             "changes": [vars(change) for change in smaller(self.config, self.schedule, self.facts)],
         }
 
-    def _count(self, run: "Run", stages: WatchedStages) -> None:
+    def _count(self, run: "Run") -> None:
         """The most that objects held at any logged step."""
         from engine.planning.measured import measured_components
 
         for one in measured_components(run):
             self._counted[one.name] = max(self._counted.get(one.name, 0), one.bytes)
-        self._write_counts(stages)
+        self._write_counts()
 
-    def _write_counts(self, stages: WatchedStages) -> None:
+    def _write_counts(self) -> None:
+        stages = self._stages
+        assert stages
         content = {
             "components": self._counted,
             "made_bytes": stages.made_bytes,
