@@ -45,20 +45,23 @@ def sample(directory: Path, rank: int, process: int, seconds: float) -> None:
     limit = host_limit()
     with open(directory / f"samples-{rank}.jsonl", "w", encoding="ascii") as file:
         file.write(json.dumps({"limit_bytes": limit.bytes, "limit": limit.words}) + "\n")
-        while _is_there(process) and not (directory / f"ended-{rank}").exists():
+        own = workers = 0
+        is_last = False
+        while not is_last:
             at = time.monotonic()
+            is_last = not _is_there(process) or (directory / f"ended-{rank}").exists()
             if at >= tree_at:
                 # This process is one of the run's, and is not counted.
                 tree, tree_at = [one for one in tree_of(process) if one != _own_number()], at + _TREE_SECONDS
             shared = None
-            if at >= shared_at:
+            if at >= shared_at and not is_last:
                 shared, shared_at = proportional_bytes(tree), at + _PSS_SECONDS
             moment = now.read()
-            own, workers = resident_bytes([process]), resident_bytes(tree[1:])
+            if found := resident_bytes([process]):  # else it is gone, and the last line has where it was
+                own, workers = found, resident_bytes(tree[1:])
             line = [round(at - start, 3), moment.step, moment.stage, own, workers, shared, group_bytes()]
-            if own:
-                file.write(json.dumps([*line, moment.allocated, moment.reserved]) + "\n")
-                file.flush()
+            file.write(json.dumps([*line, moment.allocated, moment.reserved]) + "\n")
+            file.flush()
             time.sleep(seconds)
 
 
