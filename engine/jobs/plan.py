@@ -210,6 +210,8 @@ class _Joined(Sequence[Any]):
         return len(self.some) + 1
 
     def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
         number += len(self) if number < 0 else 0
         if number >= len(self):
             raise IndexError(number)

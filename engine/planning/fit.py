@@ -88,21 +88,22 @@ class Question:
         return found
 
     def _most_active(self, start: Choice) -> Choice:
-        """The largest K, with the smallest window that allows it."""
+        """All rows where they fit, else the largest K, with the smallest window that allows it."""
+        if None in self.allowed.active(start)[-1:] and self.fits(whole := replace(start, active=None)):
+            return whole
         windows = self.allowed.window(start)
 
-        def at(number: int) -> Choice | None:
-            return self.alone("active", replace(start, window=windows[number]))
+        def widest(number: int) -> Choice:
+            """With as many rows as a window allows that are not all."""
+            wide = replace(start, window=windows[number])
+            rows = [one for one in self.allowed.active(wide)[-2:] if one is not None]
+            return replace(wide, active=rows[-1]) if rows else wide
 
         # A wider window allows more rows and takes more itself, so the most rows are in the widest window in which all allowed rows fit,
         # or in the next one.
-        def all_fit(number: int) -> bool:
-            wide = replace(start, window=windows[number])
-            return self.fits(replace(wide, active=self.allowed.active(wide)[-1]))
-
-        full = last_that(len(windows), all_fit)
+        full = last_that(len(windows), lambda number: self.fits(widest(number)))
         tried = [0] if full is None else [full, min(full + 1, len(windows) - 1)]
-        found = [choice for number in tried if (choice := at(number))]
+        found = [one for number in tried if (one := self.alone("active", replace(start, window=windows[number])))]
         return max(found, key=lambda choice: choice.active or choice.size)
 
 

@@ -30,7 +30,7 @@ def sizes(choice: Choice) -> Sizes:
 
 
 ALLOWED = Allowed(
-    active=lambda choice: range(BATCH, choice.window + 1, LANES),
+    active=lambda choice: [*range(BATCH, min(choice.window, choice.size - 1) + 1, LANES), None],
     window=lambda choice: range(-(-(choice.active or 1) // STRIDE) * STRIDE, sizes(choice).half + 1, STRIDE),
     micro_batches=lambda choice: [8, 4, 2, 1],
     size=lambda choice: range(2 * choice.window - STRIPE + 1, MOST + 1),
@@ -55,6 +55,18 @@ def test_together_fits_keeps_every_rule_and_no_size_can_be_raised_alone(device: 
         place = values.index(getattr(found, name))
         if place + 1 < len(values):
             assert not question.fits(replace(found, **{name: values[place + 1]})), name
+
+
+@given(device=st.integers(100_000, 3_000_000), host=st.integers(100_000, 3_000_000))
+def test_together_has_the_most_active_rows_that_any_window_allows(device: int, host: int) -> None:
+    question = Question(plan, ALLOWED, Limits(device, host, 500 * 4000))
+    start = question.smallest(Choice(4000, 1024, 256, 2))
+    if not question.fits(start):
+        return
+    every = [question.alone("active", replace(start, window=window)) for window in ALLOWED.window(start)]
+    most = max(one.active or one.size for one in every if one)
+    found = question.together(Choice(4000, 1024, 256, 2))
+    assert (found.active or found.size) >= most
 
 
 @given(name=st.sampled_from(Allowed._fields), limit=st.integers(1_000, 100_000_000))
