@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,6 @@ ENDED, OVER_MEMORY, OVER_TIME, FAILED, STOPPED = "ended", "killed for memory", "
 _TIED = Path(__file__).with_name("tied.py")
 _FIRST_SECONDS, _THEN_SECONDS = 0.02, 0.1  # between two looks, before the first step and after it
 _LAST_LINES, _LAST_CHARACTERS = 8, 1200
-# Left to itself glibc raises the size from which on it gives memory back at once, by luck: peaks of two runs of one cell differ then.
-_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Task:
     """
     command   the words of the process          mark      of the environment, see engine/scaling/tree.py
     log       the file for what it prints       metrics   the file whose first line says that a step is done
-    seconds   that it may take
+    seconds   that it may take                  environment   variables beside those of the sweep
     """
 
     command: Sequence[str]
@@ -60,12 +58,13 @@ class Task:
     log: Path
     metrics: Path
     seconds: float
+    environment: Mapping[str, str]
 
 
 def run_cell(task: Task, limit: MemoryLimit, asked_to_stop: Callable[[], bool]) -> Ended:
     """Start it and wait for its end. Whatever happens here, no process of it is left."""
     line = [sys.executable, "-S", "-E", str(_TIED), str(os.getpid()), limit.cgroup, *task.command]
-    environment = {**os.environ, **_ENVIRONMENT, MARK: task.mark}
+    environment = {**os.environ, **task.environment, MARK: task.mark}
     with open(task.log, "wb") as log:
         start = time.monotonic()
         process = subprocess.Popen(

@@ -199,14 +199,18 @@ def test_a_cell_joins_its_control_group_before_it_runs(tmp_path):
     limit = Watcher(4000 * MIB)
     limit.cgroup = str(tmp_path)
     ended = run_cell(
-        Task(fake(tmp_path / "cell", 1, 1), "mark", tmp_path / "log", tmp_path / "none", 60.0), limit, never
+        Task(fake(tmp_path / "cell", 1, 1), "mark", tmp_path / "log", tmp_path / "none", 60.0, {"A": "set"}),
+        limit,
+        never,
     )
     assert ended.status == "ended" and (tmp_path / "cgroup.procs").read_text() == "0"
 
 
 def test_the_environment_of_a_cell_has_the_mark(tmp_path):
-    command = [sys.executable, "-S", "-c", f"import os; print(os.environ[{MARK!r}])"]
+    command = [sys.executable, "-S", "-c", f"import os; print(os.environ[{MARK!r}], os.environ['A'])"]
     ended = run_cell(
-        Task(command, "of this test", tmp_path / "log", tmp_path / "none", 60.0), Watcher(4000 * MIB), never
+        Task(command, "of this test", tmp_path / "log", tmp_path / "none", 60.0, {"A": "set"}),
+        Watcher(4000 * MIB),
+        never,
     )
-    assert ended.last_words == "of this test" and ended.first_step_seconds is None
+    assert ended.last_words == "of this test set" and ended.first_step_seconds is None
