@@ -33,7 +33,7 @@ from engine.ranks.environment import environment_number
 from engine.ranks.joined import joined
 from engine.ranks.machine import is_memory_error
 from engine.ranks.ranks import Ranks
-from engine.results.output import PROFILE, Output, profile_names
+from engine.results.output import PROFILE, Output, profile_names, summary_of
 from engine.scaling.machine import hardware, versions
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         profiled.end_profile("finished" if code == 0 else "stopped")
         ranks.wait()  # every rank's samples are there
         if ranks.is_first:
-            write_profile(Path(config.output), "finished" if code == 0 else "stopped, see the log")
+            write_profile(Path(config.output), str(summary_of(Path(config.output)).get("status", "stopped")))
             print(f"profile: {Path(config.output) / 'profile.html'}")
         return code
 

@@ -31,17 +31,19 @@ from engine.trunk.batch_norm import synchronised
 class StorageCount(TorchDispatchMode):
     """Counts the storages that operators make while it is on. Use it as a context manager, around real steps too.
 
+    has_data   False: tensors have a shape and no memory, and no number can be read from one
     live   bytes that are there now      events   (storage's number, its bytes, below 0 where it went), in order
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_data: bool = True) -> None:
         super().__init__()
+        self._has_data = has_data
         self.live = 0
         self.events: list[tuple[int, int]] = []
         self._numbers: dict[int, tuple[int, int]] = {}  # of a storage that is there: number, bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+        if func is torch.ops.aten._local_scalar_dense.default and not self._has_data:
             return 2  # the count of a batch normalisation, which only has to be more than one
         result = func(*args, **(kwargs or {}))
         made = [
@@ -133,7 +135,7 @@ class Activations:
 
     def _counted(self, key: tuple[int, ...], run: Callable[[StorageCount], Peaks]) -> Peaks:
         if key not in self._counts:
-            self._counts[key] = run(StorageCount())
+            self._counts[key] = run(StorageCount(has_data=False))
         return self._counts[key]
 
     def _train(self, count: StorageCount, places: int, channels: int, sides: Sequence[int]) -> Peaks:

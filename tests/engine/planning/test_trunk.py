@@ -1,6 +1,7 @@
 """The plan of a trunk beside all tensors that DeepSpeed really has, by stage, on one and two ranks."""
 
 import gc
+import time
 from functools import partial
 
 import pytest
@@ -48,8 +49,12 @@ def held(ranks: Ranks, stage: int) -> dict[str, int]:
         del z_XD
         trunk.update(0.1)
     counted = {what: shared_bytes(tensors) for what, tensors in trunk.held().items()}
-    new = [one for key, one in all_tensors().items() if key not in before]
-    counted["all"] = shared_bytes(new)
+    # A thread of gloo may hold what was sent for a moment longer.
+    looks = []
+    for _ in range(10):
+        looks.append(shared_bytes([one for key, one in all_tensors().items() if key not in before]))
+        time.sleep(0.05)
+    counted["all"] = min(looks)
     trunk.close()
     return {**counted, "numbers": numbers[0], "buffers": numbers[1]}
 
