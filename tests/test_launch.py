@@ -377,6 +377,7 @@ def test_a_backbone_that_draws_random_numbers_resumes_to_the_same_bits(run, inte
         "backbone.name=efficientnet_b0",
         "backbone.layers=null",
         "data.image_size=32",
+        "schedule.batch=16",
         "evaluate.limit=20",
         "steps=4",
     )

@@ -27,7 +27,7 @@ from tests.pooled_start import Running
 
 pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent
-STEPS = 72
+STEPS = 60
 # At TINY's rate a last bit in the trunk, such as one rank's and several ranks' batch normalisation differ in, grows to 2e-3 of the rows in
 # as many steps; with a slower trunk to 5e-4. The rows' own exactness has tests of its own (engine/test_elastic.py).
 SLOWER = {**TINY["optimizer"], "lr": 0.003, "rows_lr_scale": 100.0}
