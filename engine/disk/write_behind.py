@@ -103,6 +103,11 @@ class WriteBehind:
         return []
 
     @property
+    def blocks_stored(self) -> int:
+        """Those that are on the disk."""
+        return self.disk.blocks_stored
+
+    @property
     def blocks_written(self) -> int:
         return self.disk.blocks_written
 

@@ -76,6 +76,7 @@ class ZarrStore:
         self._replaced: list[tuple[int, Entry]] = []  # committed entries that the next commit replaces
         self._replaced_by: dict[int, list[tuple[int, Entry]]] = {}  # the same by commit
         self.bytes = 0  # of all block files
+        self.blocks_stored = 0  # of which there is a version
         self.blocks_written, self.write_seconds = 0, 0.0  # since the start; on the thread that writes
 
     # What the host tier asks
@@ -141,6 +142,7 @@ class ZarrStore:
             self._remove(block, before)
         elif before:
             self._replaced.append((block, before))
+        self.blocks_stored += before is None
         self.blocks_written += 1
         self.write_seconds += time.perf_counter() - start
 
@@ -253,6 +255,7 @@ class ZarrStore:
         )
         self.generations = generations.with_counts(*np.unique(generation, return_counts=True))
         self.bytes = self.generations.total_bytes(self.block)
+        self.blocks_stored = len(self._map)
         self._next_generation = self._first_uncommitted = self._own_number(next_generation)
         return Versions(block, generation)
 

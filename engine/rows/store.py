@@ -49,6 +49,10 @@ class Store(Protocol):
     """What the host tier asks of a store; positions and blocks are the schedule's."""
 
     @property
+    def blocks_stored(self) -> int:
+        """How many were written at least once, those of a checkpoint that was loaded too."""
+
+    @property
     def blocks_written(self) -> int:
         """Since the start, those of checkpoints too. A block that is written twice counts twice."""
 
@@ -97,6 +101,10 @@ class MemoryStore:
         self._unsaved: set[int] = set()
         self.bytes = 0
         self.blocks_written, self.write_seconds = 0, 0.0
+
+    @property
+    def blocks_stored(self) -> int:
+        return len(self._blocks)
 
     def holds(self, block: int) -> bool:
         return block in self._blocks

@@ -21,7 +21,7 @@ Line = Mapping[str, Any]  # of metrics.jsonl
 
 STAGE = "seconds_of_"  # what a stage's figure begins with
 _FIGURES_OF_ROWS = (
-    *("blocks_read", "block_read_seconds", "blocks_written", "block_write_seconds", "store_bytes"),
+    *("blocks_read", "block_read_seconds", "blocks_written", "block_write_seconds", "blocks_stored"),
     *("visited", "readmitted"),
 )
 

@@ -142,7 +142,7 @@ def _store(cells: Sequence[Cell], records: Sequence[Record]) -> list[Markup]:
     rows = [
         [
             cell.name,
-            _stored(records, cell),
+            *(f"{statistics.median(_values(records, cell, name)):,.0f}" for name in ("rows_on_disk", "dim")),
             *(text for word in ("read", "write") for text in _moved(records, cell, word)),
         ]
         for cell in cells
@@ -150,24 +150,19 @@ def _store(cells: Sequence[Cell], records: Sequence[Record]) -> list[Markup]:
     ]
     told = (
         "Time inside of the calls that read and write blocks, for each row of a block, and GiB a second in that time. Times are "
-        "added up over threads and ranks, so these are figures of one thread. E: rows on the disk at the last step; a row counts "
-        "in each version that a checkpoint keeps. Medians over the blocks of the sweep."
+        "added up over threads and ranks, so these are figures of one thread. E: rows on the disk at the last step. "
+        "Medians over the blocks of the sweep."
     )
     heads = [
         "cell",
-        "rows on the disk",
+        "E, rows on the disk",
+        "D",
         "read, microseconds a row",
         "read, GiB/s",
         "written, microseconds a row",
         "written, GiB/s",
     ]
     return [table(heads, rows), paragraph(told, is_muted=True)] if rows else []
-
-
-def _stored(records: Sequence[Record], cell: Cell) -> str:
-    dim = f"of D = {statistics.median(_values(records, cell, 'dim')):,.0f}"
-    rows = _values(records, cell, "rows_on_disk")
-    return f"E = {statistics.median(rows):,.0f} rows {dim}" if rows else f"rows {dim}; how many is not known: {_UNEVEN}"
 
 
 def _moved(records: Sequence[Record], cell: Cell, word: str) -> list[str]:

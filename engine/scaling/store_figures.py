@@ -3,12 +3,11 @@
     rows read or written      blocks x C
     microseconds a row        seconds inside of the reading or writing calls / rows
     GiB a second              rows x (8D + 8) bytes / the same seconds
-    rows on the disk (E)      bytes of the block files / bytes of a block in such a file, x C; a block that a kept checkpoint has in an
-                              older version counts in each of them
+    rows on the disk (E)      blocks x C, each block once, whichever versions of it checkpoints keep
 
 Seconds are added up over threads and ranks. So these are the figures of one thread, and two that read at once move twice the bytes.
 A block that still waits to be written is read from memory, and counts as read. Bytes of a row are known where all rows are
-float32 with their momentum: where they are rounded (`store.dtype`) or folded (`store.fold`), GiB a second and E are left out.
+float32 with their momentum: where they are rounded (`store.dtype`) or folded (`store.fold`), GiB a second is left out.
 """
 
 import json
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.planning.rows import row_bytes
-
-_CRC_BYTES = 3 * 4  # of a block on the disk
 
 
 def config_of(directory: Path) -> dict[str, Any]:
@@ -35,7 +32,7 @@ def store_figures(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     if "block_read_seconds" not in line or config.get("store", {}).get("kind") != "zarr":
         return {}
     block, dim = config["schedule"]["block"], config["method"]["dim"]
-    found: dict[str, float] = {"dim": dim}
+    found: dict[str, float] = {"dim": dim, "rows_on_disk": line["blocks_stored"] * block}
     are_whole = config["store"]["dtype"] == "float32" and not config["store"]["fold"]
     for word, blocks, seconds in (
         ("read", line["blocks_read"], line["block_read_seconds"]),
@@ -45,6 +42,4 @@ def store_figures(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
             found[f"{word}_row_microseconds"] = 1e6 * seconds / (blocks * block)
             if are_whole:
                 found[f"{word}_gib_per_second"] = blocks * block * row_bytes(dim) / seconds / 2**30
-    if are_whole:
-        found["rows_on_disk"] = line["store_bytes"] // (block * row_bytes(dim) + _CRC_BYTES) * block
     return found
