@@ -103,6 +103,19 @@ class WriteBehind:
         return []
 
     @property
+    def blocks_stored(self) -> int:
+        """Those that are on the disk."""
+        return self.disk.blocks_stored
+
+    @property
+    def blocks_written(self) -> int:
+        return self.disk.blocks_written
+
+    @property
+    def write_seconds(self) -> float:
+        return self.disk.write_seconds
+
+    @property
     def bytes(self) -> int:
         return self.disk.bytes
 

@@ -14,6 +14,7 @@ What the map costs: 24 bytes of host memory for each stored block (engine/disk/b
 """
 
 import os
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,8 @@ class ZarrStore:
         self._replaced: list[tuple[int, Entry]] = []  # committed entries that the next commit replaces
         self._replaced_by: dict[int, list[tuple[int, Entry]]] = {}  # the same by commit
         self.bytes = 0  # of all block files
+        self.blocks_stored = 0  # of which there is a version
+        self.blocks_written, self.write_seconds = 0, 0.0  # since the start; on the thread that writes
 
     # What the host tier asks
 
@@ -115,6 +118,7 @@ class ZarrStore:
         return copy
 
     def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
+        start = time.perf_counter()
         columns = self._exact_columns if exact else self._columns
         if rows.momentum is None:
             columns = tuple(column for column in columns if column.name != "momentum")
@@ -138,6 +142,9 @@ class ZarrStore:
             self._remove(block, before)
         elif before:
             self._replaced.append((block, before))
+        self.blocks_stored += before is None
+        self.blocks_written += 1
+        self.write_seconds += time.perf_counter() - start
 
     def blocks(self) -> list[int]:
         return self._map.blocks().tolist()
@@ -248,6 +255,7 @@ class ZarrStore:
         )
         self.generations = generations.with_counts(*np.unique(generation, return_counts=True))
         self.bytes = self.generations.total_bytes(self.block)
+        self.blocks_stored = len(self._map)
         self._next_generation = self._first_uncommitted = self._own_number(next_generation)
         return Versions(block, generation)
 

@@ -1,10 +1,11 @@
-"""Keeping other jobs out of an output directory until this one ends."""
+"""Keeping jobs out of each other's output directories: until this one ends, and out of a sweep's for good."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
 from engine.disk.lock import Lock
-from engine.results.output import places_to_lock
+from engine.results.output import RECORDS, places_to_lock, read_text
 
 
 def lock(output: Path, cleanup: ExitStack) -> None:
@@ -14,3 +15,17 @@ def lock(output: Path, cleanup: ExitStack) -> None:
         cleanup.callback(directory_lock.release)
         if directory_lock.left_by:
             print(f"the lock of {directory_lock.left_by}, which ended without giving it back, was taken over")
+
+
+def require_no_sweep(output: Path) -> None:
+    """ValueError where a sweep has this directory, whose config.json another job would replace.
+
+    Its config.json says so; where that is lost or cut short, its cells.jsonl does.
+    """
+    try:
+        config = json.loads(read_text(output / "config.json"))
+        is_sweep = isinstance(config, dict) and config.get("job") == "scale"
+    except (OSError, ValueError, RecursionError):
+        is_sweep = (output / RECORDS).is_file()
+    if is_sweep:
+        raise ValueError(f"{output} holds a sweep (job=scale); set output to a directory of its own")

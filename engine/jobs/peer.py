@@ -22,7 +22,7 @@ from datasets.given import GivenFeatures
 from datasets.schedule import Schedule
 from engine.jobs import parts, sizes
 from engine.jobs.data import open_data
-from engine.jobs.locked import lock
+from engine.jobs.locked import lock, require_no_sweep
 from engine.methods.stages import Stages
 from engine.results.listeners import MetricsFile
 from engine.results.output import LOCK, Output
@@ -44,6 +44,7 @@ _FILES = (LOCK, "config.json", "metrics.jsonl", "summary.json")
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Returns the exit code."""
     check_peer(config)
+    require_no_sweep(Path(config.output))
     own = Output(Path(config.output), _FILES)
     with ExitStack() as cleanup:
         own.make()

@@ -17,7 +17,7 @@ from engine.disk.manifest import SavedCheckpoint
 from engine.disk.recovery import recover_together
 from engine.disk.shapes import PART_OF_A_RUN
 from engine.jobs.data import images_directory
-from engine.jobs.locked import lock
+from engine.jobs.locked import lock, require_no_sweep
 from engine.ranks.agreement import require_one_disk
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
@@ -34,6 +34,7 @@ class RunDirectory:
     def __init__(self, config: schema.Config, ranks: Ranks, cleanup: ExitStack, will_write: bool) -> None:
         """Look, and lock what is there. Raises ValueError where the directory is somebody else's, or another job has it."""
         self.config, self.ranks, self.path = config, ranks, Path(config.output)
+        require_no_sweep(self.path)
         events = EVENTS if config.evaluate.tensorboard else ()
         self.own = Output(self.path, [*PRETRAIN, *events], images_directory(config))
         self.is_keeper = ranks.is_first or (config.ranks.own_disks and ranks.node_rank == 0)

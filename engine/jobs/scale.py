@@ -20,6 +20,8 @@ import torch
 from configs import schema
 from configs.earlier import completed, flat
 from datasets.shown import cut_text
+from engine.disk import manifest
+from engine.disk.files import checkpoint_files
 from engine.jobs.chosen_sizes import lanes_of
 from engine.jobs.data import open_data
 from engine.jobs.locked import lock
@@ -165,9 +167,11 @@ def _way_of_limit(cell_bytes: int) -> str:
 
 
 def _refuse_other_sweep(config: schema.Config, output: Path) -> None:
-    """ValueError where `output` has a sweep with another config, or another job's run."""
-    path = output / "config.json"
+    """ValueError where `output` has a sweep with another config, or another job's run; a run may have its checkpoints alone."""
+    path, files = output / "config.json", checkpoint_files(output)
     if not path.exists():
+        if files.root.is_dir() and manifest.numbers(files):
+            raise ValueError(f"{output} holds the checkpoints of a run; set output to a directory of its own")
         return
     try:
         saved: dict[str, Any] = json.loads(read_text(path))

@@ -122,11 +122,18 @@ class Pic(Method):
         return block_checks(RowReader(self.rows))
 
     def figures(self, at_end: bool = False) -> dict[str, Figure]:
-        rows = self.rows
+        rows, host, store = self.rows, self.rows.host, self.rows.host.store
         visits = {"visited": Figure(rows.visited), "readmitted": Figure(rows.readmitted)}
         if at_end:
-            return {"active": Figure(rows.size), "store_bytes": Figure(rows.host.store.bytes), **visits}
-        return {"blocks_read": Figure(rows.host.blocks_read), "active": Figure(int(sum(rows.used))), **visits}
+            return {"active": Figure(rows.size), "store_bytes": Figure(store.bytes), **visits}
+        work = {
+            "blocks_read": Figure(host.blocks_read),
+            "block_read_seconds": Figure(host.read_seconds),
+            "blocks_written": Figure(store.blocks_written),
+            "block_write_seconds": Figure(store.write_seconds),
+            "blocks_stored": Figure(store.blocks_stored),
+        }
+        return {**work, "active": Figure(int(sum(rows.used))), **visits}
 
     def take_waited_seconds(self) -> float:
         waited, self.rows.host.waited_seconds = self.rows.host.waited_seconds, 0.0

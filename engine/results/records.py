@@ -22,7 +22,10 @@ from typing import Any
 from datasets.shown import cut_text
 
 # What a row table counts; a page shows it in words of its own.
-FIGURES_OF_ROWS = ("active", "visited", "readmitted", "blocks_read", "store_bytes")
+FIGURES_OF_ROWS = (
+    *("active", "visited", "readmitted", "store_bytes"),
+    *("blocks_read", "block_read_seconds", "blocks_written", "block_write_seconds", "blocks_stored"),
+)
 _LARGEST = 1e100  # no figure of a run is larger, and charts cannot draw what is
 
 

@@ -14,7 +14,7 @@ how far is read ahead changes no bit. The pool is planned for all of them; it gr
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
@@ -41,6 +41,8 @@ class HostTier:
     pinned        page-locked memory, for a GPU
 
     waited_seconds   spent waiting for reads, so far; whoever reports it sets it back
+    blocks_read      that came from the store since the start, those of `load` too
+    read_seconds     in which they were read, added up over the threads
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class HostTier:
         self._free: list[int] = []
         self._window: set[int] = set()
         self._ahead: set[int] = set()
-        self._reads: dict[int, tuple[int, Future]] = {}
+        self._reads: dict[int, tuple[int, Future[float]]] = {}
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read-ahead") if readers else None
         self.waited_seconds = 0.0
-        self.blocks_read = 0
+        self.blocks_read, self.read_seconds = 0, 0.0
         self._grow(places)
 
     def slide(self, blocks: Iterable[int], step: int) -> None:
@@ -161,12 +163,10 @@ class HostTier:
         """Make a block resident: read ahead, or read now, or never visited."""
         if block in self._reads:
             place, read = self._reads.pop(block)
-            self._waiting(read.result, not read.done())
-            self.blocks_read += 1
+            self._take(read.result, not read.done())
         elif self.store.holds(block):
             place = self._take_place()
-            self._waiting(lambda: self.store.read_block(block, self._rows_at(place)), self._readers is not None)
-            self.blocks_read += 1
+            self._take(lambda: self._read(block, self._rows_at(place)), self._readers is not None)
         else:
             place = self._take_place()
             rows = self._rows_at(place)
@@ -180,12 +180,20 @@ class HostTier:
     def _begin_to_read(self, block: int) -> None:
         if self._readers is not None and self.store.holds(block):
             place = self._take_place()
-            self._reads[block] = place, self._readers.submit(self.store.read_block, block, self._rows_at(place))
+            self._reads[block] = place, self._readers.submit(self._read, block, self._rows_at(place))
 
-    def _waiting(self, read, counted: bool) -> None:  # type: ignore[no-untyped-def]
+    def _read(self, block: int, out: Block) -> float:
+        """Returns the seconds that it took; on whichever thread."""
         start = time.perf_counter()
-        read()
-        if counted:
+        self.store.read_block(block, out)
+        return time.perf_counter() - start
+
+    def _take(self, read: Callable[[], float], is_wait: bool) -> None:
+        """Count a block that `read` reads, or has read, in the seconds that it returns."""
+        start = time.perf_counter()
+        self.read_seconds += read()
+        self.blocks_read += 1
+        if is_wait:
             self.waited_seconds += time.perf_counter() - start
 
     def _release_idle(self, blocks: list[int], step: int) -> None:

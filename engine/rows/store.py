@@ -7,6 +7,7 @@ There are three stores with one contract (tests/engine/store_contract.py): `Memo
 (engine/disk/zarr_store.py), and the store on disk behind a thread that writes (engine/disk/write_behind.py).
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,6 +47,18 @@ class Block:
 
 class Store(Protocol):
     """What the host tier asks of a store; positions and blocks are the schedule's."""
+
+    @property
+    def blocks_stored(self) -> int:
+        """How many were written at least once, those of a checkpoint that was loaded too."""
+
+    @property
+    def blocks_written(self) -> int:
+        """Since the start, those of checkpoints too. A block that is written twice counts twice."""
+
+    @property
+    def write_seconds(self) -> float:
+        """In which they were written, on whichever thread."""
 
     def holds(self, block: int) -> bool:
         """Whether the block was ever written."""
@@ -87,6 +100,11 @@ class MemoryStore:
         self._blocks: dict[int, Block] = {}
         self._unsaved: set[int] = set()
         self.bytes = 0
+        self.blocks_written, self.write_seconds = 0, 0.0
+
+    @property
+    def blocks_stored(self) -> int:
+        return len(self._blocks)
 
     def holds(self, block: int) -> bool:
         return block in self._blocks
@@ -95,11 +113,15 @@ class MemoryStore:
         fill(out, self._blocks[block])
 
     def write_block(self, block: int, rows: Block, exact: bool = False) -> None:
-        self.write_for_checkpoint(block, rows.copy())
+        start = time.perf_counter()
+        copy = rows.copy()
+        self.write_seconds += time.perf_counter() - start
+        self.write_for_checkpoint(block, copy)
 
     def write_for_checkpoint(self, block: int, rows: Block) -> None:
         self.load(block, rows)
         self._unsaved.add(block)
+        self.blocks_written += 1
 
     def blocks(self) -> list[int]:
         return sorted(self._blocks)

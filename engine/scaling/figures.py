@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.scaling.cell_process import Ended
+from engine.scaling.store_figures import config_of, store_figures
 
 Line = Mapping[str, Any]  # of metrics.jsonl
 
 STAGE = "seconds_of_"  # what a stage's figure begins with
-_FIGURES_OF_THE_STORE = ("blocks_read", "visited", "readmitted")
+_FIGURES_OF_ROWS = (
+    *("blocks_read", "block_read_seconds", "blocks_written", "block_write_seconds", "blocks_stored"),
+    *("visited", "readmitted"),
+)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +61,8 @@ def figures_of(directory: Path, ended: Ended, skip_steps: int) -> dict[str, floa
     for tier in ("device", "host", "process_peak"):
         found[f"{tier}_bytes"] = max(line["bytes"][tier] for line in lines)
     found["disk_bytes"] = lines[-1]["bytes"]["disk"]
-    found |= {name: lines[-1][name] for name in _FIGURES_OF_THE_STORE if name in lines[-1]}
+    found |= {name: lines[-1][name] for name in _FIGURES_OF_ROWS if name in lines[-1]}
+    found |= store_figures(lines[-1], config_of(directory))
     losses = [line["loss"] for line in lines[-max(1, len(lines) // 20) :] if line["loss"] is not None]
     return found | ({"loss": statistics.fmean(losses)} if losses else {})
 

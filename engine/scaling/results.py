@@ -2,6 +2,8 @@
 
 scale.json:  hardware, versions, limits, config, cells (each with its runs), growth (engine/scaling/growth.py), bars
 
+Where a cell's rows lie on the disk, its figures have what a row took there (engine/scaling/store_figures.py).
+
 The bars are what the engine claims of N, for each line of its own cells along data.limit:
 
     bytes of device and host, and of the whole process at its peak    within 1 % of those at the smallest N

@@ -34,6 +34,7 @@ _CHARTS: dict[str, tuple[str, Unit, bool]] = {
 }
 # Stages in the order of a step; others come behind them.
 _STAGES = ("data", "trunk_forward", "admit", "softmax", "trunk_backward", "update", "rows", "slide")
+_UNEVEN = "rounded or folded rows have not all the same bytes"
 _QUARTILES_OF_STEPS = {"step_seconds": ("step_seconds_q1", "step_seconds_q3")}
 
 
@@ -65,6 +66,7 @@ def scale_page(
             *([section("Bars", _bars(kept, cells))] if kept else []),
             *(section(f"Along {axis}", _along(axis, cells, records)) for axis in _axes(cells)),
             section("Where the time of a step goes", _parts(cells, records)),
+            *([section("What the store took", took)] if (took := _store(cells, records)) else []),
             *([section("Growth", _growth(grown, cells))] if grown else []),
             section("Cells that died", _dead(dead)),
             section("All cells", [_all(cells, records)]),
@@ -133,6 +135,43 @@ def _parts(cells: Sequence[Cell], records: Sequence[Record]) -> list[Markup]:
     names = [cell.name for cell in timed]
     chart = bars(names, groups, name="Time of a step by stage, a bar a cell", unit="seconds", is_stacked=True)
     return [figure(chart, "Means over the steps that count, and medians of these over the blocks.")]
+
+
+def _store(cells: Sequence[Cell], records: Sequence[Record]) -> list[Markup]:
+    """A line for each cell with rows on the disk; nothing where there is none."""
+    rows = [
+        [
+            cell.name,
+            *(f"{statistics.median(_values(records, cell, name)):,.0f}" for name in ("rows_on_disk", "dim")),
+            *(text for word in ("read", "write") for text in _moved(records, cell, word)),
+        ]
+        for cell in cells
+        if _values(records, cell, "dim")
+    ]
+    told = (
+        "Time inside of the calls that read and write blocks, for each row of a block, and GiB a second in that time. Times are "
+        "added up over threads and ranks, so these are figures of one thread. E: rows on the disk at the last step. "
+        "Medians over the blocks of the sweep."
+    )
+    heads = [
+        "cell",
+        "E, rows on the disk",
+        "D",
+        "read, microseconds a row",
+        "read, GiB/s",
+        "written, microseconds a row",
+        "written, GiB/s",
+    ]
+    return [table(heads, rows), paragraph(told, is_muted=True)] if rows else []
+
+
+def _moved(records: Sequence[Record], cell: Cell, word: str) -> list[str]:
+    """[microseconds a row, GiB a second] of what was read or written, or why there is none."""
+    seconds, rates = (_values(records, cell, f"{word}_{unit}") for unit in ("row_microseconds", "gib_per_second"))
+    if not seconds:
+        return [f"no block was {'read' if word == 'read' else 'written'}", ""]
+    rate = f"{statistics.median(rates):.3g}" if rates else f"not known: {_UNEVEN}"
+    return [f"{statistics.median(seconds):.3g}", rate]
 
 
 def _bars(kept: Sequence[Bar], cells: Sequence[Cell]) -> list[Markup]:

@@ -3,6 +3,8 @@
 A subclass makes the store and says what the bytes under it are, so that a test can look beside the store.
 """
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -105,6 +107,16 @@ class StoreContract:
         assert sizes[1] - sizes[0] == sizes[2] - sizes[1] >= made_block(0).bytes
         assert store.host_bytes in (0, store.bytes)
 
+    def test_it_counts_what_it_writes_and_for_how_long(self, store):
+        assert (store.blocks_written, store.write_seconds) == (0, 0.0)
+        before = time.perf_counter()
+        for block in (0, 1, 0):
+            store.write_block(block, made_block(block))
+        store.write_for_checkpoint(2, made_block(2))
+        self.settle(store)
+        assert (store.blocks_written, store.blocks_stored) == (4, 3)
+        assert 0 < store.write_seconds < time.perf_counter() - before
+
     @staticmethod
     def settle(store):
         """Wait until nothing is on its way."""
@@ -156,6 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
     def the_same_blocks_are_held(self):
         if hasattr(self, "store"):
             assert self.store.blocks() == sorted(self.model)
+            assert self.store.blocks_stored == len(self.model)
 
     can_restart = True
 

@@ -56,7 +56,7 @@ class Peer(ABC):
 
 
 def keyed_rows(task: PeerTask) -> torch.Tensor:
-    """float32 [N, D]: the rows that the engine starts with. Takes about 4 seconds a million."""
+    """float32 [N, D]: the rows that the engine starts with. A million take about 6 seconds at D = 128 and 0.8 at D = 32."""
     rows_ND = torch.empty(task.size, task.dim)
     for first in range(0, task.size, _ROWS_AT_ONCE):
         ids = np.arange(first, min(first + _ROWS_AT_ONCE, task.size))

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 import launch
+from engine.results.output import SCALE, Output
 from engine.scaling import results
 from engine.scaling.cells import cells_of
 from engine.scaling.records import Record
@@ -47,12 +48,13 @@ def test_a_small_sweep_leaves_figures_of_every_cell(run, capsys):
         seconds = [after["elapsed_seconds"] - before["elapsed_seconds"] for before, after in pairwise(lines[1:])]
         assert float(row["step_seconds"]) == pytest.approx(statistics.median(seconds))
         assert 0 < float(row["first_step_seconds"]) <= float(row["seconds"])
+        assert (float(row["write_row_microseconds"] or 0) > 0) == (row["peer"] == "")  # a peer has no store
         assert int(row["tree_peak_bytes"]) > 50 * 2**20 and float(row["pss_bytes"]) > 0
     assert not list(run.output.glob("cells/*/checkpoints/[!l]*")), "the checkpoints of a cell go"
     assert whole["config"]["scale"]["steps"] == 12 and whole["versions"]["torch"] and whole["hardware"]["cores"]
     assert [bar["claim"] for bar in whole["bars"]] and {one["axis"] for one in whole["growth"]} == {"data.limit"}
     page = (run.output / "scale.html").read_text()
-    assert "peer=pic_dense" in page and "Along data.limit" in page
+    assert "peer=pic_dense" in page and "Along data.limit" in page and "What the store took" in page
     assert "all cells have ended" in capsys.readouterr().out
     # The same command has nothing to do, and another sweep may not take its place.
     assert run(cells, *words, config=SWEEP) == 0
@@ -148,6 +150,26 @@ def test_the_output_of_a_run_is_not_taken_for_that_of_a_sweep(run, capsys):
     assert run("steps=2", "job=pretrain", config=SWEEP) == 0
     assert run(grid({"seed": [1]}), config=SWEEP) == 2
     assert 'holds a sweep with job = "pretrain", now it is "scale"' in capsys.readouterr().err
+    (run.output / "config.json").unlink()  # a run goes on without it
+    assert run(grid({"seed": [1]}), config=SWEEP) == 2
+    assert "holds the checkpoints of a run; set output to" in capsys.readouterr().err
+    assert not (run.output / "config.json").exists()
+
+
+@pytest.mark.parametrize("lost", ["nothing", "config.json", "cells.jsonl"])
+@pytest.mark.parametrize("job", ["pretrain", "profile", "peer"])
+def test_the_output_of_a_sweep_is_not_taken_for_that_of_a_run(run, capsys, job, lost):
+    own = Output(run.output, SCALE)
+    own.make()
+    own.write_json("config.json", {"job": "scale"})
+    own.write_text("cells.jsonl", "{}\n")
+    (run.output / lost).unlink(missing_ok=True)
+    before = {path: path.read_bytes() for path in run.output.iterdir()}
+    for flags in ((), ("--dry-run",), ("--fresh",)):
+        flags = flags if job == "pretrain" else ()
+        assert run(f"job={job}", "scale.peer=pic_dense", config=SWEEP, flags=flags) == 2
+        assert f"{run.output} holds a sweep (job=scale); set output to" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.output.iterdir()} == before
 
 
 def test_a_dry_run_lists_the_cells(run, capsys):

@@ -1,5 +1,7 @@
 """Recency, slots and the host tier against a plain model of them; initial rows against published vectors."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from engine.rows.host_tier import HostTier
 from engine.rows.initial_rows import initial_rows, philox4x32
 from engine.rows.recency import VisitQueue
 from engine.rows.shrink import predicted_shrink, refuse_underflow
-from engine.rows.store import MemoryStore
+from engine.rows.store import Block, MemoryStore
 from tests.engine.harness import Case, GivenFeatures, engine_step, make_engine
 
 
@@ -80,6 +82,33 @@ def test_a_block_that_nobody_visited_is_not_stored():
     host.slide([0, 1], step=0)
     host.slide([2, 3], step=1)
     assert store.blocks() == []
+
+
+class _SlowStore(MemoryStore):
+    """Each read takes at least 20 ms."""
+
+    def read_block(self, block, out):
+        time.sleep(0.02)
+        super().read_block(block, out)
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_seconds_of_reading_are_added_up_over_threads_whether_or_not_a_step_waits(readers):
+    store = _SlowStore()
+    for block in range(4):
+        store.write_block(block, Block(np.ones((4, 2), np.float32), np.ones((4, 2), np.float32), np.zeros(4, np.int64)))
+    host = HostTier(store, block=4, size=40, dim=2, dtype=np.float32, places=6, readers=readers)
+    host.read_ahead([0, 1, 2])
+    for _, read in host._reads.values():
+        read.result()
+    waited = host.waited_seconds
+    host.slide([0, 1, 2, 9], step=0)  # nobody visited block 9: it is not read
+    assert host.waited_seconds == waited == 0.0
+    assert host.blocks_read == 3 and host.read_seconds >= 3 * 0.02
+    before = host.read_seconds
+    host.slide([3], step=1)
+    assert host.blocks_read == 4 and host.read_seconds >= before + 0.02
+    host.close()
 
 
 def test_philox_gives_the_published_vectors():
