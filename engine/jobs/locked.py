@@ -4,6 +4,8 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
+from engine.disk import manifest
+from engine.disk.files import checkpoint_files
 from engine.disk.lock import Lock
 from engine.results.output import RECORDS, places_to_lock, read_text
 
@@ -17,15 +19,26 @@ def lock(output: Path, cleanup: ExitStack) -> None:
             print(f"the lock of {directory_lock.left_by}, which ended without giving it back, was taken over")
 
 
+def job_of(output: Path) -> object:
+    """What config.json names as the job; None where it cannot be read, or names none."""
+    try:
+        config = json.loads(read_text(output / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return (config.get("job") or "") if isinstance(config, dict) else ""
+
+
+def has_checkpoints(output: Path) -> bool:
+    """Whether a run has left some there."""
+    files = checkpoint_files(output)
+    return files.root.is_dir() and bool(manifest.numbers(files))
+
+
 def require_no_sweep(output: Path) -> None:
     """ValueError where a sweep has this directory, whose config.json another job would replace.
 
     Its config.json says so; where that is lost or cut short, its cells.jsonl does.
     """
-    try:
-        config = json.loads(read_text(output / "config.json"))
-        is_sweep = isinstance(config, dict) and config.get("job") == "scale"
-    except (OSError, ValueError, RecursionError):
-        is_sweep = (output / RECORDS).is_file()
-    if is_sweep:
+    job = job_of(output)
+    if job == "scale" or (job is None and (output / RECORDS).is_file()):
         raise ValueError(f"{output} holds a sweep (job=scale); set output to a directory of its own")

@@ -7,7 +7,6 @@ the engine, so that job=scale reads both alike.
 import argparse
 import importlib.util
 import os
-import resource
 import time
 from contextlib import ExitStack
 from importlib import import_module
@@ -24,6 +23,7 @@ from engine.jobs import parts, sizes
 from engine.jobs.data import open_data
 from engine.jobs.locked import lock, require_no_sweep
 from engine.methods.stages import Stages
+from engine.ranks.process_table import peak_resident_bytes
 from engine.results.listeners import MetricsFile
 from engine.results.output import LOCK, Output
 from engine.results.progress import progress
@@ -110,7 +110,7 @@ class _Run:
     def __init__(self, config: schema.Config, own: Output, schedule: Schedule, peer: Peer) -> None:
         self.config, self.own, self.schedule, self.peer = config, own, schedule, peer
         self.total = sizes.total_steps(config, schedule)
-        self.end = min(config.steps or self.total, self.total)
+        self.end = sizes.end_of(config, schedule)
         self.stages, self.elapsed_seconds = Stages(), 0.0
 
     def train(self, augmentation: GivenFeatures, stop: StopSignal) -> int:
@@ -157,7 +157,7 @@ class _Run:
             "images_per_second": images / seconds,
             "seconds": self.stages.take(),
             "interval_seconds": seconds,
-            "bytes": {"device": self.peer.bytes(), "host": 0, "disk": 0, "process_peak": _peak_bytes()},
+            "bytes": {"device": self.peer.bytes(), "host": 0, "disk": 0, "process_peak": peak_resident_bytes()},
             "prefetch_waits": {"steps": 0, "seconds": 0.0},
             "ranks": 1,
             "figures": [],
@@ -178,11 +178,7 @@ class _Run:
                 "steps": steps,
                 "loss": float(np.mean(losses[-max(1, steps // 20) :])),
                 "step_seconds": self.elapsed_seconds / steps,
-                "peak_host_bytes": _peak_bytes(),
+                "peak_host_bytes": peak_resident_bytes(),
                 "peak_device_bytes": self.peer.bytes(),
             },
         )
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

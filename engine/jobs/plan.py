@@ -22,7 +22,7 @@ from engine.jobs import sizes
 from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import open_data, open_probe
 from engine.jobs.imports import import_early, import_late
-from engine.jobs.planned import Facts, disk_traffic, end_of, facts_of, planned
+from engine.jobs.planned import Facts, disk_traffic, facts_of, planned
 from engine.planning.components import Plan
 from engine.planning.fit import GIB, Allowed, Choice, Limits, Question, needed, over, refusal
 from engine.planning.resident import Libraries
@@ -45,12 +45,12 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     probe = open_probe(sized, source, augmentation)
     facts = run_facts(sized, source, probe, libraries.bytes)
     plan = planned(sized, schedule, facts)
-    print(f"{len(source):,} images of {source.name}; {end_of(sized, schedule):,} steps of {schedule.batch}")
+    print(f"{len(source):,} images of {source.name}; {sizes.end_of(sized, schedule):,} steps of {schedule.batch}")
     for note in [choice_in_words(config, sized), *source.notes]:
         if note:
             print(note)
     print(plan_text(plan))
-    print(traffic_text(disk_traffic(sized, schedule, facts), end_of(sized, schedule), asked.step_seconds))
+    print(traffic_text(disk_traffic(sized, schedule, facts), sizes.end_of(sized, schedule), asked.step_seconds))
     limits = limits_of(asked.fit)
     if limits != Limits(None, None, None):
         print("\n".join(answers(sized, schedule, facts, limits)))

@@ -152,14 +152,8 @@ def disk_traffic(config: schema.Config, schedule: Schedule, facts: Facts) -> Tra
         slides_a_step=schedule.batch / schedule.window if moves else 0.0,
         slide_blocks=schedule.stride / schedule.block,
         every_steps=config.checkpoint.every_steps,
-        reads=end_of(config, schedule) > schedule.steps_per_pass,
+        reads=sizes.end_of(config, schedule) > schedule.steps_per_pass,
     )
-
-
-def end_of(config: schema.Config, schedule: Schedule) -> int:
-    """Steps of the run."""
-    total = sizes.total_steps(config, schedule)
-    return min(config.steps or total, total)
 
 
 def row_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> tuple[ActiveSizes, TierSizes]:
@@ -192,7 +186,7 @@ def row_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> tuple[
 
 def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> CheckpointSizes:
     """Of all ranks together."""
-    trunk, steps = _trunk_sizes(config, facts), end_of(config, schedule)
+    trunk, steps = _trunk_sizes(config, facts), sizes.end_of(config, schedule)
     every_steps, keep = config.checkpoint.every_steps, config.checkpoint.keep
     pool = stored = changed = active = older = 0
     if config.method.has_rows:
@@ -225,17 +219,26 @@ def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) ->
     )
 
 
+def zero_stage(config: schema.Config) -> int:
+    """0 where it is none of ZeRO's, which DeepSpeed refuses."""
+    stage = _zero(config).get("stage", 0)
+    return stage if stage in (0, 1, 2, 3) else 0
+
+
+def _zero(config: schema.Config) -> dict[str, Any]:
+    block = config.deepspeed.get("zero_optimization")
+    return block if isinstance(block, dict) else {}
+
+
 def _trunk_sizes(config: schema.Config, facts: Facts) -> TrunkSizes | None:
     if not facts.network:
         return None
-    zero = config.deepspeed.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     return TrunkSizes(
         weights=facts.network[0],
         buffers=facts.network[1],
-        stage=stage if stage in (0, 1, 2, 3) else 0,  # DeepSpeed refuses others
+        stage=zero_stage(config),
         ranks=facts.ranks,
-        bucket=_whole(zero.get("reduce_bucket_size")) if isinstance(zero, dict) else None,
+        bucket=_whole(_zero(config).get("reduce_bucket_size")),
         momentum=config.optimizer.momentum > 0,
     )
 

@@ -7,31 +7,27 @@ outside (engine/profiling/sampler.py), so that there is a profile though the ker
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from configs import schema
-from engine.disk import manifest
-from engine.disk.files import checkpoint_files
 from engine.disk.manifest import SavedCheckpoint
-from engine.jobs.explained import explanation, print_error
+from engine.jobs.locked import has_checkpoints, job_of
+from engine.jobs.pretrain import joined_ranks
 from engine.jobs.smaller import smaller
 from engine.jobs.start import Start
-from engine.profiling.lost import DEVICE, HOST, tier_that_ended, write_profile
+from engine.profiling.lost import DEVICE, HOST, write_profile
 from engine.profiling.now import START, Now
 from engine.profiling.result import DIRECTORY
 from engine.profiling.watched_stages import WatchedStages
-from engine.ranks.environment import environment_number
-from engine.ranks.joined import joined
 from engine.ranks.machine import is_memory_error
+from engine.ranks.process_table import peak_resident_bytes
 from engine.ranks.ranks import Ranks
 from engine.results.output import PROFILE, Output, profile_names, summary_of
 from engine.scaling.machine import hardware, versions
@@ -46,11 +42,9 @@ _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Train profile.steps steps and write profile.json and profile.html; returns the exit code."""
     require_no_run(Path(config.output))
+    Output(Path(config.output), PROFILE)  # refuses what is somebody else's
     config = config.model_copy(update={"steps": config.profile.steps})
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", environment_number("LOCAL_RANK", 0)) if has_gpu else torch.device("cpu")
-    explain, wanted = partial(explanation, job=config.job), config.ranks
-    with joined(device, wanted.timeout_seconds, wanted.patience_seconds, explain, print_error) as (ranks, cleanup):
+    with joined_ranks(config) as (ranks, cleanup):
         profiled = ProfiledStart(config, ranks, cleanup)
         try:
             code = profiled.train_or_plan(options.dry_run, fresh=True)
@@ -69,14 +63,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
 
 def require_no_run(output: Path) -> None:
     """ValueError where the directory holds a training that job=profile would remove."""
-    config, files = output / "config.json", checkpoint_files(output)
-    if not files.root.is_dir() or not manifest.numbers(files):
-        return
-    try:
-        job = json.loads(config.read_text()).get("job")
-    except (OSError, ValueError, AttributeError):
-        job = None
-    if job != "profile":
+    if has_checkpoints(output) and job_of(output) != "profile":
         raise ValueError(
             f"{output} holds the checkpoints of a run, and a profile begins anew; set output to a directory of its own"
         )
@@ -131,9 +118,7 @@ class ProfiledStart(Start):
         self._path("ended-{}").write_text(how)
         self._sampler.wait(timeout=60)
         if how in (DEVICE, HOST):
-            advice = write_profile(
-                Path(self.config.output), f"{how} memory has ended", tier_that_ended(Path(self.config.output))
-            )
+            advice = write_profile(Path(self.config.output), f"{how} memory has ended", how)
             print(
                 "\n".join([*advice, f"profile: {Path(self.config.output) / 'profile.html'}"]),
                 file=sys.stderr,
@@ -141,13 +126,12 @@ class ProfiledStart(Start):
             )
 
     def _begin(self) -> None:
-        output, ranks = self.directory.own, self.ranks
-        names = Output(Path(self.config.output), PROFILE)
+        ranks = self.ranks
+        self._own = Output(Path(self.config.output))  # every rank's own, now that rank 0 has made the directory
         for name in profile_names(ranks.rank):
-            path = names.enter(f"{DIRECTORY}/{name}")
-            path.unlink(missing_ok=True)
+            self._own.enter(f"{DIRECTORY}/{name}").unlink(missing_ok=True)
         if ranks.is_first:
-            output.write_json(f"{DIRECTORY}/facts.json", self._facts())
+            self._own.write_json(f"{DIRECTORY}/facts.json", self._facts())
         ranks.wait()
         now = Now(self._path("now-{}"), is_new=True)
         now.write(START, 0)
@@ -197,11 +181,9 @@ class ProfiledStart(Start):
             "made_bytes": stages.made_bytes,
             "resident_bytes": stages.resident_bytes,
             "device_bytes": stages.device_bytes,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_bytes": peak_resident_bytes(),
         }
-        part = self._path("components-{}.json.part")
-        part.write_text(json.dumps(content))
-        part.replace(self._path("components-{}.json"))
+        self._own.write_json(f"{DIRECTORY}/components-{self.ranks.rank}.json", content)
 
     def _path(self, name: str) -> Path:
         """In the profile's directory, {}: the rank."""

@@ -20,11 +20,9 @@ import torch
 from configs import schema
 from configs.earlier import completed, flat
 from datasets.shown import cut_text
-from engine.disk import manifest
-from engine.disk.files import checkpoint_files
 from engine.jobs.chosen_sizes import lanes_of
 from engine.jobs.data import open_data
-from engine.jobs.locked import lock
+from engine.jobs.locked import has_checkpoints, lock
 from engine.jobs.peer import check_peer
 from engine.jobs.sizes import check_shrink, total_steps
 from engine.results.output import LOCK, SCALE, Output, read_text
@@ -168,9 +166,9 @@ def _way_of_limit(cell_bytes: int) -> str:
 
 def _refuse_other_sweep(config: schema.Config, output: Path) -> None:
     """ValueError where `output` has a sweep with another config, or another job's run; a run may have its checkpoints alone."""
-    path, files = output / "config.json", checkpoint_files(output)
+    path = output / "config.json"
     if not path.exists():
-        if files.root.is_dir() and manifest.numbers(files):
+        if has_checkpoints(output):
             raise ValueError(f"{output} holds the checkpoints of a run; set output to a directory of its own")
         return
     try:

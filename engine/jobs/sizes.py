@@ -31,6 +31,12 @@ def total_steps(config: schema.Config, schedule: Schedule) -> int:
     return max(1, round(config.epochs * schedule.padded_size / schedule.batch))
 
 
+def end_of(config: schema.Config, schedule: Schedule) -> int:
+    """Steps of the run: all, or as far as `steps` asks."""
+    total = total_steps(config, schedule)
+    return min(config.steps or total, total)
+
+
 def host_places(config: schema.Config, schedule: Schedule, ranks: int) -> int:
     """Blocks that the host tier of each rank is planned for."""
     optimizer = config.optimizer

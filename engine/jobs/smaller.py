@@ -6,7 +6,7 @@ from dataclasses import replace
 from configs import schema
 from datasets.schedule import Schedule
 from engine.jobs.plan import allowed_sizes, choice_of, planner
-from engine.jobs.planned import Facts, planned
+from engine.jobs.planned import Facts, planned, zero_stage
 from engine.planning.components import Plan
 from engine.profiling.changes import Change
 
@@ -47,8 +47,7 @@ def _settings(config: schema.Config, facts: Facts) -> Iterator[tuple[str, str]]:
         yield f"data.workers={workers // 2}", "images may come later"
     if facts.network and limit > 1000:
         yield f"evaluate.limit={max(1000, limit // 4)}", "the evaluation has fewer images"
-    stage = config.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    if facts.network and facts.ranks > 1 and stage < 2:
+    if facts.network and facts.ranks > 1 and zero_stage(config) < 2:
         yield "deepspeed.zero_optimization.stage=2", "gradients travel in another way"
     micro_batches = config.schedule.micro_batches
     may_split = not config.method.has_rows or config.rows.init != "feature"

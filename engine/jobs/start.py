@@ -23,7 +23,7 @@ from engine.jobs import parts, sizes
 from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import cached, open_data, open_probe
 from engine.jobs.imports import import_early, import_late
-from engine.jobs.planned import disk_traffic, end_of, facts_of, planned
+from engine.jobs.planned import disk_traffic, facts_of, planned
 from engine.jobs.run_directory import RunDirectory
 from engine.planning.resident import Libraries
 from engine.planning.text import plan_text, traffic_text
@@ -74,8 +74,6 @@ class Start:
         self.start_loading()
         self.choose_kernels()
         self.check_evaluation()
-        with self.libraries.importing():
-            import_late(config)
         self.plan()
         ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
         self.make_trunk()
@@ -107,6 +105,8 @@ class Start:
 
     def plan(self) -> None:
         """What the run will take, when all libraries are there."""
+        with self.libraries.importing():
+            import_late(self.config)
         ranks = self.ranks
         self.facts = facts_of(
             self.config,
@@ -121,19 +121,17 @@ class Start:
 
     def print_plan(self) -> None:
         """The resolved config and the plan."""
-        with self.libraries.importing():
-            import_late(self.config)
         self.plan()
         print(self.config.model_dump_json(indent=2))
         print(plan_text(self.planned))
         work = disk_traffic(self.config, self.schedule, self.facts)
-        print(traffic_text(work, end_of(self.config, self.schedule), self.config.plan.step_seconds))
+        print(traffic_text(work, self.course.end, self.config.plan.step_seconds))
 
     def say_order(self) -> None:
         """Images and steps, and what was decided on the user's behalf."""
         config, schedule, ranks = self.config, self.schedule, self.ranks
         self.course = Course(
-            end=min(config.steps or self.total, self.total),
+            end=sizes.end_of(config, schedule),
             total=self.total,
             steps_per_pass=schedule.steps_per_pass,
             learning_rate=partial(parts.learning_rate_at, config, schedule, self.total),

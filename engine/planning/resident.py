@@ -7,16 +7,16 @@ what was resident when the job began, and what each later import added.
 Pages of shared libraries are counted in each process that uses them; ranks on one machine share them, and take less together.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from engine.ranks import process_table
 
 
 def resident_bytes() -> int:
     """Of this process, as the kernel counts; 0 where it does not tell."""
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return process_table.resident_bytes()
     except OSError:
         return 0
 

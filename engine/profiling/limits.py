@@ -5,6 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 _ROOT = Path("/sys/fs/cgroup")
 _NO_LIMIT = 2**60  # version 1 writes a number near 2^63
 
@@ -28,7 +30,7 @@ _VERSION_1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oo
 
 def host_limit(root: Path = _ROOT) -> HostLimit:
     """The least of the machine's memory and the limits of the groups above this process."""
-    found = [HostLimit(_machine_bytes(), "the machine's memory")]
+    found = [HostLimit(psutil.virtual_memory().total, "the machine's memory")]
     groups, files = _groups(root)
     for group in groups:
         with suppress(OSError, ValueError):  # "max" is no number
@@ -75,10 +77,3 @@ def _groups(root: Path) -> tuple[list[Path], _Files]:
             groups = [group for group in (here, *here.parents) if group != top and group.is_relative_to(top)]
             return groups, _VERSION_1 if is_first_version else _VERSION_2
     return [], _VERSION_2
-
-
-def _machine_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/meminfo does not tell MemTotal")

@@ -5,7 +5,6 @@ the run was killed: a file that is mapped into memory keeps what was written.
 """
 
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -63,9 +62,3 @@ class Now:
 
     def close(self) -> None:
         self._map.close()
-
-
-def resident_bytes() -> int:
-    """Of this process; 10 microseconds."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -129,21 +129,21 @@ def _over_time(samples: Sequence[Samples], process: Mapping[str, Any]) -> list[M
     lines = []
     for one in samples:
         of = f", rank {one.rank}" if len(samples) > 1 else ""
-        every = max(1, len(one.lines) // _MOST_SAMPLES)
-        seconds = one.seconds[::every]
-        lines.append(Line(f"process, resident{of}", seconds, one.own_bytes[::every]))
-        if any(one.worker_bytes):
-            lines.append(Line(f"workers, resident{of}", seconds, one.worker_bytes[::every]))
-        looked = [(second, count) for second, count in zip(one.seconds, one.shared_bytes, strict=True) if count]
+        looks = one.looks[:: max(1, len(one.looks) // _MOST_SAMPLES)]
+        seconds = [look.seconds for look in looks]
+        lines.append(Line(f"process, resident{of}", seconds, [look.own_bytes for look in looks]))
+        if any(look.worker_bytes for look in one.looks):
+            lines.append(Line(f"workers, resident{of}", seconds, [look.worker_bytes for look in looks]))
+        looked = [(look.seconds, look.shared_bytes) for look in one.looks if look.shared_bytes]
         if looked:
             lines.append(
                 Line(
                     f"both, proportional{of}", [at for at, _ in looked], [count for _, count in looked], style="points"
                 )
             )
-        if any(one.reserved_bytes):
-            lines.append(Line(f"GPU, allocated{of}", seconds, one.allocated_bytes[::every]))
-            lines.append(Line(f"GPU, reserved{of}", seconds, one.reserved_bytes[::every], style="dashed"))
+        if any(look.reserved_bytes for look in one.looks):
+            lines.append(Line(f"GPU, allocated{of}", seconds, [look.allocated_bytes for look in looks]))
+            lines.append(Line(f"GPU, reserved{of}", seconds, [look.reserved_bytes for look in looks], style="dashed"))
     levels = [Level(process["planned_peak"], f"planned peak {value_text(process['planned_peak'], 'bytes')}", "warm")]
     peak = process["peak"]
     if process["limit"] and process["limit"] < 2 * peak:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.planning import components as names
 from engine.profiling.samples import Samples, read_samples
+from engine.scaling.figures import lines_of
 
 DIRECTORY = "profile"
 _LARGE = 2**20  # components below this are left out of the comparison
@@ -31,7 +32,7 @@ def profile_of(output: Path, status: str) -> dict[str, Any]:
         "process": process_of(facts["plan"], samples, counted),
         "ranks": [rank_of(one, own) for one, own in zip(samples, counted, strict=True)],
         "step": step_of(
-            _lines(output / "metrics.jsonl"),
+            lines_of(output / "metrics.jsonl"),
             has_trunk=any(one["name"] == names.TRUNK_WEIGHTS for one in facts["plan"]["components"]),
         ),
         "changes": facts["changes"],
@@ -60,7 +61,7 @@ def process_of(
     plan: Mapping[str, Any], samples: Sequence[Samples], counted: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The peak of the largest process beside the plan's, and what no component explains."""
-    peaks = [max([own.get("peak_bytes", 0), *one.own_bytes]) for one, own in zip(samples, counted, strict=True)]
+    peaks = [peak_of(one, own) for one, own in zip(samples, counted, strict=True)]
     peak, least = max(peaks, default=0), min(peaks, default=0)
     growth = [found for one in samples if (found := one.growth())]
     return {
@@ -77,22 +78,26 @@ def process_of(
     }
 
 
+def peak_of(samples: Samples, counted: Mapping[str, Any]) -> int:
+    """The most that was resident in the process of a rank."""
+    return max([counted.get("peak_bytes", 0), *(look.own_bytes for look in samples.looks)])
+
+
 def rank_of(samples: Samples, counted: Mapping[str, Any]) -> dict[str, Any]:
     """Peaks of one rank, in all and by stage."""
-    shared = [count for count in samples.shared_bytes if count]
     return {
         "rank": samples.rank,
         "last_step": samples.last_step,
         "last_stage": samples.last_stage,
-        "peak_bytes": max([counted.get("peak_bytes", 0), *samples.own_bytes]),
-        "worker_bytes": max(samples.worker_bytes, default=0),
-        "proportional_bytes": max(shared, default=0),
-        "reserved_bytes": max(samples.reserved_bytes, default=0),
+        "peak_bytes": peak_of(samples, counted),
+        "worker_bytes": max((look.worker_bytes for look in samples.looks), default=0),
+        "proportional_bytes": max((look.shared_bytes or 0 for look in samples.looks), default=0),
+        "reserved_bytes": max((look.reserved_bytes for look in samples.looks), default=0),
         "by_stage": {
             stage: max(count, counted.get("resident_bytes", {}).get(stage, 0))
-            for stage, count in samples.by_stage(3).items()
+            for stage, count in samples.by_stage("own_bytes").items()
         },
-        "device_by_stage": counted.get("device_bytes", {}) or samples.by_stage(7),
+        "device_by_stage": counted.get("device_bytes", {}) or samples.by_stage("allocated_bytes"),
         "growth": samples.growth(),
     }
 
@@ -122,15 +127,3 @@ def _read(path: Path) -> dict[str, Any]:
         return content
     except (OSError, ValueError):  # the run was killed before, or while, it wrote
         return {"components": {}, "made_bytes": 0}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    found = []
-    for text in path.read_text().splitlines():
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            continue
-    return found

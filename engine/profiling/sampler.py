@@ -4,13 +4,12 @@
 
 A process of its own, small, so that the kernel takes the run first where memory ends. It samples until the run says that it has ended
 (a file ended-RANK), or until PROCESS is gone. Where the run has said nothing, the sampler of rank 0 writes profile.json and profile.html
-from what there is, and says what it was that grew. A line of samples-RANK.jsonl is
-
-    [seconds since the start, step, stage, resident bytes of the run's process, of its workers together, proportional bytes of both together
-     (null where they were not looked at), bytes in the memory control group (null: there is none), device bytes allocated, reserved]
+from what there is, and says what it was that grew. The first line of samples-RANK.jsonl has the limit of host memory, each other one is
+a Sample (engine/profiling/sample.py) as a list.
 """
 
 import json
+import os
 import sys
 import time
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from engine.profiling.limits import group_bytes, host_limit, killed_for_memory
 from engine.profiling.now import Now
+from engine.profiling.sample import Sample
 from engine.scaling.tree import proportional_bytes, resident_bytes, tree_of
 
 _TREE_SECONDS, _PSS_SECONDS = (
@@ -52,21 +52,27 @@ def sample(directory: Path, rank: int, process: int, seconds: float) -> None:
             is_last = not _is_there(process) or (directory / f"ended-{rank}").exists()
             if at >= tree_at:
                 # This process is one of the run's, and is not counted.
-                tree, tree_at = [one for one in tree_of(process) if one != _own_number()], at + _TREE_SECONDS
+                tree, tree_at = [one for one in tree_of(process) if one != os.getpid()], at + _TREE_SECONDS
             shared = None
             if at >= shared_at and not is_last:
                 shared, shared_at = proportional_bytes(tree), at + _PSS_SECONDS
             moment = now.read()
             if found := resident_bytes([process]):  # else it is gone, and the last line has where it was
                 own, workers = found, resident_bytes(tree[1:])
-            line = [round(at - start, 3), moment.step, moment.stage, own, workers, shared, group_bytes()]
-            file.write(json.dumps([*line, moment.allocated, moment.reserved]) + "\n")
+            look = Sample(
+                seconds=round(at - start, 3),
+                step=moment.step,
+                stage=moment.stage,
+                own_bytes=own,
+                worker_bytes=workers,
+                shared_bytes=shared,
+                group_bytes=group_bytes(),
+                allocated_bytes=moment.allocated,
+                reserved_bytes=moment.reserved,
+            )
+            file.write(json.dumps(look) + "\n")
             file.flush()
             time.sleep(seconds)
-
-
-def _own_number() -> int:
-    return int(Path("/proc/self").readlink().name)
 
 
 def _is_there(process: int) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import t as student
 
 _STRETCHES = 20  # means over stretches are nearly independent, where samples after each other are not
 
@@ -25,8 +26,4 @@ def slope_of(steps: Sequence[float], values: Sequence[float]) -> tuple[float, fl
     slope = float(x_n @ y_n / (x_n @ x_n))
     freedom = len(x_n) - 2
     error = math.sqrt(((y_n - slope * x_n) ** 2).sum() / freedom / (x_n @ x_n))
-    return slope, _STUDENT[freedom] * error
-
-
-# 97.5 % of Student's distribution lie below this, by degrees of freedom.
-_STUDENT = dict(enumerate([2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101], start=8))
+    return slope, float(student.ppf(0.975, freedom)) * error

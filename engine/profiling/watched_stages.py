@@ -7,7 +7,8 @@ import torch
 
 from engine.methods.stages import Stages
 from engine.planning.activations import StorageCount
-from engine.profiling.now import STAGES, START, Now, resident_bytes
+from engine.profiling.now import STAGES, START, Now
+from engine.ranks.process_table import resident_bytes
 
 _COUNTED_STEP = 3  # the first ones allocate what later ones use again
 

@@ -57,7 +57,7 @@ PROFILE = (*PRETRAIN, "profile.json", "profile.html")
 _EVERY = {*PRETRAIN, *PROFILE, *KNN, *EXPORT, *PICTURE, *EVENTS, *SCALE}
 _OTHER_NAMES = re.compile(
     r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+|profile/facts\.json"
-    r"|profile/((now|ended)-\d{1,6}|samples-\d{1,6}\.jsonl|components-\d{1,6}\.json(\.part)?|memory-\d{1,6}\.pickle)"
+    r"|profile/((now|ended)-\d{1,6}|samples-\d{1,6}\.jsonl|components-\d{1,6}\.json|memory-\d{1,6}\.pickle)"
 )
 _DIRECTORIES = re.compile(r"checkpoints|tensorboard|cells|exports/[^/]+\.zarr")
 _IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")

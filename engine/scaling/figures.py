@@ -26,8 +26,8 @@ _FIGURES_OF_ROWS = (
 )
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; a last one that a killed process left half is left out."""
+def lines_of(path: Path) -> list[Any]:
+    """The values in the lines of a file such as metrics.jsonl; a last one that a killed process left half is left out."""
     if not path.is_file():
         return []
     lines = []

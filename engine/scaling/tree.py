@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 
+from engine.ranks import process_table
+
 MARK = "PIC_ENGINE_CELL"
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
@@ -53,11 +54,11 @@ def tree_of(pid: int) -> list[int]:
 
 def resident_bytes(pids: Iterable[int]) -> int:
     """The sum of their resident sets; pages that two share count twice. A read of some 10 microseconds a process."""
-    pages = 0
+    total = 0
     for pid in pids:
         with suppress(OSError, IndexError):
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * _PAGE_BYTES
+            total += process_table.resident_bytes(pid)
+    return total
 
 
 def proportional_bytes(pids: Iterable[int]) -> int:

@@ -1,6 +1,5 @@
 """What is measured between two lines of metrics.jsonl, and the line."""
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import torch
 
 from engine.methods.method import Method, combined
 from engine.methods.stages import Stages
+from engine.ranks.process_table import peak_resident_bytes
 from engine.ranks.ranks import Ranks
 from engine.training.checkpoint import Checkpoints
 from engine.training.summary import merged
@@ -80,7 +80,7 @@ class Interval:
         """What a line needs of each rank. Memory and waits are told of the rank with most, the disk is added up."""
         return {
             "bytes": self._bytes(),
-            "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "process_peak": peak_resident_bytes(),
             "waits": self._waits,
             "figures": self.method.figures(),
         }
