@@ -251,6 +251,7 @@ class Plan(Section):
     """What the plan is made for, and what job plan is asked."""
 
     step_seconds: AboveZero | None = None  # of a step: then the plan tells bandwidth and days
+    refuse: bool = True  # a run that begins, and would take more memory than there is
     ranks: Positive = 1  # job plan: ranks of the run that is planned
     machines: Positive = 1  # job plan: over which the ranks are spread evenly
     fit: Fit = Fit()  # job plan: the largest sizes that fit into this are looked for

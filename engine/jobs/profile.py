@@ -85,6 +85,9 @@ class ProfiledStart(Start):
         self._counted: dict[str, int] = {}
         self._stages: WatchedStages | None = None
 
+    def check_memory(self) -> None:
+        """What does not fit is what a profile may be about."""
+
     def open_checkpoints(self, checkpoints: list[SavedCheckpoint], sweep: bool) -> None:
         """Before rows are made, which may need more memory than there is: the sampler starts."""
         self._begin()

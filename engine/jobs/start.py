@@ -24,6 +24,7 @@ from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import cached, open_data, open_probe
 from engine.jobs.imports import import_early, import_late
 from engine.jobs.planned import disk_traffic, facts_of, planned
+from engine.jobs.room import lack_of_memory
 from engine.jobs.run_directory import RunDirectory
 from engine.planning.resident import Libraries
 from engine.planning.text import plan_text, traffic_text
@@ -75,6 +76,7 @@ class Start:
         self.choose_kernels()
         self.check_evaluation()
         self.plan()
+        self.check_memory()
         ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
         self.make_trunk()
         self.directory.make_ready(self.config, self.planned.tiers(), self.source, self.schedule, fresh)
@@ -118,6 +120,17 @@ class Start:
             libraries_bytes=self.libraries.bytes,
         )
         self.planned = planned(self.config, self.schedule, self.facts)
+
+    def check_memory(self) -> None:
+        """ValueError on every rank where a machine has too little memory for a run that begins; a run that goes on is warned."""
+        lacks = self.ranks.share(
+            lack_of_memory(self.config, self.schedule, self.facts, self.planned, self.ranks.device) or ""
+        )
+        for lack in filter(None, lacks):
+            if self.config.plan.refuse and not self.last:
+                raise ValueError(f"{lack}\nTo try it all the same: plan.refuse=false")
+            print(f"{lack}\nThe run is tried all the same")
+            return
 
     def print_plan(self) -> None:
         """The resolved config and the plan."""

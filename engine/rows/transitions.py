@@ -116,15 +116,15 @@ class TransitionLog:
 
 
 def _with_room(array: np.ndarray, count: int) -> np.ndarray:
-    """The array, or a longer one that begins with it: of 2^n times its length, so that to append costs little on the whole."""
-    length = len(array)
-    while length < count:
-        length *= 2
-    return (
-        array
-        if length == len(array)
-        else np.concatenate([array, np.empty((length - len(array), *array.shape[1:]), array.dtype)])
-    )
+    """The array, or a longer one that begins with it: of 2^n times its length, so that to append costs little on the whole.
+
+    The room behind it is not written, so the system gives it no memory before steps come.
+    """
+    if count <= len(array):
+        return array
+    longer = np.empty((len(array) << (-(-count // len(array)) - 1).bit_length(), *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
 def transition(eta_M: np.ndarray, momentum: np.longdouble, weight_decay: np.longdouble, nesterov: bool) -> np.ndarray:
@@ -141,8 +141,11 @@ def transition(eta_M: np.ndarray, momentum: np.longdouble, weight_decay: np.long
 
 
 def multiply(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """later @ earlier for stacks of 2x2 matrices (numpy's matmul has no fast path for extended precision)."""
-    return (later[:, :, :, None] * earlier[:, None, :, :]).sum(axis=2)
+    """later @ earlier for stacks of 2x2 matrices (numpy's matmul has no fast path for extended precision).
+
+    The sum over two is written out: `sum(axis=2)` gives the same bits and takes three times as long.
+    """
+    return later[:, :, :1] * earlier[:, :1] + later[:, :, 1:] * earlier[:, 1:]
 
 
 def catch_up(w_BD: np.ndarray, u_BD: np.ndarray, product_B22: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.ranks.process_table import resident_bytes
 from engine.rows.active_rows import catch_up, raise_to_floor
 from engine.rows.transitions import EXTENDED, TransitionLog, multiply, transition
 from engine.training.learning_rate import learning_rate
@@ -91,6 +92,22 @@ def test_products_are_those_of_kept_segments_to_the_bit_however_the_steps_came(s
         chosen = starts[starts <= end]
         for start, product in zip(chosen.tolist(), log.products(chosen, end), strict=True):
             np.testing.assert_array_equal(product, product_of_kept_segments(etas, log, start, end))
+
+
+def test_a_product_of_two_has_the_bits_of_the_sum_over_an_axis():
+    rng = np.random.default_rng(0)
+    later, earlier = (
+        rng.normal(size=(2000, 2, 2)).astype(EXTENDED) * 10.0 ** rng.integers(-300, 300, (2000, 1, 1)) for _ in range(2)
+    )
+    np.testing.assert_array_equal(multiply(later, earlier), (later[:, :, :, None] * earlier[:, None, :, :]).sum(axis=2))
+
+
+def test_a_log_takes_memory_for_its_steps_and_not_for_its_room():
+    log = TransitionLog(0.9, 1e-4, nesterov=False)
+    log.extend(np.full(2**22, 0.03))
+    before = resident_bytes()
+    log.extend(np.full(16, 0.03))  # now there is room for as many again, of 64 MiB
+    assert resident_bytes() - before < 16 * 2**20
 
 
 def test_a_step_costs_16_bytes_and_a_log_of_millions_is_there_at_once():
