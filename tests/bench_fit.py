@@ -2,7 +2,7 @@
 
     python -m tests.bench_fit [--gib 2] [--directory .]
 
-Asks job=plan for the sizes that fit into host memory of so many GiB, and runs them through launch.py inside a control group with that limit,
+Asks job=plan for the sizes that fit into host memory of so many GiB, and runs them through launch.py inside a control group of that size,
 until all K slots hold a row and checkpoints were written. Then once more with K 25 % higher: refused at the start, and with
 plan.refuse=false killed or not. To make control groups takes root, or a group that was handed down. Rows of 2,048 numbers, so that
 they are most of the memory and K is reached after some hundred steps.
