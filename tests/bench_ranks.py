@@ -348,7 +348,7 @@ def _median(steps: list[dict[str, float]], name: str) -> float:
 
 
 def _quartiles(values: Sequence[float], digits: int) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 
 

@@ -298,7 +298,7 @@ def ratio_of_steps(told: list[list[dict[str, Any]]], name: str) -> tuple[list[st
     turns = [[turn[name] for turn in one[1:-1]] for one in told]
     flat = [[second * 1e3 for turn in one for second in turn] for one in turns]
     pairs = [statistics.median(b) / statistics.median(a) for a, b in zip(*turns, strict=True)]
-    low, _, high = statistics.quantiles(pairs, n=4)
+    low, _, high = statistics.quantiles(pairs, n=4, method="inclusive")
     ratio = statistics.median(flat[1]) / statistics.median(flat[0])
     return [_quartiles(values) for values in flat], ratio, f"{ratio:.3f} ({low:.3f} - {high:.3f})"
 
@@ -380,7 +380,7 @@ def _holds(good: bool) -> str:
 
 
 def _quartiles(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:.1f} ({low:.1f} - {high:.1f})"
 
 

@@ -45,7 +45,7 @@ def table(seconds: dict[str, list[float]]) -> str:
     lines = ["| kernels | ms a step, median | quartiles | times as fast |", "|---|---|---|---|"]
     slow = statistics.median(seconds["aten"])
     for name, all_seconds in seconds.items():
-        low, median, high = (1e3 * quartile for quartile in statistics.quantiles(all_seconds, n=4))
+        low, median, high = (1e3 * quartile for quartile in statistics.quantiles(all_seconds, n=4, method="inclusive"))
         lines.append(f"| {name} | {median:.1f} | {low:.1f} - {high:.1f} | {slow * 1e3 / median:.2f} |")
     return "\n".join(lines)
 
