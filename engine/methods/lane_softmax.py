@@ -16,7 +16,7 @@ With one rank steps 1, 3 and 5 are nothing, and the rest is the code of many.
 import numpy as np
 import torch
 
-from engine.methods.row_gradients import RowGradient, SoftmaxInputs
+from engine.methods.row_gradients import RowGradient, SoftmaxInputs, is_finite
 from engine.methods.softmax import Samples, loss_and_features_gradient
 from engine.methods.travel import Travel
 from engine.ranks.ranks import Ranks
@@ -60,7 +60,7 @@ class LaneSoftmax:
         loss, part_XD = loss_and_features_gradient(forward, rows.w_KD, inputs)
         dz_XD = travel.give_back(part_XD)
         # A feature that is not finite may belong to a row that could not start at it, and then has no loss of its own.
-        finite = bool(torch.isfinite(z_XD).all() and torch.isfinite(dz_XD).all() and np.isfinite(loss))
+        finite = is_finite(z_XD) and is_finite(dz_XD) and bool(np.isfinite(loss))
         return loss, dz_XD, finite and self.gradient.add(inputs)
 
     def apply(self, eta: float) -> None:

@@ -121,12 +121,13 @@ class ActiveRows:
         indices = self.host.indices(positions_G[filled_G])
         slots_G[filled_G] = self.host.slot[indices]
         if first_view_GD is not None:
-            # A row cannot start at a feature that is not finite; its place stays empty, and the step will be skipped.
             unborn_G = np.zeros_like(filled_G)
             unborn_G[filled_G] = (self.host.slot[indices] == NOT_ACTIVE) & (
                 self.host.last_step[indices] == NEVER_VISITED
             )
-            filled_G &= ~(unborn_G & ~torch.isfinite(first_view_GD).all(dim=1).cpu().numpy())
+            if unborn_G.any():
+                # A row cannot start at a feature that is not finite; its place stays empty, and the step will be skipped.
+                filled_G &= ~(unborn_G & ~torch.isfinite(first_view_GD).all(dim=1).cpu().numpy())
         known_G = slots_G != NOT_ACTIVE
 
         # A later step's are above all earlier ones, on however many ranks either was made.
