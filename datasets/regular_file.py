@@ -55,9 +55,22 @@ def is_of_the_file(error: OSError) -> bool:
     return error.errno in _OF_THE_FILE
 
 
+def open_regular(path: str | bytes) -> tuple[int, int]:
+    """(descriptor, size in bytes) of a regular file; the caller closes it. Raises NotRegular, or OSError as the system does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegular(f"{kind_of(status.st_mode)}, not a regular file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, status.st_size
+
+
 def read_whole(path: str | bytes) -> bytes:
     """The bytes of a regular file. Raises NotRegular, or OSError as the system does."""
-    descriptor, size_bytes = _open(path)
+    descriptor, size_bytes = open_regular(path)
     try:
         return _rest(descriptor, size_bytes)
     finally:
@@ -66,7 +79,7 @@ def read_whole(path: str | bytes) -> bytes:
 
 def open_content(path: str | bytes) -> IO[bytes]:
     """The same to seek in: the bytes in memory, or a file of more than WHOLE_BYTES left where it is."""
-    descriptor, size_bytes = _open(path)
+    descriptor, size_bytes = open_regular(path)
     if size_bytes > WHOLE_BYTES:
         return io.BufferedReader(_Descriptor(descriptor))
     try:
@@ -107,19 +120,6 @@ def content_of(path: Path, refusal: Callable[[object], str]) -> bytes:
             raise ValueError(refusal(error)) from error
 
     return patiently(lambda: shown(path), read)
-
-
-def _open(path: str | bytes) -> tuple[int, int]:
-    """(descriptor, size in bytes)"""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotRegular(f"{kind_of(status.st_mode)}, not a regular file")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor, status.st_size
 
 
 def _rest(descriptor: int, size_bytes: int) -> bytes:
