@@ -36,11 +36,14 @@ def open_source(
     known_count: int | None = None,
     exclude: tuple[str, ...] = (),
     leave_out: Path | None = None,
+    stored: str | None = None,
+    rescan: bool = False,
 ) -> Source:
     """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here.
 
     root, labels: "~" at their beginning is the home directory, as in a shell.
-    known: what the source's `save_index` wrote at an earlier start. Only a folder writes one; the others ignore it.
+    known: what the source's `save_index` wrote at an earlier start. Only folders and zips write one; the others ignore it.
+    stored: the directory of an index that job=index made; rescan: list the images all the same, and add what is new.
     limit: so many images, the first ones; synthetic ones have no other N.
     leave_out: a directory under the root that no image is taken from, because the run writes into it.
     ImagesUnavailable, an OSError, where the machine cannot give them.
@@ -49,10 +52,13 @@ def open_source(
         raise ValueError(f"data.limit is for fashion_mnist and synthetic; {name} has no use for it: set it to null")
     if held_out and name != "glyphs":
         raise ValueError(f"data.held_out names font families; {name} has none: set it to []")
-    if labels is not None and name != "folder":
-        raise ValueError(f"data.labels is for folders; {name} brings its own: set it to null")
+    of_files = name in ("folder", "zip")
+    if labels is not None and not of_files:
+        raise ValueError(f"data.labels is for folders and zips; {name} brings its own: set it to null")
     if exclude and name != "folder":
         raise ValueError(f"data.exclude is for folders; {name} has no use for it: set it to []")
+    if stored is not None and not of_files:
+        raise ValueError(f"data.index is for folders and zips; {name} has no use for it: set it to null")
     directory = _expanded(root)
     if name == "synthetic":
         if directory:
@@ -76,10 +82,23 @@ def open_source(
         return FashionMnist(directory or FASHION_MNIST_ROOT, "train", limit)
     if directory is None:
         raise ValueError("data.root is null; set it to your folder of images")
+    by = "folders" if labels == "folders" else _expanded(labels)
+    if name == "zip":
+        from datasets.zip_images import ZipImages
+
+        return ZipImages(directory, by, known, known_count, stored=_expanded(stored), rescan=rescan)  # type: ignore[arg-type]
     from datasets.folder import ImageFolder
 
-    by = "folders" if labels == "folders" else _expanded(labels)
-    return ImageFolder(directory, by, known, known_count, exclude=exclude, leave_out=leave_out)  # type: ignore[arg-type]
+    return ImageFolder(
+        directory,
+        by,  # type: ignore[arg-type]
+        known,
+        known_count,
+        exclude=exclude,
+        leave_out=leave_out,
+        stored=_expanded(stored),
+        rescan=rescan,
+    )
 
 
 def _expanded(path: str | None) -> Path | None:
@@ -139,7 +158,14 @@ def make_probe(
         # Of a few dozen images some labels are not there.
         is_whole = set(trained.labels_of(np.arange(len(trained)))) == set(range(CLASSES))
         return labelled_probe(trained, others, image_size) if is_whole else None
-    return split_probe(source, image_size) if source.labels() is not None else None
+    if source.labels() is None:
+        return None
+    from datasets.indexed import IndexedImages
+
+    asked = source.beside() if isinstance(source, IndexedImages) else None
+    if asked is not None:
+        return labelled_probe(source, asked, image_size)
+    return split_probe(source, image_size)
 
 
 def sample_images(source: Source, image_size: int, count: int) -> ImageSet:

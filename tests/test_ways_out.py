@@ -166,14 +166,17 @@ def test_a_run_with_another_config_can_be_set_back_moved_or_started_over(run, ca
 
 def test_images_that_are_gone_can_be_restored_or_the_run_started_over(run, capsys, photos):  # noqa: F811
     config = folder_config(photos)
-    path = photos / "cats" / "05.jpg"
-    content = path.read_bytes()
+    paths = [photos / "cats" / f"{number:02}.jpg" for number in (1, 3, 5)]
+    contents = [path.read_bytes() for path in paths]
     assert run("steps=2", config=config) == 0
-    path.unlink()
-    assert "is gone" in told(run, capsys, config=config)
-    path.write_bytes(content)
+    for path in paths:
+        path.unlink()
+    assert "3 images are gone" in told(run, capsys, config=config)
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
     assert run("steps=3", config=config) == 0
-    path.unlink()
+    for path in paths:
+        path.unlink()
     assert run("steps=3", config=config, flags=("--fresh",)) == 0
 
 

@@ -160,7 +160,7 @@ class Start:
     def start_loading(self) -> None:
         """Workers are forked here, before DeepSpeed and the store start threads."""
         config, schedule, ranks = self.config, self.schedule, self.ranks
-        source = cached(self.source, schedule, self.lanes) if config.data.cache else self.source
+        source = cached(config, self.source, schedule, self.lanes)
         dataset = StepDataset(source, schedule, self.augmentation, config.seed, ranks.rank, ranks.size)
         self.stream = batches(
             dataset,

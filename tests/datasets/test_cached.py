@@ -120,7 +120,7 @@ def test_a_caller_may_write_into_what_it_gets_and_nobody_into_what_is_kept() -> 
     cached.fill([3])
     cached.image(3)[:] = 0
     np.testing.assert_array_equal(cached.image(3), pixels(3))
-    assert not any(image.flags.writeable for image in cached._images.values())
+    assert not any(image.flags.writeable for image in cached._kept.values())
 
 
 def test_bytes_are_those_of_the_pixels() -> None:

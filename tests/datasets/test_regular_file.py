@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets.image_index import WrongIndex
 from PIL import Image, ImageFile
 
 from datasets import regular_file
@@ -17,7 +18,6 @@ from datasets.clean import first_readable, load_images
 from datasets.fashion_mnist import FashionMnist
 from datasets.folder import ImageFolder
 from datasets.glyphs import Glyphs, matplotlib_fonts_dir
-from datasets.image_index import WrongIndex
 
 Pauses = list[float]
 MACHINES = [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EAGAIN]
