@@ -3,8 +3,9 @@
 Every file under the root with a known suffix is an instance; instances are numbered in the byte order of their
 relative paths (`walk.py` says what is left out). Files that are added later come behind those that an index of an earlier start
 lists (`image_index.py`). A file is not opened before its turn: whether it can be decoded (`decode.py`) is found out when it is asked
-for, and then said by UnreadableImage. Where the machine fails instead (`regular_file.py`), that is ImagesUnavailable: also where a
-file is not there because the root is not there any more.
+for, and then said by UnreadableImage. So is a file whose size is not the listed one: another image never takes a place unnoticed. Where
+the machine fails instead (`regular_file.py`), that is ImagesUnavailable: also where a file is not there because the root is not
+there any more. A file that the disk cannot give, while it gives others, is unreadable.
 
 The index is one block of bytes, in which each path ends with a zero byte, and two int64 a path: offset and file size.
 10^7 paths of 40 characters are 570 MB, shared by all forked workers, where as many Python strings cost a gigabyte and are
@@ -30,11 +31,21 @@ from datasets import image_index
 from datasets.batch import UnreadableImage
 from datasets.decode import Undecodable, decode
 from datasets.label_file import LabelFile
-from datasets.regular_file import NotRegular, is_of_the_file, open_content, patiently
+from datasets.regular_file import (
+    Changed,
+    Listed,
+    NotRegular,
+    any_answers,
+    is_of_a_sector,
+    is_of_the_file,
+    open_content,
+    patiently,
+)
 from datasets.shown import shown
 from datasets.walk import SUFFIXES, Walk, identity_of
 
 _TRAIN = {"train", "training", "trainval"}
+_WITNESSES = 8  # other images that are asked for where one fails
 _OTHER_SPLITS = {"val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"}
 
 
@@ -94,7 +105,11 @@ class ImageFolder:
     def image(self, instance: int) -> np.ndarray:
         """Not for threads: see `decode`."""
         assert 0 <= instance < len(self), instance
-        return patiently(lambda: self.instance_name(instance), lambda: self._read(instance))
+        return patiently(
+            lambda: self.instance_name(instance),
+            lambda: self._read(instance),
+            lambda error: self._blamed(instance, error),
+        )
 
     def labels(self) -> np.ndarray | None:
         return None if self._labels_N is None else self._labels_N.copy()
@@ -126,9 +141,9 @@ class ImageFolder:
     def _read(self, instance: int) -> np.ndarray:
         path = os.path.join(self._root_bytes, self._path(instance))
         try:
-            with open_content(path) as content:
+            with open_content(path, Listed(self.file_bytes(instance))) as content:
                 return decode(content)
-        except (Undecodable, NotRegular) as error:
+        except (Undecodable, NotRegular, Changed) as error:
             raise UnreadableImage(self.instance_name(instance), str(error)) from error
         except OSError as error:
             if not is_of_the_file(error):
@@ -136,6 +151,19 @@ class ImageFolder:
             if identity_of(self._root_bytes) != self._root_identity:
                 raise OSError(f"data.root ({shown(self.root)}) is gone, or another directory lies there now") from error
             raise UnreadableImage(self.instance_name(instance), str(error.strerror)) from error
+
+    def _blamed(self, instance: int, error: Exception) -> UnreadableImage | None:
+        """The image is at fault where the disk fails at it alone; None where the machine is."""
+        if not is_of_a_sector(error):
+            return None
+        # From all over the set: what lies next to a bad sector may have one, too.
+        apart = max(1, len(self) // (_WITNESSES + 1))
+        others = {(instance + apart * k) % len(self) for k in range(1, _WITNESSES + 1)} - {instance}
+        places = ((os.path.join(self._root_bytes, self._path(other)), 0) for other in sorted(others))
+        if not any_answers(places):
+            return None
+        assert isinstance(error, OSError)
+        return UnreadableImage(self.instance_name(instance), f"{error.strerror}, twice, while other images come")
 
     def _path(self, instance: int) -> bytes:
         return self._path_bytes[self._offsets[instance] : self._offsets[instance + 1] - 1].tobytes()
