@@ -20,6 +20,8 @@ So a file that is damaged in any way that libjpeg notices is judged by Pillow al
 module. The cost is that such a file is begun twice.
 """
 
+from typing import Literal
+
 import numpy as np
 import simplejpeg
 
@@ -29,13 +31,12 @@ _HUFFMAN, _SCAN, _QUANTISATION, _RESTART, _COMMENT = 0xC4, 0xDA, 0xDB, 0xDD, 0xF
 _FRAMES = frozenset((_BASELINE, _EXTENDED, _PROGRESSIVE))
 _APP_1 = 0xE1
 _PASSED_OVER = frozenset((_HUFFMAN, _QUANTISATION, _RESTART, _COMMENT, *range(0xE0, 0xF0)))
-_SAMPLINGS = frozenset(
-    (0x11, 0x21, 0x12, 0x22, 0x41)
-)  # of the brightness, horizontal and vertical; the colours have 0x11
+# Of the brightness, across and down; the colours have 0x11.
+_SAMPLINGS = frozenset((0x11, 0x21, 0x12, 0x22, 0x41))
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION_IN_XMP = b"tiff:Orientation"
 # By the order of bytes in an EXIF block: its head, the tag of the orientation, and "one number of 16 bits, which is 1".
-_ORDERS = {
+_ORDERS: dict[bytes, tuple[Literal["little", "big"], bytes, bytes]] = {
     b"II*\0": ("little", b"\x12\x01", b"\x03\0\x01\0\0\0\x01\0"),
     b"MM\0*": ("big", b"\x01\x12", b"\0\x03\0\0\0\x01\0\x01"),
 }
@@ -60,7 +61,7 @@ def is_plain(content: bytes, most_pixels: int) -> bool:
     if not content.startswith(_START):
         return False
     place, end = 2, len(content)
-    has_frame = is_upright = may_be_turned = False
+    has_frame = has_exif = is_upright = may_be_turned = False
     while place + 4 <= end and content[place] == 0xFF:
         marker = content[place + 1]
         start, place = place + 4, place + 2 + (content[place + 2] << 8 | content[place + 3])
@@ -74,9 +75,9 @@ def is_plain(content: bytes, most_pixels: int) -> bool:
             has_frame = True
         elif marker == _APP_1 and content.startswith(_EXIF, start, place):
             told = _orientation(content[start + len(_EXIF) : place])
-            if is_upright or told == "odd":  # a second block goes on where the first one ends
+            if has_exif or told == "odd":  # a second block goes on where the first one ends
                 return False
-            is_upright = told == "upright"
+            has_exif, is_upright = True, told == "upright"
         elif marker == _APP_1 and content.startswith(_XMP, start, place):
             may_be_turned |= content.find(_ORIENTATION_IN_XMP, start, place) >= 0
         elif marker not in _PASSED_OVER:
@@ -103,8 +104,8 @@ def _orientation(exif: bytes) -> str:
     if order is None:
         return "odd"
     name, tag, upright = order
-    start = int.from_bytes(exif[4:8], name) + 2  # type: ignore[arg-type]
-    stop = start + 12 * int.from_bytes(exif[start - 2 : start], name)  # type: ignore[arg-type]
+    start = int.from_bytes(exif[4:8], name) + 2
+    stop = start + 12 * int.from_bytes(exif[start - 2 : start], name)
     if start < 10 or stop > len(exif):
         return "odd"
     told = "untold"

@@ -215,13 +215,14 @@ def test_an_orientation_sends_a_jpeg_to_pillow_unless_it_is_upright(order: str, 
         exif("<", [orientation("<", 1), orientation("<", 6)]),
         exif("<", [orientation("<", 6), orientation("<", 1)]),
         exif("<", [orientation("<", 1)]) + exif("<", [orientation("<", 6)]),
+        exif("<", [make("<")]) + exif("<", [orientation("<", 1)]),
         exif("<", [orientation("<", 6)], magic=43),
         segment(0xE1, b"Exif\0\0"),
         segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\x05\0"),
         segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff\x05\0"),
         segment(0xE1, b"Exif\0\0Exif\0\0" + exif("<", [orientation("<", 6)])[10:]),
     ],
-    ids=["long", "twice", "twice-other", "two-blocks", "big", "empty", "cut", "nowhere", "named-twice"],
+    ids=["long", "twice", "twice-other", "two-blocks", "two-untold", "big", "empty", "cut", "nowhere", "named-twice"],
 )
 def test_an_exif_block_that_is_odd_is_pillows(block: bytes) -> None:
     assert not plain_jpeg.is_plain(with_segments(block), MOST)
