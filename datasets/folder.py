@@ -3,8 +3,9 @@
 Every file under the root with a known suffix is an instance; instances are numbered in the byte order of their
 relative paths (`walk.py` says what is left out). Files that are added later come behind those that an index of an earlier start
 lists (`index/`). A file is not opened before its turn: whether it can be decoded (`decode.py`) is found out when it is asked
-for, and then said by UnreadableImage. Where the machine fails instead (`regular_file.py`), that is ImagesUnavailable: also where a
-file is not there because the root is not there any more.
+for, and then said by UnreadableImage. So is a file whose size is not the listed one: another image never takes a place unnoticed. Where
+the machine fails instead (`regular_file.py`), that is ImagesUnavailable: also where a file is not there because the root is not
+there any more. A file that the disk cannot give, while it gives others, is unreadable.
 
 Where `train` and `val` lie below the root, under these or like names, they are the two splits of one set: one is trained on, the other
 is asked (`beside`).

@@ -6,9 +6,9 @@ the set is known, and is asked for its fingerprint; the bytes are read as they a
 Labels are for evaluation only: an array of numbers and their names, or nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,9 +19,13 @@ from datasets.index import packed
 from datasets.index.image_index import ImageIndex
 from datasets.index.old_list import old_fingerprint
 from datasets.index.rescan import NO_CHANGES, Changes
+from datasets.index.rows import Entry
 from datasets.index.stored import HEADER, Writer
-from datasets.regular_file import patiently
+from datasets.regular_file import any_answers, is_of_a_sector, patiently
 from datasets.shown import shown
+
+_WITNESSES = 8  # other images that are asked for where one fails
+Taken = TypeVar("Taken")
 
 
 class LabelTable(NamedTuple):
@@ -63,19 +67,11 @@ class IndexedImages:
     def image(self, instance: int) -> np.ndarray:
         """Not for threads: see `decode`."""
         assert 0 <= instance < len(self), instance
-        return patiently(lambda: self.instance_name(instance), lambda: self._read(instance))
+        return self._patiently(instance, self._decoded)
 
     def encoded(self, instance: int) -> bytes:
         """The bytes of the image as they are kept. Raises as `image` does."""
-
-        def read() -> bytes:
-            try:
-                with self.container.read(self.index.entry(instance)) as content:
-                    return content.read()
-            except BadContent as error:
-                raise UnreadableImage(self.instance_name(instance), str(error)) from error
-
-        return patiently(lambda: self.instance_name(instance), read)
+        return self._patiently(instance, self._whole)
 
     def labels(self) -> np.ndarray | None:
         return None if self._labels is None else self._labels.numbers_N.astype(np.int64)
@@ -139,12 +135,41 @@ class IndexedImages:
         place = None if self._stored is None else self._stored / split
         return place if place is not None and (place / HEADER).is_file() else None
 
-    def _read(self, instance: int) -> np.ndarray:
-        try:
-            with self.container.read(self.index.entry(instance)) as content:
-                return decode(content)
-        except (Undecodable, BadContent) as error:
-            raise UnreadableImage(self.instance_name(instance), str(error)) from error
+    @staticmethod
+    def _decoded(content: IO[bytes]) -> np.ndarray:
+        return decode(content)
+
+    @staticmethod
+    def _whole(content: IO[bytes]) -> bytes:
+        return content.read()
+
+    def _patiently(self, instance: int, take: Callable[[IO[bytes]], Taken]) -> Taken:
+        """What `take` makes of the encoded image."""
+
+        def read() -> Taken:
+            try:
+                with self.container.read(self._entry_now(instance)) as content:
+                    return take(content)
+            except (Undecodable, BadContent) as error:
+                raise UnreadableImage(self.instance_name(instance), str(error)) from error
+
+        return patiently(lambda: self.instance_name(instance), read, lambda error: self._blamed(instance, error))
+
+    def _entry_now(self, instance: int) -> Entry:
+        entry, size_now = self.index.entry(instance), self.changes.size_of(instance)
+        return entry if size_now is None else entry._replace(size=size_now)
+
+    def _blamed(self, instance: int, error: Exception) -> UnreadableImage | None:
+        """The image is at fault where the disk fails at it alone; None where the machine is."""
+        if not is_of_a_sector(error):
+            return None
+        # From all over the set: what lies next to a bad sector may have one, too.
+        apart = max(1, len(self) // (_WITNESSES + 1))
+        others = {(instance + apart * k) % len(self) for k in range(1, _WITNESSES + 1)} - {instance}
+        if not any_answers(self.container.place(self.index.entry(other)) for other in sorted(others)):
+            return None
+        assert isinstance(error, OSError)
+        return UnreadableImage(self.instance_name(instance), f"{error.strerror}, twice, while other images come")
 
 
 def labels_of_entries(index: ImageIndex) -> LabelTable:

@@ -19,10 +19,14 @@ class Container(Protocol):
     kind: str
 
     def read(self, entry: Entry) -> IO[bytes]:
-        """The encoded image, to be read and closed by the caller.
+        """The encoded image, to be read and closed by the caller. What has another size than its entry says is not shown.
 
         Raises BadContent, and OSError or MemoryError where the machine fails: the caller is patient (regular_file.patiently).
         """
+        ...
+
+    def place(self, entry: Entry) -> tuple[bytes, int]:
+        """(path of a file, offset in it) where its bytes begin, roughly."""
         ...
 
     def shown_name(self, entry: Entry) -> str:

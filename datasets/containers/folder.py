@@ -8,7 +8,7 @@ from typing import IO
 
 from datasets.containers.container import BadContent
 from datasets.index.rows import Entry
-from datasets.regular_file import NotRegular, is_of_the_file, open_content, patiently
+from datasets.regular_file import Changed, Listed, NotRegular, is_of_the_file, open_content, patiently
 from datasets.shown import shown
 from datasets.walk import identity_of
 
@@ -27,8 +27,8 @@ class Folder:
     def read(self, entry: Entry) -> IO[bytes]:
         """A file that is not there since the root is not there any more is no fault of the file."""
         try:
-            return open_content(os.path.join(self.root, entry.path))
-        except NotRegular as error:
+            return open_content(os.path.join(self.root, entry.path), Listed(entry.size))
+        except (NotRegular, Changed) as error:
             raise BadContent(str(error)) from error
         except OSError as error:
             if not is_of_the_file(error):
@@ -36,6 +36,9 @@ class Folder:
             if identity_of(self.root) != self._identity:
                 raise OSError(f"data.root ({self._shown_root}) is gone, or another directory lies there now") from error
             raise BadContent(str(error.strerror)) from error
+
+    def place(self, entry: Entry) -> tuple[bytes, int]:
+        return os.path.join(self.root, entry.path), 0
 
     def shown_name(self, entry: Entry) -> str:
         """What is not UTF-8, and what a terminal would obey, is shown as escapes."""

@@ -1,6 +1,7 @@
 """One zip: a member is found by the offset of its local header, which repeats its name, and is compared with its crc32."""
 
 import io
+import os
 from pathlib import Path
 from typing import IO
 
@@ -15,14 +16,17 @@ class Zip:
     kind = "zip"
 
     def __init__(self, path: Path) -> None:
+        self._path = os.fsencode(path.absolute())
         self._reader = ZipReader(path)
 
     def read(self, entry: Entry) -> IO[bytes]:
-        """Raises ImagesUnavailable where the machine fails: the reader is patient itself."""
         try:
-            return io.BytesIO(self._reader.read(member_of(entry)))
+            return io.BytesIO(self._reader.read_once(member_of(entry)))
         except BrokenMember as error:
             raise BadContent(error.reason) from error
+
+    def place(self, entry: Entry) -> tuple[bytes, int]:
+        return self._path, entry.offset
 
     def shown_name(self, entry: Entry) -> str:
         return shown_name(entry.path, entry.stamp >> 48)

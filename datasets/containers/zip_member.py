@@ -98,9 +98,11 @@ class ZipReader:
 
     def read(self, member: Member) -> bytes:
         """Raises BrokenMember, or ImagesUnavailable where the machine fails for some two seconds, or the zip is gone."""
-        return patiently(
-            lambda: f"{member.shown_name} in {shown(self._path)}", lambda: read_member(self._descriptor(), member)
-        )
+        return patiently(lambda: f"{member.shown_name} in {shown(self._path)}", lambda: self.read_once(member))
+
+    def read_once(self, member: Member) -> bytes:
+        """Raises BrokenMember, or OSError or MemoryError where the machine fails: for a caller who is patient."""
+        return read_member(self._descriptor(), member)
 
     def close(self) -> None:
         """Of this process. Not while another thread reads; the next read opens the file again."""

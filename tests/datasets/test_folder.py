@@ -47,7 +47,8 @@ def test_instances_are_the_images_below_the_root_in_order_of_their_paths(tmp_pat
     paths = ["b.JPG", "a/z.png", "a/b/c.Jpeg", "a.png", "a-b/x.bmp", "a0.tif", "ä/ö ü.webp", "c.gif", "d.tiff"]
     for path in paths:
         save(tmp_path / path)
-    for path in ["notes.txt", "a/.hidden.png", ".cache/x.png", "png", "archive.png.zip"]:
+    resource_forks = ["._b.JPG", "a/._z.png"]
+    for path in ["notes.txt", "a/.hidden.png", ".cache/x.png", "png", "archive.png.zip", *resource_forks]:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(b"")
     source = ImageFolder(tmp_path)
@@ -404,8 +405,8 @@ def test_files_that_are_no_images_are_unreadable(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     (tmp_path / "d.png").symlink_to(tmp_path / "gone.png")
     source = ImageFolder(tmp_path)
-    for instance in range(3):
-        with pytest.raises(UnreadableImage, match="not an image in a known format"):
+    for instance, reason in enumerate(["an empty file", *["not an image in a known format"] * 2]):
+        with pytest.raises(UnreadableImage, match=reason):
             source.image(instance)
     with pytest.raises(UnreadableImage, match=r"d\.png: No such file"):
         source.image(3)
