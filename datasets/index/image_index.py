@@ -68,6 +68,7 @@ class ImageIndex:
         self.kind, self.runs, self.label_names, self.files = kind, runs, label_names, files
         self._part, self._added = part, added if added is not None and len(added) else None
         self.known = len(part)
+        self._computed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.known + (0 if self._added is None else len(self._added))
@@ -124,10 +125,14 @@ class ImageIndex:
         return digest.hexdigest()
 
     def _identities(self, groups: int) -> np.ndarray:
-        stored = self._part.identities(min(groups, self.known // GROUP))
-        first = 0 if stored is None else len(stored)
-        rest = [self._identity(group * GROUP, (group + 1) * GROUP, {}) for group in range(first, groups)]
-        return np.array(rest, np.uint32) if stored is None else np.concatenate([stored, np.array(rest, np.uint32)])
+        """uint32, of the first so many groups; those that are not stored are computed once."""
+        if self._computed is None:
+            stored = self._part.identities(self.known // GROUP)
+            first = 0 if stored is None else len(stored)
+            rest = [self._identity(at * GROUP, (at + 1) * GROUP, {}) for at in range(first, len(self) // GROUP)]
+            computed = np.array(rest, np.uint32)
+            self._computed = computed if stored is None else np.concatenate([stored, computed])
+        return self._computed[:groups]
 
     def _identity(self, start: int, stop: int, were: Mapping[int, int]) -> int:
         rows = self.piece(start, stop)
