@@ -247,7 +247,7 @@ class Evaluate(Section):
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     backbone: OwnPath | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
-    limit: Positive = 10000  # most images of a gallery; the first ones are taken
+    limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 

@@ -131,9 +131,16 @@ def make_probe(
     image_size: int,
     held_out: tuple[str, ...],
     gallery: str,
+    limit: int,
+    query_limit: int,
 ) -> Probe | None:
-    """How this source is evaluated; None where nothing is labelled or held out."""
-    from datasets.probes import glyph_probe, labelled_probe, split_probe
+    """How this source is evaluated; None where nothing is labelled or held out.
+
+    limit, query_limit: the most images of the gallery, and of each set of queries; a larger set is a fair sample.
+    """
+    from datasets.probes import Limits, glyph_probe, labelled_probe, split_probe
+
+    limits = Limits(limit, query_limit)
 
     if source.name == "glyphs":
         from datasets.grey import GreyAugment
@@ -141,15 +148,15 @@ def make_probe(
         if not held_out:
             return None
         assert isinstance(augmentation, GreyAugment)
-        return glyph_probe(_expanded(root), image_size, held_out, gallery, jitter=augmentation)
+        return glyph_probe(_expanded(root), image_size, held_out, gallery, augmentation, limits)
     if source.name == "digits":
         from datasets.digits import Digits
 
-        return labelled_probe(source, Digits("test"), image_size)
+        return labelled_probe(source, Digits("test"), image_size, limits)
     if source.name == "fashion_mnist":
         from datasets.fashion_mnist import FashionMnist
 
-        return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size)
+        return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size, limits)
     if source.name == "synthetic":
         trained, others = (
             Synthetic(min(len(source), _GALLERY), image_size),
@@ -157,15 +164,15 @@ def make_probe(
         )
         # Of a few dozen images some labels are not there.
         is_whole = set(trained.labels_of(np.arange(len(trained)))) == set(range(CLASSES))
-        return labelled_probe(trained, others, image_size) if is_whole else None
+        return labelled_probe(trained, others, image_size, limits) if is_whole else None
     if source.labels() is None:
         return None
     from datasets.indexed import IndexedImages
 
     asked = source.beside() if isinstance(source, IndexedImages) else None
     if asked is not None:
-        return labelled_probe(source, asked, image_size)
-    return split_probe(source, image_size)
+        return labelled_probe(source, asked, image_size, limits)
+    return split_probe(source, image_size, limits=limits)
 
 
 def sample_images(source: Source, image_size: int, count: int) -> ImageSet:

@@ -72,7 +72,21 @@ def test_a_run_leaves_what_the_contract_promises(finished):
     plan = json.loads((finished.output / "plan.json").read_text())
     assert line["bytes"]["disk"] <= sum(plan["disk"].values()) * 1.1
     assert 0 < line["bytes"]["host"] <= sum(plan["host"].values())
-    assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends"}
+    assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends", "loader"}
+    loaders = [one["loader"] for one in finished.lines()]
+    assert sum(loader["images"] for loader in loaders) == 3 * 1437 * 2
+    assert all(0 < loader["waiting_share"] < 1 and loader["read_bytes"] == 0 for loader in loaders)
+    assert all(loader["images_per_core_second"] > 0 for loader in loaders)
+
+
+def test_the_chance_level_of_the_first_steps_is_that_of_the_rows_that_are_there(run, capsys):
+    assert run("steps=6", "log_every=1") == 0
+    lines, out = run.lines(), capsys.readouterr().out
+    for line in lines:
+        assert line["chance_loss"] == pytest.approx(math.log(line["active"]))
+        assert f"(chance {line['chance_loss']:.2f})" in out
+    assert lines[0]["active"] <= 64 and lines[-1]["chance_loss"] == pytest.approx(math.log(128))
+    assert run.summary()["chance_loss"] == pytest.approx(math.log(128))
 
 
 @pytest.mark.parametrize("wanted", ["compiled", "aten"])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from datasets import regular_file
 from datasets.folder import ImageFolder
+from datasets.probes import split_probe
 from datasets.workers import Workers
 from engine.evaluation import evaluate, nearest
 from engine.training import run as run_module
@@ -216,6 +217,24 @@ def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, c
     out = capsys.readouterr().out
     assert out.count("can be read; it will have no figure") == 2
     assert "none of the images of 3 steps" in out or "more than data.max_unreadable" in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_labelled_folder_whose_queries_are_all_broken_trains_to_its_end_and_says_so(run, capsys, photos, workers):  # noqa: F811
+    queries = split_probe(ImageFolder(photos, "folders"), 16).queries[0]
+    broken = [photos / queries.names(number) for number in range(queries.count)]
+    for path in broken:
+        path.write_bytes(b"<html>")
+    config = folder_config(photos, labels="folders", max_unreadable=0.5, workers=workers)
+    assert run(config=config) == 0
+    assert f"none of the images of {queries.name} that the evaluation asks for can be read" in capsys.readouterr().out
+    summary = run.summary()
+    assert summary["status"] == "finished" and summary["unreadable_images"] == len(broken) == 2
+    assert summary["knn_top1"] is None and summary["rankme"] > 1
+    loaders = [line["loader"] for line in run.lines()]
+    sizes = [path.stat().st_size for path in photos.glob("*/*.jpg") if path not in broken]
+    read_bytes, images = (sum(loader[name] for loader in loaders) for name in ("read_bytes", "images"))
+    assert min(sizes) * images <= read_bytes <= max(sizes) * images and images > 100
 
 
 def test_a_signal_in_the_last_evaluation_ends_it_at_the_next_batch(run, capsys, monkeypatch):

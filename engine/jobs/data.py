@@ -231,4 +231,6 @@ def open_probe(
         image_size=data.image_size,
         held_out=data.held_out,
         gallery=config.evaluate.gallery,
+        limit=config.evaluate.limit,
+        query_limit=config.evaluate.query_limit,
     )

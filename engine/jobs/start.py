@@ -25,8 +25,10 @@ from engine.jobs.data import cached, open_data, open_probe
 from engine.jobs.imports import import_early, import_late
 from engine.jobs.planned import disk_traffic, facts_of, planned
 from engine.jobs.run_directory import RunDirectory
+from engine.jobs.too_large import too_large
 from engine.planning.resident import Libraries
 from engine.planning.text import plan_text, traffic_text
+from engine.profiling.limits import host_limit
 from engine.ranks.agreement import require_same
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
@@ -75,6 +77,7 @@ class Start:
         self.choose_kernels()
         self.check_evaluation()
         self.plan()
+        self.say_what_is_too_large()
         ranks.wait()  # decoding, compiling and the probe took each its own time, and from here on there are time limits
         self.make_trunk()
         self.directory.make_ready(self.config, self.planned.tiers(), self.source, self.schedule, fresh)
@@ -126,6 +129,13 @@ class Start:
         print(plan_text(self.planned))
         work = disk_traffic(self.config, self.schedule, self.facts)
         print(traffic_text(work, self.course.end, self.config.plan.step_seconds))
+        self.say_what_is_too_large()
+
+    def say_what_is_too_large(self) -> None:
+        """A line where the plan takes more than there is; the run goes on, because a plan may be wrong by some per cent."""
+        words = too_large(self.config, self.schedule, self.facts, self.planned, host_limit())
+        if words and self.ranks.is_first:
+            print(words, flush=True)
 
     def say_order(self) -> None:
         """Images and steps, and what was decided on the user's behalf."""
