@@ -102,7 +102,7 @@ def run_steps(index: ImageIndex, opened_seconds: float) -> dict[str, float]:
         block=1024,
         lanes=8,
     )
-    dataset = StepDataset(source, schedule, PhotoAugment(crops=(Crop(size=32),)), 0)
+    dataset = StepDataset(source, schedule, PhotoAugment(crops=(Crop(32, 1, (0.2, 1.0)),)), 0)
     began = time.perf_counter()
     instances = set()
     stream = batches(dataset, 0, _STEPS, _WORKERS, pin=False)

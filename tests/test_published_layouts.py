@@ -49,16 +49,15 @@ def test_the_shipped_config_trains_on_train_asks_val_and_goes_on(run, config, tm
     assert "going on after step 4" in capsys.readouterr().out
     summary = run.summary()
     assert (summary["steps"], summary["instances"]) == (8, 36)
-    [line] = [line for line in run.lines("evaluations.jsonl") if line["step"] == 8]
-    assert line["queries"] == {f"{kind} (val), queries": line["queries"][f"{kind} (val), queries"]}
-    assert "queries: 12 others that training did not see" in json.dumps(line) + (run.output / "report.html").read_text()
+    assert summary["knn_top1"] is not None
+    assert "queries: 12 others that training did not see" in (run.output / "report.html").read_text()
 
 
 def test_a_folder_and_a_zip_of_the_same_images_give_the_same_batches(tmp_path):
     """The bits of every view of one window, and which image each is."""
     sources = [ImageFolder(as_folders(tmp_path / "folder"), "folders"), ZipImages(as_zips(tmp_path / "zip"))]
     schedule = Schedule(seed=3, size=36, window=16, stride=8, batch=8, block=2, lanes=2)
-    augment = PhotoAugment(crops=(Crop(size=16), Crop(size=12, count=2)))
+    augment = PhotoAugment(crops=(Crop(16, 1, (0.2, 1.0)), Crop(12, 2, (0.1, 0.3))))
     for step in range(schedule.steps_per_window):
         one, other = (StepDataset(source, schedule, augment, 3)[step] for source in sources)
         assert (one.ids_G == other.ids_G).all() and one.filled_G.all()

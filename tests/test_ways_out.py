@@ -85,8 +85,11 @@ def test_unreadable_images_that_stop_a_run_cost_nothing_and_can_be_repaired_or_s
         repaired = (photos / "cats" / f"{name}.jpg").stat().st_size
         assert repaired != len(good)
     message = told(run, capsys, "steps=9", "checkpoint.every_steps=100", config=config)
-    assert "the images changed" in message  # they were good when the run began, and so it is another set of images
-    (photos / "cats" / "01.jpg").write_bytes(good)
+    assert "cannot read cats/01.jpg" in message and "Repair the file, or set data.on_unreadable to skip" in message
+    assert run("steps=5", "data.on_unreadable=skip", config=config) == 0
+    for name in ("01", "03"):
+        (photos / "cats" / f"{name}.jpg").write_bytes(good)
+    assert run("steps=9", config=config) == 0
 
 
 def test_a_broken_image_may_be_repaired_when_the_run_goes_on(run, capsys, photos):  # noqa: F811

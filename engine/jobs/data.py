@@ -8,7 +8,7 @@ import numpy as np
 
 from configs import schema
 from datasets.batch import Probe
-from datasets.catalog import make_augmentation, make_probe, open_source
+from datasets.catalog import Kept, make_augmentation, make_probe, open_source
 from datasets.given import GivenFeatures
 from datasets.index.image_index import WrongIndex
 from datasets.schedule import Schedule
@@ -113,12 +113,9 @@ def _source(config: schema.Config, known: Path | None = None, known_count: int |
         limit=data.limit,
         held_out=data.held_out,
         labels=data.labels,
-        known=known,
-        known_count=known_count,
         exclude=data.exclude,
         leave_out=Path(config.output),
-        stored=data.index,
-        rescan=data.rescan,
+        kept=Kept(known, known_count, data.index, data.rescan),
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.batch import UnreadableImage
-from datasets.catalog import open_source
+from datasets.catalog import Kept, open_source
 from datasets.digits import Digits
 from datasets.folder import ImageFolder
 from datasets.source import Source
@@ -283,7 +283,7 @@ def test_the_catalog_gives_the_index_to_a_folder_and_to_nothing_else(tmp_path: P
     save(root / "b.png")
     start_again(root, index)
     save(root / "a.png")
-    options: dict[str, Any] = {"image_size": 8, "limit": None, "held_out": (), "labels": None, "known": index}
+    options: dict[str, Any] = {"image_size": 8, "limit": None, "held_out": (), "labels": None, "kept": Kept(index)}
     source = open_source("folder", root=str(root), **options)
     assert [source.instance_name(i) for i in range(2)] == ["b.png", "a.png"]
     digits = open_source("digits", root=None, **options)
