@@ -9,7 +9,7 @@ So each label gets its share, and what a small one has too few of goes to the ot
 a fixed seed. It depends neither on the run nor on how many images there are. When images are appended to known labels, those of the
 sample stay, but for the few that an image with a lower key displaces, and for the last turn. A new label takes a share from all others.
 
-Left out: to sample without an array of all labels. Two sorts of M numbers take about a second where M is 10^6, and 40 bytes an image.
+Left out: to sample without an array of all labels. For 1.28 million images it takes half a second of one core, and 50 bytes an image.
 """
 
 import numpy as np
