@@ -86,7 +86,7 @@ def test_unreadable_images_that_stop_a_run_cost_nothing_and_can_be_repaired_or_s
         assert repaired != len(good)
     message = told(run, capsys, "steps=9", "checkpoint.every_steps=100", config=config)
     assert "cannot read cats/01.jpg" in message and "Repair the file, or set data.on_unreadable to skip" in message
-    assert run("steps=5", "data.on_unreadable=skip", config=config) == 0
+    assert run("steps=5", "data.on_unreadable=skip", "data.max_unreadable=0.5", config=config) == 0
     for name in ("01", "03"):
         (photos / "cats" / f"{name}.jpg").write_bytes(good)
     assert run("steps=9", config=config) == 0
