@@ -82,3 +82,30 @@ def test_an_index_that_is_there_goes_on_with_a_run_that_listed_itself(run, capsy
     assert run("steps=6", config=config) == 0
     assert run.summary()["steps"] == 6
     assert json.loads((run.output / "config.json").read_text())["data"]["index"] is None
+
+
+CACHES = (
+    ("data.cache=part",),
+    ("data.cache=full", "data.cache_of=encoded"),
+    ("data.cache=true", "data.cache_gib=1e-5"),
+)
+
+
+def test_whatever_is_kept_in_memory_the_run_is_the_same_to_the_bit(run, capsys, photos):
+    config = folder_config(photos)
+    digests, said = [], []
+    for number, words in enumerate(((), *CACHES)):
+        run.output = run.directory / str(number)
+        assert run("steps=6", *words, config=config) == 0
+        digests.append(run.summary()["digest"])
+        said.append(capsys.readouterr().out)
+    assert len(set(digests)) == 1
+    assert "kept in memory" not in said[0]
+    assert "MiB of decoded images are kept in memory by each rank\n" in said[1]
+    assert "MiB of encoded images are kept in memory by each rank\n" in said[2]
+    assert "images do not fit and are read at each visit" in said[3]
+
+
+def test_encoded_images_of_a_source_without_files_are_refused(run, capsys):
+    assert run("data.cache=part", "data.cache_of=encoded") == 2
+    assert "digits has no encoded images" in capsys.readouterr().err

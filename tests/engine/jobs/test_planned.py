@@ -103,7 +103,14 @@ def test_images_that_are_kept_are_planned_to_the_byte_where_all_are_alike() -> N
     plan = host(config(data={"cache": "part"}), grey())
     assert plan[names.KEPT] == SCHEDULE.size * (20 * 30 + 250)
     assert host(config(data={"cache": "part"}), grey(), ranks=4)[names.KEPT] == SCHEDULE.size // 4 * (20 * 30 + 250)
+    assert host(config(data={"cache": "full"}), grey(), ranks=4)[names.KEPT] == SCHEDULE.size * (20 * 30 + 250)
+    assert host(config(data={"cache": "full", "cache_gib": 2**-20}), grey())[names.KEPT] == 1024
     assert not [item for item in host(config(), grey()) if "kept" in item]
+
+
+def test_encoded_images_that_are_kept_are_planned_by_the_sizes_of_their_files() -> None:
+    plan = host(config(data={**PHOTOS, "cache": "part", "cache_of": "encoded"}), Images([(30, 40, 3)]))
+    assert next(size for item, size in plan.items() if item.startswith(names.KEPT)) == SCHEDULE.size * (1000 + 250)
 
 
 def test_images_of_a_folder_that_are_kept_are_estimated_and_it_is_said() -> None:
