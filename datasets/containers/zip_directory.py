@@ -61,6 +61,7 @@ _LENGTHS_AT = 28  # of name, extra field and comment, in an entry
 _lengths = struct.Struct("<3H").unpack_from
 _field_header = struct.Struct("<2H").unpack_from
 _wide = struct.Struct("<Q").unpack_from
+_WRONG_ENTRY = "entry %d of its central directory is damaged, or is not where it should be"
 _MOST = 1 << 61  # so that sums stay below 2^63
 
 
@@ -143,12 +144,12 @@ def entries(descriptor: int, directory: Directory) -> Iterator[Entries]:
         piece = rest + fresh
         begins, stop = _begins(piece)
         at += len(fresh)
-        if not fresh or (at == end and stop < len(piece)):
-            raise BrokenZip(f"its central directory ends in the middle of entry {count + len(begins):,}")
         rest = piece[stop:]
         if begins:
             yield _parsed(piece, begins, count, directory)
             count += len(begins)
+        if not fresh or (at == end and rest):  # the last entry is longer than what there is
+            raise BrokenZip(_WRONG_ENTRY % count)
     # Old writers without zip64 count up to 65,535 and begin again.
     if count != directory.count and (directory.is_zip64 or count & _FULL_16 != directory.count):
         raise BrokenZip(f"its central directory has {count:,} entries, and its end record says {directory.count:,}")
@@ -235,9 +236,7 @@ def _parsed(piece: bytes, begins: list[int], before: int, directory: Directory) 
     fixed = np.frombuffer(b"".join([piece[at : at + _ENTRY_BYTES] for at in begins]), _ENTRY)
     wrong = np.flatnonzero(fixed["signature"] != _ENTRY_SIGNATURE)
     if len(wrong):
-        raise BrokenZip(
-            f"entry {before + int(wrong[0]):,} of its central directory is damaged, or is not where it should be"
-        )
+        raise BrokenZip(_WRONG_ENTRY % (before + int(wrong[0])))
     stops = np.array(begins) + _ENTRY_BYTES + fixed["name"]
     names = [piece[at + _ENTRY_BYTES : stop] for at, stop in zip(begins, stops.tolist(), strict=True)]
     wide = np.stack([fixed["raw"], fixed["stored"], fixed["header_at"]]).astype(np.int64)
