@@ -1,8 +1,9 @@
 """The config of an earlier start beside the present one: what its keys are called now, keys as flat names, and what a key was that
 there was not yet.
 
-The section `method` was called `classifier`, and its `kind` was `classifier.method`. Files, overrides and checkpoints of that form are
-still taken; `translated` is the only place that knows of it.
+The section `method` was called `classifier`, and its `kind` was `classifier.method`; `data.cache` was true for what is "part" now, and
+false for "none". Files, overrides and checkpoints of that form are still taken. `data.source` may be an object with a `kind`: its keys
+stand for `data.source` and the keys of `data` with their names. `translated` is the only place that knows of all this.
 """
 
 import json
@@ -13,12 +14,43 @@ from pydantic import BaseModel
 
 from datasets.shown import cut_text
 
+_CACHE = {True: "part", False: "none"}
+_OF_A_SOURCE = ("root", "labels", "exclude", "limit", "held_out", "index")
+
 
 def translated(tree: dict[str, Any]) -> dict[str, Any]:
     """`tree`, a config or a part of one from the top, by the present names; it is not changed.
 
-    Raises ValueError, in a line, where the old section is no section, or where a key is given by its old and its new name.
+    Raises ValueError, in a line, where the old section is no section, or where a key is given in two ways.
     """
+    return _with_plain_data(_with_method(tree))
+
+
+def _with_plain_data(tree: dict[str, Any]) -> dict[str, Any]:
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree
+    if isinstance(data.get("cache"), bool):
+        data = {**data, "cache": _CACHE[data["cache"]]}
+    source = data.get("source")
+    if not isinstance(source, dict):
+        return {**tree, "data": data}
+    plain: dict[str, Any] = {}
+    for key, value in source.items():
+        name = "source" if key == "kind" else key
+        if name != "source" and name not in _OF_A_SOURCE:
+            raise ValueError(
+                f"unknown key data.source.{cut_text(key)}; beside kind there are {', '.join(_OF_A_SOURCE)}"
+            )
+        if name != "source" and name in data:
+            raise ValueError(
+                f"data.source.{name} and data.{name} are the same key, and both are given; leave data.{name} out"
+            )
+        plain[name] = value
+    return {**tree, "data": {key: value for key, value in data.items() if key != "source"} | plain}
+
+
+def _with_method(tree: dict[str, Any]) -> dict[str, Any]:
     if "classifier" not in tree:
         return tree
     old, new = tree["classifier"], tree.get("method", {})

@@ -95,19 +95,32 @@ class PhotoAugmentation(Section):
 
 
 class Data(Section):
-    source: Literal["glyphs", "digits", "fashion_mnist", "folder", "synthetic"]
+    # A name, or an object with a kind and the keys that go with it, which stand for the keys below (configs/earlier.py).
+    source: Literal["glyphs", "digits", "fashion_mnist", "folder", "zip", "synthetic"]
     root: Text | None = None  # directory of the images or fonts; null: the source's own default
     image_size: Width = 32  # evaluation size; grey views have it too
     limit: Positive | None = None  # use the first so many instances only (fashion_mnist, synthetic)
     held_out: tuple[Text, ...] = ()  # glyphs: font families kept out of training, used as queries
-    labels: Text | None = None  # folder: null, "folders" (first directory is the label) or a CSV of path,label
+    labels: Text | None = (
+        None  # folder, zip: null, "folders" (first directory is the label); folder: or a CSV of path,label
+    )
     exclude: tuple[Text, ...] = ()  # folder: patterns of files and directories that are left out
+    index: Text | None = (
+        None  # folder, zip: a directory that job index makes; null: listed at each start, kept in the output
+    )
+    rescan: bool = False  # with an index: list the images all the same, and add what is new
+    hash: bool = False  # job index: hash contents as well, and count exact copies
     on_unreadable: Literal["skip", "stop"] = "skip"
     max_unreadable: Fraction = 0.1  # share of a window's images that cannot be decoded, above which the run stops
     augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(
         kind="grey"
     )
-    cache: bool = False  # decode all images once, at the start, and keep them in memory: each rank those of its lanes
+    # Images kept in memory from the start on: of a rank those of its lanes ("part"), or all ("full").
+    cache: Literal["none", "part", "full"] = "none"
+    cache_of: Literal["decoded", "encoded"] = "decoded"  # what is kept: pixels, or the bytes of the files
+    cache_gib: AboveZero | None = (
+        None  # most memory of a rank for them; what does not fit is read as without; null: any
+    )
     workers: Processes = 0  # processes that decode and augment; 0: the step does it itself, best for small images
     patience_seconds: AboveZero = 600.0  # how long a step waits for its batch before the run stops
 
@@ -234,7 +247,7 @@ class Evaluate(Section):
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     backbone: OwnPath | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
-    limit: Positive = 10000  # most images of a gallery; the first ones are taken
+    limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
@@ -265,7 +278,7 @@ class Profile(Section):
 
 
 class Config(Section):
-    job: Literal["pretrain", "knn", "export", "store", "plan", "profile", "scale", "peer"] = "pretrain"
+    job: Literal["pretrain", "index", "knn", "export", "store", "plan", "profile", "scale", "peer"] = "pretrain"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -373,7 +386,8 @@ MAY_DIFFER = (
         "scale.",
     ),
     # Whether the images are the same is told by their fingerprint, wherever they lie and whatever names them.
-    *("data.root", "data.labels", "data.exclude", "data.limit", "data.cache", "data.workers"),
+    *("data.root", "data.labels", "data.exclude", "data.limit", "data.workers"),
+    *("data.index", "data.rescan", "data.hash", "data.cache", "data.cache_of", "data.cache_gib"),
     *("data.on_unreadable", "data.max_unreadable", "data.patience_seconds"),
     *("store.kind", "store.read_ahead", "store.write_behind", "store.verb", "store.step", "store.format"),
     # These print, and compute nothing.

@@ -54,7 +54,8 @@ def put_words(tree: Tree, words: list[str], translated: Callable[[Tree], Tree]) 
     for word in words:
         names, value = _parsed_word(word)
         _put(as_written, names, value, word)
-        _put(tree, *_translated_word(names, value, translated), word)
+        for now in _translated_word(names, value, translated):
+            _put(tree, *now, word)
     translated(as_written)
     _check_values(tree)
 
@@ -142,16 +143,19 @@ def _parsed_word(word: str) -> tuple[list[str], Any]:
     return names, value
 
 
-def _translated_word(names: list[str], value: Any, translated: Callable[[Tree], Tree]) -> tuple[list[str], Any]:
-    """Names and value by the present names."""
-    part, now = value, []
+def _translated_word(names: list[str], value: Any, translated: Callable[[Tree], Tree]) -> list[tuple[list[str], Any]]:
+    """Names and value by the present names; one word may mean several keys."""
+    part = value
     for name in reversed(names):
         part = {name: part}
-    part = translated(part)
+    found = [([], translated(part))]  # type: list[tuple[list[str], Any]]
     for _ in names:
-        ((name, part),) = part.items()
-        now.append(name)
-    return now, part
+        found = [
+            ([*above, name], below)
+            for above, section in found
+            for name, below in (section.items() if isinstance(section, dict) else [])
+        ] or found
+    return found
 
 
 def _put(tree: Tree, names: list[str], value: Any, word: str) -> None:

@@ -65,6 +65,8 @@ class Batch:
     ids_G         int64, the instance (index in the source), -1 = empty
     filled_G      bool
     unreadable    the images of this batch that could not be decoded (their places are empty)
+    read_bytes    size of the files of the images that were decoded; 0 where images have none
+    cpu_seconds   of the thread that made it, with what it took to hand over the batch before
     """
 
     step: int
@@ -73,6 +75,8 @@ class Batch:
     ids_G: np.ndarray
     filled_G: np.ndarray
     unreadable: list[Unreadable] = field(default_factory=list)
+    read_bytes: int = 0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

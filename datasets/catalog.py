@@ -5,8 +5,9 @@ Each source, and what decodes or augments, is imported where it is asked for: a 
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,24 @@ FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # where Debian's
 _GALLERY, _QUERIES = 2000, 500  # synthetic images of the evaluation
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is known of the images from before; of folders and zips alone, others ignore it.
+
+    path, count   what the source's `save_index` wrote at an earlier start, and how many images of it keep their numbers; None: all
+    directory     of an index that job=index made
+    rescan        list the images all the same, and add what is new
+    """
+
+    path: Path | None = None
+    count: int | None = None
+    directory: str | None = None
+    rescan: bool = False
+
+
+NOTHING_KEPT = Kept()
+
+
 def open_source(
     name: str,
     *,
@@ -32,15 +51,13 @@ def open_source(
     limit: int | None,
     held_out: tuple[str, ...],
     labels: str | None,
-    known: Path | None = None,
-    known_count: int | None = None,
     exclude: tuple[str, ...] = (),
     leave_out: Path | None = None,
+    kept: Kept = NOTHING_KEPT,
 ) -> Source:
     """The training images. Raises ValueError where files are missing, do not match, or a key means nothing here.
 
     root, labels: "~" at their beginning is the home directory, as in a shell.
-    known: what the source's `save_index` wrote at an earlier start. Only a folder writes one; the others ignore it.
     limit: so many images, the first ones; synthetic ones have no other N.
     leave_out: a directory under the root that no image is taken from, because the run writes into it.
     ImagesUnavailable, an OSError, where the machine cannot give them.
@@ -49,19 +66,15 @@ def open_source(
         raise ValueError(f"data.limit is for fashion_mnist and synthetic; {name} has no use for it: set it to null")
     if held_out and name != "glyphs":
         raise ValueError(f"data.held_out names font families; {name} has none: set it to []")
-    if labels is not None and name != "folder":
-        raise ValueError(f"data.labels is for folders; {name} brings its own: set it to null")
     if exclude and name != "folder":
         raise ValueError(f"data.exclude is for folders; {name} has no use for it: set it to []")
     directory = _expanded(root)
-    if name == "synthetic":
-        if directory:
-            raise ValueError("data.root: synthetic images have no files; set it to null")
-        if limit is None or limit > MOST_IMAGES:
-            raise ValueError(
-                f"data.limit is {'null' if limit is None else limit}; set it to how many synthetic images there are to be, at most 10^12"
-            )
-        return Synthetic(limit, image_size)
+    if name in ("folder", "zip"):
+        return _open_files(name, directory, labels, exclude, leave_out, kept)
+    if labels is not None:
+        raise ValueError(f"data.labels is for folders and zips; {name} brings its own: set it to null")
+    if kept.directory is not None:
+        raise ValueError(f"data.index is for folders and zips; {name} has no use for it: set it to null")
     if name == "glyphs":
         from datasets.glyphs import Glyphs
 
@@ -74,12 +87,30 @@ def open_source(
         from datasets.fashion_mnist import FashionMnist
 
         return FashionMnist(directory or FASHION_MNIST_ROOT, "train", limit)
-    if directory is None:
+    if directory:
+        raise ValueError("data.root: synthetic images have no files; set it to null")
+    if limit is None or limit > MOST_IMAGES:
+        raise ValueError(
+            f"data.limit is {'null' if limit is None else limit}; set it to how many synthetic images there are to be, at most 10^12"
+        )
+    return Synthetic(limit, image_size)
+
+
+def _open_files(
+    name: str, root: Path | None, labels: str | None, exclude: tuple[str, ...], leave_out: Path | None, kept: Kept
+) -> Source:
+    if root is None:
         raise ValueError("data.root is null; set it to your folder of images")
+    by: Any = "folders" if labels == "folders" else _expanded(labels)
+    stored = _expanded(kept.directory)
+    if name == "zip":
+        from datasets.zip_images import ZipImages
+
+        return ZipImages(root, by, kept.path, kept.count, stored=stored, rescan=kept.rescan)
     from datasets.folder import ImageFolder
 
-    by = "folders" if labels == "folders" else _expanded(labels)
-    return ImageFolder(directory, by, known, known_count, exclude=exclude, leave_out=leave_out)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"exclude": exclude, "leave_out": leave_out, "stored": stored, "rescan": kept.rescan}
+    return ImageFolder(root, by, kept.path, kept.count, **options)
 
 
 def _expanded(path: str | None) -> Path | None:
@@ -112,9 +143,16 @@ def make_probe(
     image_size: int,
     held_out: tuple[str, ...],
     gallery: str,
+    limit: int,
+    query_limit: int,
 ) -> Probe | None:
-    """How this source is evaluated; None where nothing is labelled or held out."""
-    from datasets.probes import glyph_probe, labelled_probe, split_probe
+    """How this source is evaluated; None where nothing is labelled or held out.
+
+    limit, query_limit: the most images of the gallery, and of each set of queries; a larger set is a fair sample.
+    """
+    from datasets.probes import Limits, glyph_probe, labelled_probe, split_probe
+
+    limits = Limits(limit, query_limit)
 
     if source.name == "glyphs":
         from datasets.grey import GreyAugment
@@ -122,15 +160,15 @@ def make_probe(
         if not held_out:
             return None
         assert isinstance(augmentation, GreyAugment)
-        return glyph_probe(_expanded(root), image_size, held_out, gallery, jitter=augmentation)
+        return glyph_probe(_expanded(root), image_size, held_out, gallery, augmentation, limits)
     if source.name == "digits":
         from datasets.digits import Digits
 
-        return labelled_probe(source, Digits("test"), image_size)
+        return labelled_probe(source, Digits("test"), image_size, limits)
     if source.name == "fashion_mnist":
         from datasets.fashion_mnist import FashionMnist
 
-        return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size)
+        return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size, limits)
     if source.name == "synthetic":
         trained, others = (
             Synthetic(min(len(source), _GALLERY), image_size),
@@ -138,8 +176,15 @@ def make_probe(
         )
         # Of a few dozen images some labels are not there.
         is_whole = set(trained.labels_of(np.arange(len(trained)))) == set(range(CLASSES))
-        return labelled_probe(trained, others, image_size) if is_whole else None
-    return split_probe(source, image_size) if source.labels() is not None else None
+        return labelled_probe(trained, others, image_size, limits) if is_whole else None
+    if source.labels() is None:
+        return None
+    from datasets.indexed import IndexedImages
+
+    asked = source.beside() if isinstance(source, IndexedImages) else None
+    if asked is not None:
+        return labelled_probe(source, asked, image_size, limits)
+    return split_probe(source, image_size, limits=limits)
 
 
 def sample_images(source: Source, image_size: int, count: int) -> ImageSet:

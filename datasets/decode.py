@@ -17,6 +17,9 @@ value, shared by many pixels, would press all others into a few levels.
 
 Metadata is not pixels. Where a decoder stumbles over a colour profile, a comment, a broken EXIF block or a checksum of such, it is
 asked again with these left out (PNG, JPEG), and a JPEG that lacks nothing but the marker at its end gets one. Colour profiles are ignored.
+
+JPEGs that need no care go the fast way of `plain_jpeg.py`, which gives the same pixels. Everything else, and what it refuses, goes
+Pillow's way. So Pillow alone says which images are unreadable, and why.
 """
 
 import io
@@ -27,6 +30,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from datasets import plain_jpeg
 from datasets.metadata import with_end, without_metadata
 
 # Only decoders of image data: left to itself, Pillow would hand a misnamed PostScript file to an interpreter.
@@ -68,12 +72,25 @@ class Undecodable(Exception):
     """The bytes are no image that can be shown; the message says why, and fits on a line."""
 
 
-def decode(content: IO[bytes]) -> np.ndarray:
-    """uint8 [H, W, 3], of a file that `open_content` opened; see the table at the top.
+def decode(content: bytes | IO[bytes]) -> np.ndarray:
+    """uint8 [H, W, 3], of the bytes of a file or of what `open_content` opened; see the table at the top.
 
-    Raises Undecodable, and what is the machine's: MemoryError, and OSError with a number.
+    Raises Undecodable, and what is the machine's: MemoryError, and OSError with a number. Not for threads: see `decode_by_pillow`.
+    """
+    if isinstance(content, bytes):
+        whole: bytes | None = content
+    else:  # what is read in its place, since it may be larger than memory, has no whole
+        whole = content.getvalue() if isinstance(content, io.BytesIO) else None
+    pixels = None if whole is None else plain_jpeg.decoded(whole, Image.MAX_IMAGE_PIXELS or 0)
+    return decode_by_pillow(content) if pixels is None else pixels
+
+
+def decode_by_pillow(content: bytes | IO[bytes]) -> np.ndarray:
+    """What `decode` gives, and for a plain JPEG its slow twin.
+
     Not for threads: Pillow's warnings (about oversized or odd files) are caught by a process-wide switch.
     """
+    content = io.BytesIO(content) if isinstance(content, bytes) else content
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -232,6 +249,8 @@ def _reason(error: Exception, content: IO[bytes]) -> str:
     if isinstance(error, UnidentifiedImageError):
         content.seek(0)
         start = content.read(8)
+        if not start:
+            return "an empty file"
         found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
         return (
             f"a {found} file that is damaged or of a kind that is not read"

@@ -2,21 +2,22 @@
 
     positions = schedule(step) -> instances -> images = source -> views = augment(images, seed, step, instances)
 
-A step's batch is a pure function of the step. Steps are dealt to the workers in turn and come back in order, so how
-many workers there are changes the time, not a bit. Nothing here draws from a global generator.
+A step's batch is a pure function of the step. Steps are dealt to the workers in turn and come back in order, the first ones in parts
+(workers.py), so how many workers there are changes the time, not a bit. Nothing here draws from a global generator.
 
 Images are handed to the augmentation one at a time, as it asks for them: of photographs no more than one is held decoded. (What
 is made for small grey images looks at a whole batch of them at once.)
 
 Workers are processes (workers.py), and batches come from them in memory of their own (parcel.py): no limit of /dev/shm, no length of
-TMPDIR and no thread stands between. Waiting for one has an end: `patience_seconds`, the death of the worker, or being asked to stop.
+TMPDIR and no thread stands between. Up to `batches_held` batches lie in memory, however slow the steps are. Waiting for a batch has an
+end: `patience_seconds`, the death of the worker, or being asked to stop.
 
-Left out: a limit without workers, where the step reads the images itself. The first batch takes one worker as long as a whole batch
-takes, and up to `batches_held` batches lie in memory.
+Left out: a limit without workers, where the step reads the images itself.
 """
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch, Unreadable, UnreadableImage
+from datasets.parts import places_of_part
 from datasets.workers import Steps, Workers
 
 _JOIN_SECONDS = 5.0  # for the thread that pins; it looks every 0.2 s whether it is to end
@@ -35,6 +37,9 @@ class Source(Protocol):
 
     def image(self, instance: int) -> np.ndarray:
         """uint8 [H, W] or [H, W, 3]; raises UnreadableImage."""
+
+    def file_bytes(self, instance: int) -> int:
+        """Size of the image's own file; 0 where images have none. Nothing is read for it."""
 
 
 class Schedule(Protocol):
@@ -82,30 +87,36 @@ class StepDataset:
     ranks: int = 1
 
     def __getitem__(self, step: int) -> Batch:
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, part: int, parts: int) -> Batch:
+        """Part `part` of `parts` of the batch of a step (datasets/parts.py): some of its places, one after the other, maybe none."""
         by_lane = self.schedule.positions(step).reshape(self.schedule.lanes, -1)
         positions_G = by_lane[self.rank :: self.ranks].reshape(-1)
-        ids_G = np.full_like(positions_G, -1)
+        positions_G = positions_G[places_of_part(len(positions_G), part, parts)]
         visited_G = positions_G >= 0
+        ids_G = np.full_like(positions_G, -1)
         ids_G[visited_G] = self.schedule.instances(positions_G[visited_G])
-        unreadable: list[Unreadable] = []
-        images = self._images(ids_G, np.flatnonzero(visited_G), unreadable)
-        views = self.augment.views(images, self.seed, step, ids_G[visited_G])
-        for image in unreadable:
+        batch = Batch(step, [], positions_G, ids_G, visited_G)
+        views = self.augment.views(self._images(batch), self.seed, step, ids_G[visited_G])
+        batch.views = [_at_places(view, visited_G) for view in views]
+        for image in batch.unreadable:
             positions_G[image.place] = ids_G[image.place] = -1
-        return Batch(step, [_at_places(view, visited_G) for view in views], positions_G, ids_G, ids_G >= 0, unreadable)
+        batch.filled_G = ids_G >= 0
+        return batch
 
-    def _images(
-        self, ids_G: np.ndarray, places: np.ndarray, unreadable: list[Unreadable]
-    ) -> Iterator[np.ndarray | None]:
-        """The image of each of these places, None where it cannot be decoded; those are added to `unreadable`."""
-        for place in places.tolist():
-            instance = int(ids_G[place])
+    def _images(self, batch: Batch) -> Iterator[np.ndarray | None]:
+        """The image of each place that has one, None where it cannot be decoded; the batch notes those, and what was read."""
+        for place in np.flatnonzero(batch.filled_G).tolist():
+            instance = int(batch.ids_G[place])
             try:
                 # Not kept here while the next one is decoded.
                 yield self.source.image(instance)
             except UnreadableImage as error:
-                unreadable.append(Unreadable(place, instance, error.name, error.reason))
+                batch.unreadable.append(Unreadable(place, instance, error.name, error.reason))
                 yield None
+            else:
+                batch.read_bytes += self.source.file_bytes(instance)
 
 
 def never() -> bool:
@@ -136,7 +147,7 @@ def batches(
     batches_ahead   batches that each worker prepares before the first of them is taken
     patience_seconds, asked_to_stop, stop_grace_seconds   with workers: for how long a batch is waited for, and for how long once the run
                     is asked to stop
-    Raises what `dataset[step]` raises, with the worker's traceback as a note, or RuntimeError with its text where it cannot be sent;
+    Raises what `dataset.part` raises, with the worker's traceback as a note, or RuntimeError with its text where it cannot be sent;
     and what datasets.workers.Workers raises: OSError in one line, or NoBatch.
     """
     steps = range(first_step, last_step)
@@ -154,7 +165,11 @@ def batches(
 
 def _made_here(dataset: Steps, steps: range, pin: bool) -> Generator[Batch, None, None]:
     for step in steps:
-        yield _pinned(dataset[step]) if pin else dataset[step]
+        started = time.thread_time()
+        batch = dataset.part(step, 0, 1)
+        batch.cpu_seconds = time.thread_time() - started
+        yield _pinned(batch) if pin else batch
+        del batch  # it would be held while the next one is made
 
 
 def _until_closed(pool: Workers, stream: Iterator[Batch]) -> Generator[Batch | None, None, None]:

@@ -10,18 +10,23 @@ A letter, here, is a character of Unicode category L. Letters that render to the
 A, Greek Alpha, Cyrillic A) cannot be told apart by anyone and are one class; letters that differ by a pixel are two, be
 the difference a dot that a reader would overlook. The gallery holds one image a class. A query is right if the nearest
 gallery image is of its letter's class. Letters that the gallery face does not have are not asked.
+
+A gallery or a query set that is larger than its limit is a fair sample by label (fair_sample.py), and queries whose label the gallery
+lacks are left out; the protocol says both. A set that is no larger is taken whole. A label below 0 means that nothing is known of an image.
 """
 
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from datasets.batch import ImageSet, Probe
 from datasets.clean import load_images, to_tensor
+from datasets.fair_sample import fair_sample
 from datasets.glyphs import Face, characters, check_families, find_faces, render
 from datasets.keyed import keyed, shuffle
 from datasets.shown import shown
@@ -38,12 +43,23 @@ _JITTER_SEED = 20201
 _SPLIT_SEED = 20202
 
 
+class Limits(NamedTuple):
+    """The most images of the gallery, and of each set of queries."""
+
+    gallery: int
+    queries: int
+
+
+NO_LIMITS = Limits(2**62, 2**62)
+
+
 def glyph_probe(
     fonts_dir: Path | None,
     image_size: int,
     query_families: Sequence[str],
     gallery_family: str = "DejaVu Sans",
     jitter: Jitter | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Probe:
     """Letters of the normal-weight faces of `query_families` against the letters of one gallery face.
 
@@ -60,14 +76,18 @@ def glyph_probe(
     gallery_face = _gallery_face(faces, gallery_family)
     letters = _letters(gallery_face, image_size)
     firsts, class_of_letter = _merge_equal(gallery_face, letters, image_size)
-    gallery = _glyph_set(gallery_face.name, gallery_face, letters[firsts], np.arange(len(firsts)), image_size)
+    searched = fair_sample(np.arange(len(firsts)), letters[firsts], limits.gallery)
+    gallery = _glyph_set(gallery_face.name, gallery_face, letters[firsts[searched]], searched, image_size)
     queries: list[ImageSet] = []
     for family in query_families:
-        normal = [face for face in faces if face.family == family and face.style in _NORMAL_STYLES]
-        asked = [(face, np.intersect1d(_letters(face, image_size), letters)) for face in normal]
-        asked = [(face, codes) for face, codes in asked if len(codes)]
-        for face, codes in asked:
+        for face in (face for face in faces if face.family == family and face.style in _NORMAL_STYLES):
+            codes = np.intersect1d(_letters(face, image_size), letters)
             labels = class_of_letter[np.searchsorted(letters, codes)]
+            there = np.flatnonzero(np.isin(labels, searched))
+            asked = there[fair_sample(labels[there], codes[there], limits.queries)]
+            codes, labels = codes[asked], labels[asked]
+            if not len(codes):
+                continue
             queries.append(_glyph_set(face.name, face, codes, labels, image_size))
             if jitter is not None:
                 queries.append(_glyph_set(f"{face.name}, jittered", face, codes, labels, image_size, jitter))
@@ -75,71 +95,89 @@ def glyph_probe(
         raise ValueError(
             f"data.held_out: no face of normal weight in {', '.join(query_families)} has letters of {gallery_face.name}"
         )
+    asking = ", ".join(query.name for query in queries if not query.jittered)
+    sample = f", of which {len(searched)} were drawn" if len(searched) < len(firsts) else ""
     protocol = (
         f"gallery: the {len(letters)} letters of {gallery_face.name}, {len(firsts)} classes after merging equal pixels "
-        f"at {image_size} px, one image each; queries: its letters in {', '.join(query.name for query in queries if not query.jittered)}; "
+        f"at {image_size} px, one image each{sample}; queries: its letters in {asking}; "
         "right: same class"
     )
-    return Probe(gallery, queries, protocol, classes=len(firsts))
+    return Probe(gallery, queries, protocol, classes=len(searched))
 
 
-def labelled_probe(gallery: Source, queries: Source, image_size: int) -> Probe:
-    """All images of one labelled source against all of another, with the same numbering of labels.
+def labelled_probe(gallery: Source, queries: Source, image_size: int, limits: Limits = NO_LIMITS) -> Probe:
+    """The images of one labelled source against those of another, with the same numbering of labels.
 
-    ValueError where one has no labels, or where a query's label does not occur in the gallery.
+    Queries whose label the gallery lacks are left out, and counted in the protocol. ValueError where a source has no labels, or no
+    query remains.
     """
     gallery_labels, query_labels = _labels_of(gallery), _labels_of(queries)
-    strange = ~np.isin(query_labels, gallery_labels)
-    if strange.any():
+    searched = _drawn(np.flatnonzero(gallery_labels >= 0), gallery_labels, limits.gallery)
+    known = np.flatnonzero(np.isin(query_labels, gallery_labels[searched]))
+    if len(known) == 0:
         raise ValueError(
-            f"evaluate: label {query_labels[strange][0]} of {queries.name} is not in the gallery "
-            f"({strange.sum()} of {len(strange)} queries)"
+            f"evaluate: none of the {len(queries)} images of {queries.name} has a label of the gallery ({gallery.name}); "
+            "give both the same labels, or raise evaluate.limit"
         )
-    classes = len(np.unique(gallery_labels))
-    protocol = (
-        f"gallery: {len(gallery)} labelled images of {gallery.name}; "
-        f"queries: {len(queries)} others that training did not see; right: same label of {classes}"
+    asked = _drawn(known, query_labels, limits.queries)
+    classes = len(np.unique(gallery_labels[searched]))
+    lacking = (
+        f" ({len(queries) - len(known)} whose label the gallery lacks left out)" if len(known) < len(queries) else ""
     )
-    everything = np.arange(len(gallery))
+    protocol = (
+        f"gallery: {_of(len(searched), len(gallery))} labelled images of {gallery.name}; "
+        f"queries: {_of(len(asked), len(known))} others that training did not see{lacking}; right: same label of {classes}"
+    )
     return Probe(
-        _source_set(f"{gallery.name}, gallery", gallery, everything, gallery_labels, image_size),
-        [_source_set(f"{queries.name}, queries", queries, np.arange(len(queries)), query_labels, image_size)],
+        _source_set(f"{gallery.name}, gallery", gallery, searched, gallery_labels[searched], image_size),
+        [_source_set(f"{queries.name}, queries", queries, asked, query_labels[asked], image_size)],
         protocol,
         classes,
     )
 
 
-def split_probe(source: Source, image_size: int, query_fraction: float = 0.1) -> Probe:
+def split_probe(source: Source, image_size: int, query_fraction: float = 0.1, limits: Limits = NO_LIMITS) -> Probe:
     """A fixed pseudo-random part of a labelled source against the rest of it.
 
-    Which images are asked depends on N and `query_fraction` alone. Queries whose label is left without an image in the
-    gallery are dropped, and counted in the protocol. ValueError where there are no labels or no query remains.
+    Which images may be asked depends on N and `query_fraction` alone: those of the lowest hashes. Of images that are appended a part is
+    asked, and of the older ones only those near the border change sides. Queries whose label is left without an image in the gallery
+    are left out, and counted in the protocol. ValueError where there are no labels or no query remains.
     """
     labels = _labels_of(source)
     if not 0 < query_fraction < 1:
         raise ValueError(f"query_fraction {query_fraction} is not between 0 and 1")
     order = shuffle(_SPLIT_SEED, len(source))
-    # Left in shuffled order: who takes the first of them takes a fair sample.
-    drawn = order[: round(query_fraction * len(source))]
-    rest = order[len(drawn) :]
-    asked = drawn[np.isin(labels[drawn], labels[rest])]
-    if len(asked) == 0:
+    order = order[labels[order] >= 0]
+    part, rest = np.split(order, [round(query_fraction * len(order))])
+    searched = _drawn(rest, labels, limits.gallery)
+    known = part[np.isin(labels[part], labels[searched])]
+    if len(known) == 0:
         raise ValueError(
-            f"evaluate: none of {len(drawn)} queries out of {len(source)} images shares its label with another image; "
+            f"evaluate: none of {len(part)} queries out of {len(source)} images shares its label with another image; "
             "label more images alike"
         )
-    classes = len(np.unique(labels[rest]))
+    asked = _drawn(known, labels, limits.queries)
+    classes = len(np.unique(labels[searched]))
     protocol = (
-        f"gallery: {len(rest)} of {len(source)} images of {source.name}; queries: {len(asked)} others "
-        f"(training saw both, without labels; {len(drawn) - len(asked)} alone in their class left out); "
+        f"gallery: {len(searched)} of {len(source)} images of {source.name}; queries: {_of(len(asked), len(known))} others "
+        f"(training saw both, without labels; {len(part) - len(known)} whose label the gallery lacks left out); "
         f"right: same label of {classes}"
     )
     return Probe(
-        _source_set(f"{source.name}, gallery", source, rest, labels[rest], image_size),
+        _source_set(f"{source.name}, gallery", source, searched, labels[searched], image_size),
         [_source_set(f"{source.name}, queries", source, asked, labels[asked], image_size)],
         protocol,
         classes,
     )
+
+
+def _drawn(instances: np.ndarray, labels_N: np.ndarray, limit: int) -> np.ndarray:
+    """A fair sample of these instances, in their order; all of them where there are no more than `limit`."""
+    return instances[fair_sample(labels_N[instances], instances, limit)]
+
+
+def _of(count: int, whole: int) -> str:
+    return str(count) if count == whole else f"{count} of {whole}"
 
 
 def _gallery_face(faces: Sequence[Face], family: str) -> Face:

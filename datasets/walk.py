@@ -17,7 +17,8 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
 from fnmatch import translate
 from operator import itemgetter
 from pathlib import Path
@@ -95,9 +96,11 @@ _NOT_READ_bytes = {suffix.encode() for suffix in _NOT_READ}
 _LONGEST_PATH_bytes = 4096  # PATH_MAX of Linux, with the zero byte at the end
 _MARK_bytes = MARK.encode()
 _Entry = os.DirEntry[bytes]
+Identity = tuple[int, int]  # device and inode
+Found = tuple[bytes, int, int]  # path from the root, size in bytes, mtime in ns
 
 
-def identity_of(path: bytes) -> tuple[int, int] | None:
+def identity_of(path: bytes) -> Identity | None:
     """(device, inode) of what is at a path now; None where nothing is, or the machine cannot say."""
     try:
         status = os.stat(path)
@@ -106,8 +109,45 @@ def identity_of(path: bytes) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+@dataclass
+class Counts:
+    """What a walk leaves out and somebody may miss; those of several parts of a walk can be added up."""
+
+    not_read: Counter[bytes] = field(default_factory=Counter)
+    odd: list[str] = field(default_factory=list)
+    circles: list[bytes] = field(default_factory=list)
+    outputs: list[bytes] = field(default_factory=list)
+
+    def add(self, other: "Counts") -> None:
+        self.not_read.update(other.not_read)
+        self.odd += other.odd
+        self.circles += other.circles
+        self.outputs += other.outputs
+
+    def notes(self) -> tuple[str, ...]:
+        """A line for each kind of thing."""
+        lines = [
+            f"{count:,} .{suffix.decode()} {'file is' if count == 1 else 'files are'} not read; "
+            f"images are read from {' '.join(SUFFIXES)}"
+            for suffix, count in sorted(self.not_read.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        if self.odd:
+            lines.append(f"{self.odd[0]}{_others(self.odd)}: not a regular file, left out")
+        if self.outputs:
+            lines.append(f"{shown(self.outputs[0])}{_others(self.outputs)}: written by this engine, left out")
+        if self.circles:
+            lines.append(
+                f"the link {shown(self.circles[0])}{_others(self.circles)}: leads back to a folder above it, left out"
+            )
+        return tuple(lines)
+
+
+def _others(names: Sized) -> str:
+    return f" and {len(names) - 1:,} others" if len(names) > 1 else ""
+
+
 class Walk:
-    """(path relative to the root, size in bytes) of each image, in byte order of the paths; the size of a broken link is -1.
+    """(path relative to the root, size in bytes, mtime in ns) of each image, in byte order of the paths; of a broken link -1 and 0.
 
     root       bytes, absolute
     exclude    patterns as in a shell; one without a slash is compared with every name, one with a slash with the path from the root.
@@ -120,49 +160,61 @@ class Walk:
         self.root = root
         self._is_excluded = _matcher(tuple(exclude))
         self._leave_out = None if leave_out is None else os.fsencode(os.path.realpath(leave_out))
-        self._not_read: Counter[bytes] = Counter()
-        self._odd: list[str] = []
-        self._circles: list[bytes] = []
-        self._outputs: list[bytes] = []
+        self.counts = Counts()
         self._output_identity: tuple[int, int] | None = None
         self._root_identity: tuple[int, int] | None = None
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        self._not_read.clear()
-        self._odd.clear()
-        self._circles.clear()
-        self._outputs.clear()
-        self._output_identity = None if self._leave_out is None else identity_of(self._leave_out)
-        self._root_identity = identity_of(self.root)
+    def __iter__(self) -> Iterator[Found]:
+        self.begin()
         first = self._list(self.root, b"", {})
         assert first is not None
-        # Of each directory on the way down: its path, who it is, and what of it is still to come.
-        prefixes, identities, still = [b""], {first[0]: None}, [iter(first[1])]
+        # Of each directory on the way down: who it is, and what of it is still to come.
+        identities, still = {first[0]: None}, [self._found(b"", first[1])]
         while still:
-            prefix = prefixes[-1]
-            for name, entry in still[-1]:
-                if name.endswith(b"/"):
-                    listed = self._list(entry.path, prefix + name, identities)
-                    if listed is not None:
-                        prefixes.append(prefix + name)
-                        identities[listed[0]] = None
-                        still.append(iter(listed[1]))
-                        break
-                elif name.lower().endswith(_SUFFIXES_bytes):
-                    try:
-                        size_bytes = entry.stat().st_size if entry.is_file() else self._size_if_odd(entry)
-                    except OSError:
-                        size_bytes = self._size_if_odd(entry)
-                    if size_bytes is not None:
-                        yield prefix + name, size_bytes
-                else:
-                    suffix = name.rpartition(b".")[2].lower()
-                    if suffix in _NOT_READ_bytes:
-                        self._not_read[suffix] += 1
+            for found in still[-1]:
+                if not found[0].endswith(b"/"):
+                    yield found
+                    continue
+                listed = self._list(os.path.join(self.root, found[0][:-1]), found[0], identities)
+                if listed is not None:
+                    identities[listed[0]] = None
+                    still.append(self._found(found[0], listed[1]))
+                    break
             else:
                 still.pop()
-                prefixes.pop()
                 identities.popitem()
+
+    def begin(self) -> None:
+        """Forget what the last walk left out, and look what root and output are now."""
+        self.counts = Counts()
+        self._output_identity = None if self._leave_out is None else identity_of(self._leave_out)
+        self._root_identity = identity_of(self.root)
+
+    def directory(self, prefix: bytes, above: Iterable[Identity]) -> tuple[Identity, Iterator[Found]] | None:
+        """One directory: who it is, and its images and directories in order; None where it is left out.
+
+        prefix   its path from the root, with a slash behind it; empty: the root      above   who the directories above it are
+        Directories have a slash behind their path, and nothing else is said of them.
+        """
+        listed = self._list(os.path.join(self.root, prefix[:-1]) if prefix else self.root, prefix, set(above))
+        return None if listed is None else (listed[0], self._found(prefix, listed[1]))
+
+    def _found(self, prefix: bytes, named: list[tuple[bytes, _Entry]]) -> Iterator[Found]:
+        for name, entry in named:
+            if name.endswith(b"/"):
+                yield prefix + name, -1, 0
+            elif name.lower().endswith(_SUFFIXES_bytes):
+                try:
+                    status = entry.stat() if entry.is_file() else None
+                except OSError:
+                    status = None
+                found = (status.st_size, status.st_mtime_ns) if status is not None else self._if_odd(entry)
+                if found is not None:
+                    yield prefix + name, *found
+            else:
+                suffix = name.rpartition(b".")[2].lower()
+                if suffix in _NOT_READ_bytes:
+                    self.counts.not_read[suffix] += 1
 
     def leaves_out(self, path: str) -> bool:
         """Whether a path relative to the root, as os.fsdecode has it, would be passed over wherever it were."""
@@ -181,25 +233,11 @@ class Walk:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about what the last walk left out and somebody may miss."""
-        lines = [
-            f"{count:,} .{suffix.decode()} {'file is' if count == 1 else 'files are'} not read; "
-            f"images are read from {' '.join(SUFFIXES)}"
-            for suffix, count in sorted(self._not_read.items(), key=lambda item: (-item[1], item[0]))
-        ]
-        if self._odd:
-            others = f" and {len(self._odd) - 1:,} others" if len(self._odd) > 1 else ""
-            lines.append(f"{self._odd[0]}{others}: not a regular file, left out")
-        if self._outputs:
-            others = f" and {len(self._outputs) - 1:,} others" if len(self._outputs) > 1 else ""
-            lines.append(f"{shown(self._outputs[0])}{others}: written by this engine, left out")
-        if self._circles:
-            others = f" and {len(self._circles) - 1:,} others" if len(self._circles) > 1 else ""
-            lines.append(f"the link {shown(self._circles[0])}{others}: leads back to a folder above it, left out")
-        return tuple(lines)
+        return self.counts.notes()
 
     def _list(
-        self, path: bytes, prefix: bytes, above: dict[tuple[int, int], None]
-    ) -> tuple[tuple[int, int], list[tuple[bytes, _Entry]]] | None:
+        self, path: bytes, prefix: bytes, above: Container[Identity]
+    ) -> tuple[Identity, list[tuple[bytes, _Entry]]] | None:
         """(who the directory is, its entries in order, directories with a slash behind them); None where it is left out.
 
         Sorted with the slash: then the concatenated paths come out in the order of sorted full paths.
@@ -224,7 +262,7 @@ class Walk:
         status, entries = found
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            self._circles.append(prefix[:-1])
+            self.counts.circles.append(prefix[:-1])
             return None
         if self._is_left_out(path, identity, prefix):
             return None
@@ -235,7 +273,7 @@ class Walk:
             raise ValueError(
                 f"data.root: {shown(path)} is the output of a run (it holds {MARK}); set it to your folder of images"
             )
-        self._outputs.append(prefix[:-1])
+        self.counts.outputs.append(prefix[:-1])
         return None
 
     def _in_order(self, prefix: bytes, entries: list[_Entry]) -> list[tuple[bytes, _Entry]] | None:
@@ -268,18 +306,16 @@ class Walk:
             return True  # another process may make it just now
         return self._output_identity == identity
 
-    def _size_if_odd(self, entry: _Entry) -> int | None:
-        """Of what was not found to be a file at once. In bytes; -1 for a link to no file, None for what is neither."""
+    def _if_odd(self, entry: _Entry) -> tuple[int, int] | None:
+        """Of what was not found to be a file at once: size and time, (-1, 0) for a link to no file, None for what is neither."""
         status = patiently(lambda: shown(entry.path, 200), lambda: self._status(entry))
-        if status is None:
-            return (
-                -1 if entry.is_symlink() or len(entry.path) >= _LONGEST_PATH_bytes else None
-            )  # None: removed just now
+        if status is None:  # removed just now, unless
+            return (-1, 0) if entry.is_symlink() or len(entry.path) >= _LONGEST_PATH_bytes else None
         if stat.S_ISREG(status.st_mode):
-            return status.st_size
+            return status.st_size, status.st_mtime_ns
         if entry.is_symlink():
-            return -1
-        self._odd.append(f"{shown(entry.path)} ({kind_of(status.st_mode)})")
+            return -1, 0
+        self.counts.odd.append(f"{shown(entry.path)} ({kind_of(status.st_mode)})")
         return None
 
     def _status(self, entry: _Entry) -> os.stat_result | None:

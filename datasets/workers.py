@@ -1,9 +1,13 @@
 """Forked processes that make batches, one after the other in turn, and never keep the run waiting without end or words.
 
-    worker w of W    steps first + w, first + w + W, ...; up to `ahead` batches that nobody has taken yet
+    worker w of W    its part of each of the first W steps, one W-th of the places; from there on whole steps, every W-th
 
-The run sends a byte for each batch that it takes, which allows one more; a worker sends each batch from its only thread that works, as
-one message (parcel.py). So there is no queue, no thread that feeds one, and nothing that can be half sent.
+So the first batch is there after a W-th of the time that one worker takes for it, and nobody waits for whole batches before the first W
+steps are made. Later steps are whole, because parts have to be copied together.
+
+A worker makes up to `ahead` batches that nobody has taken yet. It begins with `ahead` x W credits; a whole batch costs W of them, and
+a part of one costs 1. The run sends them back, a byte a credit, when it has taken the batch. A worker sends each batch from its only
+thread that works, as one message (parcel.py). So there is no queue, no thread that feeds one, and nothing that can be half sent.
 
 Forking shares the index of a source (gigabytes for 10^8 paths) instead of copying it, and a worker starts in milliseconds. Two things
 make a fork unsafe. Threads of the parent do not exist in the child: one that opens a parallel region waits for them for ever, so a
@@ -15,8 +19,8 @@ Ctrl-C in a terminal, a terminal that closes and the end of a batch job send the
 batches while it ends its step and writes a checkpoint. So workers are deaf to SIGINT and SIGHUP, and to SIGTERM from anyone but the
 parent. They end when they are told to, and within seconds of the parent's death, whatever they are doing.
 
-Left out: sharing one step among workers. A process in a call that the kernel does not let it leave (a disk that does not answer) ends
-when that call does; it is not waited for.
+Left out: a process in a call that the kernel does not let it leave (a disk that does not answer) ends when that call does; it is not
+waited for.
 """
 
 import atexit
@@ -29,7 +33,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -39,18 +43,20 @@ import torch
 
 from datasets.batch import Batch, NoBatch
 from datasets.parcel import Gone, receive, send_batch, send_error
+from datasets.parts import joined
 
 _DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STOP_POLL_SECONDS = 0.2  # between two looks at whether the run was asked to stop
 _PARENT_POLL_SECONDS = 1.0
 _GRACE_SECONDS = 0.5  # from SIGTERM to SIGKILL
-_MAY_START = b"+"
+_CREDIT = b"+"
 
 
 class Steps(Protocol):
-    """What makes the batch of a step."""
+    """What makes the batch of a step, or a part of it."""
 
-    def __getitem__(self, step: int) -> Batch: ...
+    def part(self, step: int, part: int, parts: int) -> Batch:
+        """Part `part` of `parts`; datasets/parts.py says which places it has, and puts parts together."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,15 @@ class Worker:
 class Workers:
     """`take(step)` for each step in turn, and `end()`.
 
-    dataset   dataset[step] is the batch of a step; called in the workers
-    steps     of which worker w makes every count-th
-    count     processes, forked at once; no more than there are steps
+    dataset   makes batches, in the workers
+    steps     of which batches are made
+    count     processes, forked at once; none where there are no steps
     ahead     batches that each of them makes before the first of them is taken
     Raises OSError where a process cannot be started.
     """
 
     def __init__(self, dataset: Steps, steps: range, count: int, ahead: int) -> None:
-        self._steps = steps
+        self._steps, self._count = steps, count
         self._owner = os.getpid()
         self._workers: list[Worker] = []
         self._abandoned = False
@@ -84,8 +90,8 @@ class Workers:
         # A worker inherits the block and keeps it; so there is no moment at which it would still listen.
         mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
         try:
-            for number in range(min(count, len(steps))):
-                self._fork(dataset, number, count, ahead)
+            for number in range(count if steps else 0):
+                self._fork(dataset, number, ahead)
         except OSError as error:
             self.end()
             raise OSError(
@@ -97,13 +103,13 @@ class Workers:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask_before)
 
-    def _fork(self, dataset: Steps, number: int, count: int, ahead: int) -> None:
+    def _fork(self, dataset: Steps, number: int, ahead: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # A worker that kept the parent's ends would keep the others, and itself, from noticing that the parent is gone.
         not_its_own = [ours, *(worker.connection for worker in self._workers)]
         process = multiprocessing.get_context("fork").Process(
             target=_work,
-            args=(dataset, self._steps[number::count], ahead, theirs, not_its_own),
+            args=(dataset, self._steps, number, self._count, ahead, theirs, not_its_own),
             name=f"loader-{number}",
             daemon=True,
         )
@@ -128,35 +134,33 @@ class Workers:
         where it does not come within `stop_grace_seconds` of `asked_to_stop()` becoming true, or where `abandon` was called; and
         what the worker's dataset raised, with its traceback as a note.
         """
-        worker = self._workers[self._steps.index(step) % len(self._workers)]
-        started = time.monotonic()
-        asked: float | None = None
-        ended = False
+        patience = _Patience(step, patience_seconds, asked_to_stop, stop_grace_seconds)
+        index = self._steps.index(step)
+        makers = self._workers if index < self._count else [self._workers[index % self._count]]
+        batch = joined([self._received(worker, patience) for worker in makers])
+        # Not before the parts are put together and gone, or there would be a batch more in memory.
+        for worker in makers:
+            with contextlib.suppress(ConnectionError):  # told when its next batch is asked for
+                worker.connection.send(_CREDIT * (self._count // len(makers)))
+        return batch
+
+    def _received(self, worker: Worker, patience: "_Patience") -> Batch:
+        """What a worker has made of a step."""
+        step, ended = patience.step, False
         while True:
             try:
                 batch = receive(worker.connection)
             except Gone:
                 raise _dead(worker, step) from None
             if batch is not None:
-                with contextlib.suppress(ConnectionError):  # told when its next batch is asked for
-                    worker.connection.send(_MAY_START)
                 assert batch.step == step, (batch.step, step)
                 return batch
             if ended:  # something that it started keeps its connection open
                 raise _dead(worker, step)
-            now = time.monotonic()
             if self._abandoned:
                 raise NoBatch
-            if asked is None and asked_to_stop():
-                asked = now
-            if asked is not None and now - asked >= stop_grace_seconds:
-                raise NoBatch(f"asked to stop while {worker} had not made the batch of step {step}")
-            if now - started >= patience_seconds:
-                raise TimeoutError(
-                    f"{worker} has not made the batch of step {step} in {now - started:,.0f} s; is the disk or network that has "
-                    "the images still there? Else raise data.patience_seconds, or change data.workers"
-                )
-            wait([worker.connection], timeout=min(_STOP_POLL_SECONDS, patience_seconds))
+            patience.require(worker)
+            wait([worker.connection], timeout=min(_STOP_POLL_SECONDS, patience.seconds))
             # What it sent last is looked for once more. (Its sentinel would say no more than its connection: forks keep both open.)
             ended = not worker.process.is_alive()
 
@@ -188,8 +192,45 @@ class Workers:
         atexit.unregister(self.end)
 
 
+class _Patience:
+    """For how long the batch of a step is waited for, from now on."""
+
+    def __init__(self, step: int, seconds: float, asked_to_stop: Callable[[], bool], stop_grace_seconds: float) -> None:
+        self.step, self.seconds = step, seconds
+        self._asked_to_stop, self._stop_grace_seconds = asked_to_stop, stop_grace_seconds
+        self._started = time.monotonic()
+        self._asked: float | None = None
+
+    def require(self, worker: Worker) -> None:
+        """Raises TimeoutError or NoBatch where it is at its end."""
+        now = time.monotonic()
+        if self._asked is None and self._asked_to_stop():
+            self._asked = now
+        if self._asked is not None and now - self._asked >= self._stop_grace_seconds:
+            raise NoBatch(f"asked to stop while {worker} had not made the batch of step {self.step}")
+        if now - self._started >= self.seconds:
+            raise TimeoutError(
+                f"{worker} has not made the batch of step {self.step} in {now - self._started:,.0f} s; is the disk or network that has "
+                "the images still there? Else raise data.patience_seconds, or change data.workers"
+            )
+
+
+def shares(steps: range, number: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(step, part, parts) of all that worker `number` of `count` makes, in its order."""
+    for step in steps[:count]:
+        yield step, number, count
+    for step in steps[count + number :: count]:
+        yield step, 0, 1
+
+
 def _work(
-    dataset: Steps, steps: range, allowed: int, to_parent: socket.socket, not_its_own: list[socket.socket]
+    dataset: Steps,
+    steps: range,
+    number: int,
+    count: int,
+    ahead: int,
+    to_parent: socket.socket,
+    not_its_own: list[socket.socket],
 ) -> None:
     for connection in not_its_own:
         connection.close()
@@ -199,10 +240,17 @@ def _work(
             # More than one OpenMP thread in a forked process can hang (see the top).
             torch.set_num_threads(1)
             _obey_parent()
-            for number, step in enumerate(steps):
-                if number >= allowed and not to_parent.recv(1):
-                    return
-                send_batch(to_parent, dataset[step])
+            credits, cpu_seconds = ahead * count, time.thread_time()
+            for step, part, parts in shares(steps, number, count):
+                while credits < count // parts:
+                    if not (received := to_parent.recv(count)):
+                        return
+                    credits += len(received)
+                credits -= count // parts
+                batch = dataset.part(step, part, parts)
+                before, cpu_seconds = cpu_seconds, time.thread_time()
+                batch.cpu_seconds = cpu_seconds - before
+                send_batch(to_parent, batch)
         except BaseException as error:
             send_error(to_parent, error)
         while to_parent.recv(1):  # until the parent has taken everything, or ends

@@ -901,12 +901,13 @@ def a_full_disk(directory): ...
 
 
 def _no_memory():
+    import simplejpeg
     from PIL import Image
 
     def refuse(*_, **__):
         raise MemoryError
 
-    Image.open = refuse
+    Image.open = simplejpeg.decode_jpeg = refuse
 
 
 @hostile(1, "emory", fault=_no_memory)

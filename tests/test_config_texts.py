@@ -250,7 +250,8 @@ def kept_of(config: Config) -> dict:
         ("", {"threads": 7, "log_every": 3, "steps": 9}),
         ("checkpoint", {"keep": 9, "every_steps": 7}),
         ("data", {"root": "/elsewhere/", "labels": "folders", "exclude": ["*.gif"], "on_unreadable": "stop"}),
-        ("data", {"max_unreadable": 0.5, "patience_seconds": 5.0, "cache": True, "workers": 3}),
+        ("data", {"max_unreadable": 0.5, "patience_seconds": 5.0, "cache": "part", "cache_gib": 3.0, "workers": 3}),
+        ("data", {"index": "/an/index", "rescan": True, "hash": True, "cache": "full", "cache_of": "encoded"}),
         ("deepspeed", {"steps_per_print": 5, "comms_logger": {"enabled": True}, "wall_clock_breakdown": True}),
     ],
 )
@@ -360,3 +361,25 @@ def test_a_run_goes_on_where_the_images_were_moved_and_with_other_words_for_the_
     assert run("steps=5", *words, config=folder_config(f"{tmp_path}/./moved/")) == 0
     assert run.summary()["steps"] == 5
     assert run("steps=6", "optimizer.lr=0.5", config=folder_config(tmp_path / "moved")) == 2
+
+
+def test_a_source_may_be_an_object_whose_keys_are_those_of_data(tmp_path):
+    path = tmp_path / "config.json"
+    tree = {"output": "x", "epochs": 1, "data": {"source": {"kind": "zip", "root": "/a", "index": "/i"}, "workers": 3}}
+    path.write_text(json.dumps(tree))
+    data = schema.load(str(path), []).data
+    assert (data.source, data.root, data.index, data.workers) == ("zip", "/a", "/i", 3)
+    data = schema.load(
+        str(path), ['data.source={"kind":"folder","root":"/b","labels":"folders"}', "data.workers=4"]
+    ).data
+    assert (data.source, data.root, data.labels, data.index, data.workers) == ("folder", "/b", "folders", "/i", 4)
+    data = schema.load(str(path), ["data.source.kind=folder", "data.source.root=/c", "data.cache=true"]).data
+    assert (data.source, data.root, data.cache) == ("folder", "/c", "part")
+    assert schema.load(str(path), ["data.cache=false"]).data.cache == "none"
+    assert schema.load(str(path), ["data.cache=full", "data.cache_of=encoded"]).data.cache == "full"
+    path.write_text(json.dumps({**tree, "data": {**tree["data"], "root": "/b"}}))
+    with pytest.raises(ValueError, match=r"data\.source\.root and data\.root are the same key"):
+        schema.load(str(path), [])
+    path.write_text(json.dumps({**tree, "data": {"source": {"kind": "zip", "size": 3}}}))
+    with pytest.raises(ValueError, match=r"unknown key data\.source\.size; beside kind there are root"):
+        schema.load(str(path), [])

@@ -23,6 +23,7 @@ from torchvision.models.vgg import VGG, make_layers
 import kernels.catch_up
 import kernels.compiled
 import kernels.row_update
+from datasets.index import packed
 from engine.disk.files import DiskFiles
 from engine.rows.damaged import Damaged
 from engine.training import run as run_module
@@ -71,7 +72,22 @@ def test_a_run_leaves_what_the_contract_promises(finished):
     plan = json.loads((finished.output / "plan.json").read_text())
     assert line["bytes"]["disk"] <= sum(plan["disk"].values()) * 1.1
     assert 0 < line["bytes"]["host"] <= sum(plan["host"].values())
-    assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends"}
+    assert set(line) >= {"loss", "lr", "images_per_second", "seconds", "bytes", "prefetch_waits", "backends", "loader"}
+    loaders = [one["loader"] for one in finished.lines()]
+    trained = [one["images_per_second"] * one["interval_seconds"] for one in finished.lines()]
+    assert [loader["images"] for loader in loaders] == [round(images) for images in trained]
+    assert all(0 < loader["waiting_share"] < 1 and loader["read_bytes"] == 0 for loader in loaders)
+    assert all(loader["images_per_core_second"] > 0 for loader in loaders)
+
+
+def test_the_chance_level_of_the_first_steps_is_that_of_the_rows_that_are_there(run, capsys):
+    assert run("steps=6", "log_every=1") == 0
+    lines, out = run.lines(), capsys.readouterr().out
+    for line in lines:
+        assert line["chance_loss"] == pytest.approx(math.log(line["active"]))
+        assert f"(chance {line['chance_loss']:.2f})" in out
+    assert lines[0]["active"] <= 64 and lines[-1]["chance_loss"] == pytest.approx(math.log(128))
+    assert run.summary()["chance_loss"] == pytest.approx(math.log(128))
 
 
 @pytest.mark.parametrize("wanted", ["compiled", "aten"])
@@ -512,8 +528,8 @@ def test_images_that_are_added_are_trained_from_the_next_pass_on(run, growing, c
     assert run.summary()["visited"] == 29
     assert run.summary()["digest"]
     rows = {}
-    for line in (run.output / "checkpoints" / "images.index").read_bytes().split(b"\0")[:29]:
-        rows[line.decode()] = len(rows)
+    for name in names_in(run.output / "checkpoints" / "images.index"):
+        rows[name] = len(rows)
     assert list(rows)[:24] == [f"m{number:02}.png" for number in range(24)]
     assert list(rows)[24:] == ["a0.png", "m10b.png", "z0.png", "z1.png", "z2.png"]
     assert run("job=export", config=config) == 0
@@ -522,8 +538,15 @@ def test_images_that_are_added_are_trained_from_the_next_pass_on(run, growing, c
     assert run("steps=30", config=config) == 0
     assert run.summary()["instances"] == run.summary()["visited"] == 30
     (root / "b7.png").unlink()
-    assert run("steps=32", config=config) == 2
-    assert "b7.png was instance 29 of this run and is gone" in capsys.readouterr().err
+    assert run("steps=45", config=config) == 0
+    assert "1 image is gone and skipped; a number is never given to another one: b7.png" in capsys.readouterr().out
+    assert run.summary()["instances"] == 30
+    assert [line["name"] for line in run.lines("unreadable.jsonl")] == ["b7.png"]
+
+
+def names_in(path):
+    index, _ = packed.unpacked(path.read_bytes(), path)
+    return [os.fsdecode(index.entry(instance).path) for instance in range(len(index))]
 
 
 @pytest.mark.parametrize("lost", ["images.index", "checkpoints/images.index", "all but checkpoints"])
@@ -542,7 +565,7 @@ def test_a_run_that_grew_goes_on_though_a_list_of_its_images_is_lost(run, growin
     assert run.summary()["instances"] == 26
     copies = [(run.output / name).read_bytes() for name in ("images.index", "checkpoints/images.index")]
     assert copies[0] == copies[1]
-    assert copies[0].split(b"\0")[24:26] == [b"a0.png", b"z1.png"]
+    assert names_in(run.output / "images.index")[24:26] == ["a0.png", "z1.png"]
 
 
 def test_a_start_that_was_killed_before_its_first_step_fixes_no_new_image(run, growing, monkeypatch, capsys):

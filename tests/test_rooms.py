@@ -72,7 +72,11 @@ def in_room(room: str) -> list[Path]:
     ("room", "packages", "rooms"),
     [
         ("kernels", {"torch", "numpy"}, {"kernels"}),
-        ("datasets", {"torch", "numpy", "PIL", "torchvision", "fontTools", "sklearn"}, {"datasets"}),
+        (
+            "datasets",
+            {"torch", "numpy", "PIL", "torchvision", "fontTools", "sklearn", "google_crc32c", "simplejpeg"},
+            {"datasets"},
+        ),
     ],
 )
 def test_a_room_imports_only_what_it_may(room, packages, rooms):
@@ -146,6 +150,7 @@ def test_nothing_imports_launch_but_tests():
         ("jinja2", "engine/results/page.py"),
         ("plotly", "engine/results/page.py"),
         ("matplotlib", "engine/jobs/store_picture.py"),
+        ("simplejpeg", "datasets/plain_jpeg.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):

@@ -1,16 +1,20 @@
 """Runs whose images vanish or break in the middle, and runs that are asked to end while they evaluate or wait."""
 
+import errno
 import json
 import os
 import signal
+import struct
 import threading
 import time
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from datasets import regular_file
 from datasets.folder import ImageFolder
+from datasets.probes import split_probe
 from datasets.workers import Workers
 from engine.evaluation import evaluate, nearest
 from engine.training import run as run_module
@@ -88,19 +92,89 @@ def test_steps_in_which_nothing_was_read_change_nothing_and_push_no_checkpoint_o
         assert tensor.equal(backbone[name]), name
 
 
-def test_a_machine_that_gives_no_image_is_no_reason_to_skip_it(run, capsys, photos, monkeypatch):  # noqa: F811
+@pytest.fixture
+def fails(monkeypatch):
+    """Every opening of a file whose path ends so fails with this error; a list of the paths that were asked for."""
     real, times = os.open, []
 
-    def refuse(path, *arguments, **options):
-        if os.fsencode(path).endswith(b"05.jpg"):
-            times.append(path)
-            raise OSError(5, "Input/output error", path)
-        return real(path, *arguments, **options)
+    def fail(number, end):
+        def refuse(path, *arguments, **options):
+            if os.fsencode(path).endswith(end):
+                times.append(path)
+                raise OSError(number, os.strerror(number), path)
+            return real(path, *arguments, **options)
 
-    monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
+        return times
+
+    return fail
+
+
+@pytest.mark.parametrize(("number", "end"), [(errno.EACCES, b"05.jpg"), (errno.EIO, b".jpg")])
+def test_a_machine_that_gives_no_image_is_no_reason_to_skip_it(run, capsys, photos, fails, number, end):  # noqa: F811
+    times = fails(number, end)
     assert run("steps=12", config=folder_config(photos)) == 1
-    assert "cats/05.jpg" in capsys.readouterr().err
-    assert len(times) == 3  # tried again twice
+    assert "error: cannot read cats/" in capsys.readouterr().err or end == b".jpg"
+    assert sum(path == times[0] for path in times) == 3  # tried again twice
+
+
+def test_a_bad_sector_under_one_image_ends_no_run(run, capsys, photos, fails):  # noqa: F811
+    fails(errno.EIO, b"05.jpg")
+    assert run("steps=12", config=folder_config(photos)) == 0
+    out = capsys.readouterr().out
+    assert out.count("cannot read cats/05.jpg: Input/output error, twice, while other images come; its place") == 1
+    assert run.summary()["unreadable_images"] == 1
+    assert run.summary()["status"] == "finished"
+
+
+def test_no_bad_image_of_any_kind_ends_a_run_and_each_is_named_once(run, capsys, photos, fails, at_step):  # noqa: F811
+    def write(name, content):
+        (photos / "dogs" / f"{name}.jpg").write_bytes(content)
+
+    whole = (photos / "dogs" / "00.jpg").read_bytes()
+    bytes_08 = (photos / "dogs" / "08.jpg").read_bytes()
+    size_10 = (photos / "dogs" / "10.jpg").stat().st_size
+    write("00", whole[: len(whole) // 2])
+    write("02", b"")
+    write("04", b"<html>404</html>")
+    bomb = bytearray(whole)
+    place = whole.index(b"\xff\xc0") + 5
+    bomb[place : place + 4] = struct.pack(">HH", 30_000, 30_000)
+    write("06", bytes(bomb))
+    write("._06", b"a resource fork")
+    Image.new("RGB", (24, 20), (9, 99, 9)).save(photos / "cats" / "01.jpg", "PNG")
+    Image.new("RGB", (1, 1), (9, 99, 9)).save(photos / "cats" / "03.jpg")
+    Image.new("RGB", (30_000, 10), (9, 99, 9)).save(photos / "cats" / "07.jpg")
+    fails(errno.EIO, b"05.jpg")
+
+    def change():
+        (photos / "dogs" / "08.jpg").unlink()
+        write("10", whole + b"more")
+
+    at_step[0] = change
+    config = folder_config(photos, max_unreadable=0.5, workers=0)
+    assert run("steps=24", config=config) == 0
+    out = capsys.readouterr().out
+    told = dict(
+        line.removeprefix("cannot read ").split(": ", 1) for line in out.splitlines() if line.startswith("cannot read")
+    )
+    assert out.count("cannot read ") == len(told)
+    reasons = {name: reason.removesuffix("; its place stays empty") for name, reason in told.items()}
+    assert reasons.pop("dogs/00.jpg").startswith("OSError: image file is truncated")
+    assert reasons == {
+        "dogs/02.jpg": "an empty file",
+        "dogs/04.jpg": "not an image in a known format",
+        "dogs/06.jpg": "more than 89478485 pixels",
+        "cats/05.jpg": "Input/output error, twice, while other images come",
+        "dogs/08.jpg": "No such file or directory",
+        "dogs/10.jpg": f"changed since it was listed: {len(whole) + 4:,} bytes, it was {size_10:,} bytes",
+    }
+    assert run.summary()["unreadable_images"] == 7
+    # The next start takes what lies there then.
+    write("08", bytes_08)
+    assert run("steps=36", config=config) == 0
+    assert "cannot read" not in capsys.readouterr().out
+    assert len(run.lines("unreadable.jsonl")) == 7
 
 
 def test_each_unreadable_image_is_told_once_whatever_the_run_is_cut_into(run, capsys, photos):  # noqa: F811
@@ -143,6 +217,24 @@ def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, c
     out = capsys.readouterr().out
     assert out.count("can be read; it will have no figure") == 2
     assert "none of the images of 3 steps" in out or "more than data.max_unreadable" in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_labelled_folder_whose_queries_are_all_broken_trains_to_its_end_and_says_so(run, capsys, photos, workers):  # noqa: F811
+    queries = split_probe(ImageFolder(photos, "folders"), 16).queries[0]
+    broken = [photos / queries.names(number) for number in range(queries.count)]
+    for path in broken:
+        path.write_bytes(b"<html>")
+    config = folder_config(photos, labels="folders", max_unreadable=0.5, workers=workers)
+    assert run(config=config) == 0
+    assert f"none of the images of {queries.name} that the evaluation asks for can be read" in capsys.readouterr().out
+    summary = run.summary()
+    assert summary["status"] == "finished" and summary["unreadable_images"] == len(broken) == 2
+    assert summary["knn_top1"] is None and summary["rankme"] > 1
+    loaders = [line["loader"] for line in run.lines()]
+    sizes = [path.stat().st_size for path in photos.glob("*/*.jpg") if path not in broken]
+    read_bytes, images = (sum(loader[name] for loader in loaders) for name in ("read_bytes", "images"))
+    assert min(sizes) * images <= read_bytes <= max(sizes) * images and images > 50
 
 
 def test_a_signal_in_the_last_evaluation_ends_it_at_the_next_batch(run, capsys, monkeypatch):

@@ -85,8 +85,11 @@ def test_unreadable_images_that_stop_a_run_cost_nothing_and_can_be_repaired_or_s
         repaired = (photos / "cats" / f"{name}.jpg").stat().st_size
         assert repaired != len(good)
     message = told(run, capsys, "steps=9", "checkpoint.every_steps=100", config=config)
-    assert "the images changed" in message  # they were good when the run began, and so it is another set of images
-    (photos / "cats" / "01.jpg").write_bytes(good)
+    assert "cannot read cats/01.jpg" in message and "Repair the file, or set data.on_unreadable to skip" in message
+    assert run("steps=5", "data.on_unreadable=skip", "data.max_unreadable=0.5", config=config) == 0
+    for name in ("01", "03"):
+        (photos / "cats" / f"{name}.jpg").write_bytes(good)
+    assert run("steps=9", "data.max_unreadable=0.5", config=config) == 0  # this window's two are counted already
 
 
 def test_a_broken_image_may_be_repaired_when_the_run_goes_on(run, capsys, photos):  # noqa: F811
@@ -166,14 +169,17 @@ def test_a_run_with_another_config_can_be_set_back_moved_or_started_over(run, ca
 
 def test_images_that_are_gone_can_be_restored_or_the_run_started_over(run, capsys, photos):  # noqa: F811
     config = folder_config(photos)
-    path = photos / "cats" / "05.jpg"
-    content = path.read_bytes()
+    paths = [photos / "cats" / f"{number:02}.jpg" for number in (1, 3, 5)]
+    contents = [path.read_bytes() for path in paths]
     assert run("steps=2", config=config) == 0
-    path.unlink()
-    assert "is gone" in told(run, capsys, config=config)
-    path.write_bytes(content)
+    for path in paths:
+        path.unlink()
+    assert "3 images are gone" in told(run, capsys, config=config)
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
     assert run("steps=3", config=config) == 0
-    path.unlink()
+    for path in paths:
+        path.unlink()
     assert run("steps=3", config=config, flags=("--fresh",)) == 0
 
 

@@ -29,7 +29,7 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 class Protocol:
     """How it is asked: `k` neighbours vote with weight exp(similarity / temperature) over "backbone" or "head" `features`.
 
-    limit, query_limit   only the first so many images of the gallery, and of each query set, are looked at
+    limit, query_limit   the most images of the gallery, and of each query set: the first ones. What sets a run has was sampled before
     """
 
     k: int

@@ -2,6 +2,7 @@
 
 JOBS = {
     "pretrain": "train; the same command again goes on (the default)",
+    "index": "list the images once, into data.index; again: add what is new",
     "knn": "evaluate the saved backbone of a run again",
     "export": "write backbone, embeddings and rows of the newest checkpoint",
     "plan": "what a run would take, and the largest sizes that fit",

@@ -8,10 +8,9 @@ import numpy as np
 
 from configs import schema
 from datasets.batch import Probe
-from datasets.cached import CachedSource
-from datasets.catalog import make_augmentation, make_probe, open_source
+from datasets.catalog import Kept, make_augmentation, make_probe, open_source
 from datasets.given import GivenFeatures
-from datasets.image_index import WrongIndex
+from datasets.index.image_index import WrongIndex
 from datasets.schedule import Schedule
 from datasets.shown import shown
 from datasets.source import Source
@@ -24,8 +23,12 @@ from engine.training.reading import listed
 
 if TYPE_CHECKING:
     from datasets.grey import GreyAugment
+    from datasets.indexed import IndexedImages
     from datasets.photos import PhotoAugment
     from engine.disk.manifest import SavedCheckpoint
+
+
+_OF_FILES = ("folder", "zip")  # sources whose images have an index
 
 
 def images_directory(config: schema.Config) -> Path | None:
@@ -54,7 +57,7 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
         schema.refuse_other_run(config, last.body.state.config or {})
     history = last.body.state.segments if last else None
     size = sum(segment[0] for segment in history) if history else None
-    if config.data.source == "folder":
+    if config.data.source == "folder" and (config.data.index is None or config.data.rescan):
         # It takes minutes where there are millions.
         print(f"listing the images under {shown(config.data.root or '')}", flush=True)
     source = _known_source(config, last, size) if last and size else _source(config)
@@ -110,10 +113,9 @@ def _source(config: schema.Config, known: Path | None = None, known_count: int |
         limit=data.limit,
         held_out=data.held_out,
         labels=data.labels,
-        known=known,
-        known_count=known_count,
         exclude=data.exclude,
         leave_out=Path(config.output),
+        kept=Kept(known, known_count, data.index, data.rescan),
     )
 
 
@@ -127,7 +129,8 @@ def _known_source(config: schema.Config, last: "SavedCheckpoint", size: int) -> 
     known_unreadable = dict(last.body.state.unreadable or [])
     lists = [listed(output / UNREADABLE) | known_unreadable, known_unreadable]  # the file may say anything
     # A copy of checkpoints/ alone is enough to go on. Once a run has grown there are two; older runs have the second alone.
-    places = [output / CHECKPOINTS / INDEX, output / INDEX] if config.data.source == "folder" else []
+    has_own = config.data.source in _OF_FILES and config.data.index is None
+    places = [output / CHECKPOINTS / INDEX, output / INDEX] if has_own else []
     indices = [place for place in places if place.exists()]
     missing = f"{shown(places[0])} is missing" if places and not indices else ""
     lost: WrongIndex | None = None
@@ -138,7 +141,8 @@ def _known_source(config: schema.Config, last: "SavedCheckpoint", size: int) -> 
         except WrongIndex as error:
             lost = lost or error
             continue
-        if len(source) >= size and any(source.fingerprint(size, were) == last.body.state.source for were in lists):
+        if len(source) >= size and any(_is_that_of(last.body.state.source, source, size, were) for were in lists):
+            _refuse_losses(config, source, size, lists[0])
             if lost or missing:
                 how = (
                     "it was not needed, as the images are in the order of their names"
@@ -161,13 +165,52 @@ def _known_source(config: schema.Config, last: "SavedCheckpoint", size: int) -> 
     )
 
 
-def cached(source: Source, schedule: Schedule, lanes: Lanes) -> CachedSource:
-    """The source with the images of a rank's lanes in memory."""
-    images = CachedSource(source)
-    for block in lanes.chosen(range(-(-schedule.positions_end // schedule.block))).tolist():
+def _is_that_of(fingerprint: str | None, source: Source, size: int, were: dict[int, int]) -> bool:
+    """Whether this is the fingerprint of the first `size` images, by the rule of today or by that of earlier versions."""
+    if source.fingerprint(size, were) == fingerprint:
+        return True
+    images = _indexed(source)
+    return images is not None and images.was_fingerprint(size, were) == fingerprint
+
+
+def _indexed(source: Source) -> "IndexedImages | None":
+    """The source, if it is one of files; what decodes is not imported for another."""
+    if source.name not in _OF_FILES:
+        return None
+    from datasets.indexed import IndexedImages
+
+    assert isinstance(source, IndexedImages)
+    return source
+
+
+def _refuse_losses(config: schema.Config, source: Source, size: int, unreadable: dict[int, int]) -> None:
+    """ValueError where more of the known images are gone or changed than may be unreadable: then it is another set."""
+    images = _indexed(source)
+    if images is None:
+        return
+    most, lost = config.data.max_unreadable, images.changes.lost(unreadable)
+    if lost > max(most * size, most > 0):
+        raise ValueError(
+            f"the images changed since {shown(config.output)} was started: {'; '.join(images.changes.notes()[:2])}. "
+            f"These are more than data.max_unreadable ({most:g}) allows; restore them, or start over with --fresh"
+        )
+
+
+def cached(config: schema.Config, source: Source, schedule: Schedule, lanes: Lanes) -> Source:
+    """The source, with the images of a rank's lanes, or all, in memory where `data.cache` says so."""
+    data = config.data
+    if data.cache == "none":
+        return source
+    from datasets.cached import CachedSource  # and with it what decodes
+
+    most_bytes = None if data.cache_gib is None else round(data.cache_gib * 2**30)
+    images = CachedSource(source, data.cache_of == "encoded", most_bytes)
+    blocks = np.arange(-(-schedule.positions_end // schedule.block))
+    for block in (blocks if data.cache == "full" else lanes.chosen(blocks)).tolist():
         ids = schedule.instances(np.arange(block * schedule.block, (block + 1) * schedule.block))
         images.fill(ids[ids >= 0].tolist())
-    print(f"{images.bytes / 2**20:,.0f} MiB of decoded images are kept in memory by each rank")
+    rest = f"; {images.left_over:,} images do not fit and are read at each visit" if images.left_over else ""
+    print(f"{images.bytes / 2**20:,.0f} MiB of {data.cache_of} images are kept in memory by each rank{rest}")
     return images
 
 
@@ -185,4 +228,6 @@ def open_probe(
         image_size=data.image_size,
         held_out=data.held_out,
         gallery=config.evaluate.gallery,
+        limit=config.evaluate.limit,
+        query_limit=config.evaluate.query_limit,
     )

@@ -14,6 +14,7 @@ _OF_SOURCE = {
     "digits": ("datasets.digits",),
     "fashion_mnist": ("datasets.fashion_mnist",),
     "folder": ("datasets.folder",),
+    "zip": ("datasets.zip_images",),
     "synthetic": (),
 }
 

@@ -44,11 +44,12 @@ from engine.planning.trunk import TrunkSizes, trunk_components, trunk_state_byte
 
 
 class ImageFacts(NamedTuple):
-    """Channels; bytes of the largest and of the typical image once it is decoded, and how that is known."""
+    """Channels; bytes of the largest and of the typical image once it is decoded, of the typical one encoded, and how that is known."""
 
     channels: int
     largest: int
     mean: float
+    encoded: float
     how: str
 
 
@@ -101,7 +102,7 @@ def facts_of(
     # Where a compiler is missing the run takes ATen, which takes more; a plan is not worth compiling for.
     kernels = "aten" if config.method.has_rows and config.rows.kernels == "aten" else device
     return Facts(
-        images=ImageFacts(source.channels, *((0, 0.0, "") if given else sizes.image_bytes(source))),
+        images=ImageFacts(source.channels, *((0, 0.0, 0.0, "") if given else sizes.image_bytes(source))),
         gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
         queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
         network=network,
@@ -272,11 +273,17 @@ def _loader_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> Lo
         # Views of photos are made one image after the other, those of grey images all at once.
         at_once=places if config.data.augment.kind == "grey" else 1,
         largest=images.largest,
-        mean=images.mean,
-        cached=-(-schedule.size // facts.ranks) if config.data.cache else 0,
+        mean=images.mean if config.data.cache_of == "decoded" else images.encoded,
+        cached=_cached_images(config, schedule, facts),
+        most_cached=None if config.data.cache_gib is None else round(config.data.cache_gib * 2**30),
         how=images.how,
         decodes=facts.network is not None,
     )
+
+
+def _cached_images(config: schema.Config, schedule: Schedule, facts: Facts) -> int:
+    shares = {"none": 0, "part": -(-schedule.size // facts.ranks), "full": schedule.size}
+    return shares[config.data.cache]
 
 
 def _evaluation_sizes(config: schema.Config, facts: Facts, steps: int) -> EvaluationSizes:

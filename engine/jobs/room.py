@@ -35,6 +35,11 @@ def lack_of_memory(
         return None
     tier, need, there, words = over[0]
     lines = [f"the run would take {need / GIB:.2f} GiB of {tier} memory, and there are {there / GIB:.2f} GiB ({words})"]
+    loading = plan.ranks_here * sum(one.bytes for one in plan.components if one.name.startswith("loader: "))
+    if tier == "host" and loading > 0.1 * need:
+        lines.append(
+            f"  {loading / GIB:.2f} GiB of it are the loader's: data.workers, schedule.batch and the sizes of views make them"
+        )
     changes = enough(smaller(config, schedule, facts), tier, need, there)
     lines += [f"  {one.words}    saves {one.saved[tier] / GIB:.2f} GiB; {one.cost}" for one in changes]
     if not changes:

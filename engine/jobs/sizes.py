@@ -93,20 +93,21 @@ def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
         )
 
 
-def image_bytes(source: Source) -> tuple[int, float, str]:
-    """(largest, mean, how that is known) of the bytes of decoded images; those of grey sources are all of one size.
+def image_bytes(source: Source) -> tuple[int, float, float, str]:
+    """(largest, mean, mean of the encoded ones, how that is known) of the bytes of decoded images; grey ones are all of one size.
 
     Of a folder a few files are decoded: sizes on the disk say little, and nothing else is known before.
     """
     if source.channels == 1:
         size = source.image(0).nbytes
-        return size, float(size), ""
-    sizes = []
+        return size, float(size), 0.0, ""
+    sizes, encoded = [], []
     for instance in np.linspace(0, len(source) - 1, min(_SAMPLED_IMAGES, len(source))).round().astype(int):
         try:
             sizes.append(source.image(int(instance)).nbytes)
+            encoded.append(source.file_bytes(int(instance)))
         except UnreadableImage:
             continue
     if not sizes:
-        return 0, 0.0, " (unknown: none of those looked at could be read)"
-    return max(sizes), float(np.mean(sizes)), f" (estimated from {len(sizes)} of them)"
+        return 0, 0.0, 0.0, " (unknown: none of those looked at could be read)"
+    return max(sizes), float(np.mean(sizes)), float(np.mean(encoded)), f" (estimated from {len(sizes)} of them)"

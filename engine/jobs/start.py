@@ -123,14 +123,14 @@ class Start:
 
     def check_memory(self) -> None:
         """ValueError on every rank where a machine has too little memory for a run that begins; a run that goes on is warned."""
-        lacks = self.ranks.share(
-            lack_of_memory(self.config, self.schedule, self.facts, self.planned, self.ranks.device) or ""
-        )
-        for lack in filter(None, lacks):
+        for lack in filter(None, self.ranks.share(self._lack_of_memory())):
             if self.config.plan.refuse and not self.last:
                 raise ValueError(f"{lack}\nTo try it all the same: plan.refuse=false")
             print(f"{lack}\nThe run is tried all the same")
             return
+
+    def _lack_of_memory(self) -> str | None:
+        return lack_of_memory(self.config, self.schedule, self.facts, self.planned, self.ranks.device)
 
     def print_plan(self) -> None:
         """The resolved config and the plan."""
@@ -139,6 +139,8 @@ class Start:
         print(plan_text(self.planned))
         work = disk_traffic(self.config, self.schedule, self.facts)
         print(traffic_text(work, self.course.end, self.config.plan.step_seconds))
+        if lack := self._lack_of_memory():
+            print(lack)
 
     def say_order(self) -> None:
         """Images and steps, and what was decided on the user's behalf."""
@@ -173,7 +175,7 @@ class Start:
     def start_loading(self) -> None:
         """Workers are forked here, before DeepSpeed and the store start threads."""
         config, schedule, ranks = self.config, self.schedule, self.ranks
-        source = cached(self.source, schedule, self.lanes) if config.data.cache else self.source
+        source = cached(config, self.source, schedule, self.lanes)
         dataset = StepDataset(source, schedule, self.augmentation, config.seed, ranks.rank, ranks.size)
         self.stream = batches(
             dataset,

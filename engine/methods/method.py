@@ -132,6 +132,10 @@ class Method(ABC):
     def chance_loss(self) -> float:
         """The loss, in nats, of a method that knows nothing. All ranks call it together."""
 
+    def active_now(self) -> int | None:
+        """This rank's part of the classes of the last step's softmax, a count. None: their number never changes."""
+        return None
+
     def start(self) -> None:
         """Take the state of step 0; called where no checkpoint is loaded."""
 

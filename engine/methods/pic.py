@@ -68,6 +68,9 @@ class Pic(Method):
         """ln K."""
         return float(np.log(sum(self.ranks.share(self.rows.size))))
 
+    def active_now(self) -> int:
+        return int(sum(self.rows.used))
+
     def start(self) -> None:
         rows = self.rows
         if rows.full:
@@ -133,7 +136,7 @@ class Pic(Method):
             "block_write_seconds": Figure(store.write_seconds),
             "blocks_stored": Figure(store.blocks_stored),
         }
-        return {**work, "active": Figure(int(sum(rows.used))), **visits}
+        return {**work, "active": Figure(self.active_now()), **visits}
 
     def take_waited_seconds(self) -> float:
         waited, self.rows.host.waited_seconds = self.rows.host.waited_seconds, 0.0

@@ -25,9 +25,9 @@ class LoaderSizes:
     """
     views      bytes of one batch of augmented images           held      batches in memory at a time
     workers    processes that decode, 0: the run itself         at_once   images that each of them holds decoded
-    largest    bytes of one image's pixels                      mean      the same of the typical image
-    cached     images that are kept in memory, or 0             how       in which way the two are known, for people
-    decodes    False: no image is read, features are given
+    largest    bytes of one image's pixels                      mean      of the typical image, as it is kept
+    cached     images that are kept in memory, or 0             most_cached   bytes that these may take, None: any
+    how        in which way largest and mean are known          decodes   False: no image is read, features are given
     """
 
     views: int
@@ -37,6 +37,7 @@ class LoaderSizes:
     largest: int
     mean: float
     cached: int
+    most_cached: int | None
     how: str
     decodes: bool
 
@@ -45,6 +46,7 @@ def loader_components(sizes: LoaderSizes) -> list[Component]:
     """Host memory of a rank, its workers included."""
     decoding = sizes.at_once * sizes.largest * _WHILE_DECODED if sizes.decodes else 0
     kept = round(sizes.cached * (sizes.mean + _KEPT_IMAGE_BYTES))
+    kept = kept if sizes.most_cached is None else min(kept, sizes.most_cached)
     own = [
         Component(HOST, names.BATCHES, sizes.views),
         Component(HOST, names.KEPT, kept, how=sizes.how),

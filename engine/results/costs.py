@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from engine.results.charts import Chart, Group, Line, bars, curves, series_colour
 from engine.results.page import details, figure, panels, paragraph, table
-from engine.results.progress import TIERS, duration_text
+from engine.results.progress import TIERS, bytes_text, duration_text
 from engine.results.records import Records, amount, amounts, finite
 
 # The stages of a step in their order, and how the report names them.
@@ -71,10 +71,11 @@ def time_parts(records: Records) -> list[Markup]:
     ]
     stack = [Group(name, [value / total_seconds]) for name, value in spent]
     waited = f"Steps that waited for the disk: {wait_steps:,.0f}, {duration_text(wait_seconds)} in all."
+    waited = waited if wait_steps else "No step waited for the disk."
     return [
         figure(bars([""], stack, name=_SHARES, unit="share", is_stacked=True, has_legend=False)),
         table(["stage", "share", "in all", "a step"], rows, keys=[series_colour(index) for index in range(len(rows))]),
-        paragraph(waited if wait_steps else "No step waited for the disk."),
+        paragraph(f"{_loader_words(records)} {waited}".strip()),
         panels(
             [
                 _stages_over_steps(records, named),
@@ -82,6 +83,19 @@ def time_parts(records: Records) -> list[Markup]:
             ]
         ),
     ]
+
+
+def _loader_words(records: Records) -> str:
+    """What the loader did in all of the steps; nothing where no line says it."""
+    images = cpu_seconds = read_bytes = 0.0
+    for line in records.metrics:
+        loader = amounts(line.get("loader"))
+        images, cpu_seconds = images + loader.get("images", 0.0), cpu_seconds + loader.get("cpu_seconds", 0.0)
+        read_bytes += loader.get("read_bytes", 0.0)
+    if not images or not cpu_seconds:
+        return ""
+    made = f"The loader made the views of {images / cpu_seconds:,.0f} images a second of one core"
+    return made + (f", and read {bytes_text(read_bytes)} of image files." if read_bytes else ".")
 
 
 def _stages_over_steps(records: Records, names: dict[str, str]) -> tuple[str, Markup]:

@@ -1,7 +1,8 @@
 """What a run says while it trains: a live display where there is a terminal, plain lines where there is none.
 
-Both show the same facts of the same metrics line: step, loss beside the chance level ln K (a softmax over K rows that
-knows nothing has that loss, so "is it learning?" is answered by one glance), images per second, the share of time spent
+Both show the same facts of the same metrics line: step, loss beside the chance level (a softmax over K rows that
+knows nothing has the loss ln K, so "is it learning?" is answered by one glance; while rows are still added, it is that of the rows that
+are there), images per second, the share of time spent
 waiting for images, memory by tier, time left. The time left is
 
     (steps to do) x (seconds of the intervals seen so far) / (steps seen so far)
@@ -63,7 +64,7 @@ class Progress:
 
     total_steps    the run ends there (in steps done since the run's very first step)
     first_step     steps already done when this process began
-    chance_loss    ln K, in nats
+    chance_loss    ln K, in nats; for lines that do not say what it was in their steps
     planned_bytes  bytes planned on this rank by tier ("device", "host", "disk"; any may be missing)
     """
 
@@ -118,7 +119,9 @@ class Progress:
 
     def _facts(self, line: Mapping[str, Any]) -> list[str]:
         loss = _number(line.get("loss"))
-        facts = [f"loss {'none' if loss is None else f'{loss:.2f}'} (chance {self.chance_loss:.2f})"]
+        chance_loss = _number(line.get("chance_loss"))
+        chance = f"chance {self.chance_loss if chance_loss is None else chance_loss:.2f}"
+        facts = [f"loss {'none' if loss is None else f'{loss:.2f}'} ({chance})"]
         rate = _number(line.get("images_per_second"))
         if rate is not None:
             facts.append(f"{rate:,.0f} images/s")

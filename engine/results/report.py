@@ -82,7 +82,10 @@ def _head(name: str, records: Records) -> list[Markup]:
         steps = records.figure("step")
 
     whole = "{:,.0f}".format
+    filling = _filling(records)
+    now = finite(records.metrics[-1].get("chance_loss")) if filling else None
     chance = f"chance: {'ln K = ' * records.has_rows()}{_show(chance_loss, '{:.2f}'.format)}"
+    chance = chance if now is None else f"chance among the active rows: {now:.2f}"
     rates = _show(records.figure("images_per_second"), whole)
     seconds = _show(records.figure("elapsed_seconds"), duration_text)
     skipped = _show(records.figure("skipped_steps"), whole)
@@ -100,7 +103,7 @@ def _head(name: str, records: Records) -> list[Markup]:
     unreadable = records.unreadable_lines
     return [
         header(name, " · ".join(about), _status(records, steps), is_good=records.summary.get("status") == "finished"),
-        paragraph(_filling(records) or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
+        paragraph(filling or _verdict(loss, chance_loss, knn, raw, records.has_rows())),
         paragraph(f"Lines of the logs that could not be read and are left out: {unreadable:,}." * bool(unreadable)),
         paragraph(f"Left out: {'; '.join(records.left_out)}." * bool(records.left_out)),
         tiles(headline),
@@ -178,6 +181,12 @@ def _loss(records: Records) -> list[Markup]:
         levels.append(Level(chance_loss, f"{chance} {chance_loss:.2f}", "warm"))
         levels.append(Level(0.7 * chance_loss, f"{part} {0.7 * chance_loss:.2f}"))
     caption = "Loss in nats at every logged step, and its running mean."
+    loss, chances = Line("loss", steps, losses, style="noisy"), [finite(line.get("chance_loss")) for line in metrics]
+    lines = [loss]
+    # Once all rows are active it is the level that is drawn anyway.
+    if chance_loss is not None and any(one is not None and one < chance_loss - 0.005 for one in chances):
+        lines.append(Line("chance among the active rows", steps, chances))
+        caption += " While rows are still added, chance is ln of those that are there."
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
     figures = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
@@ -185,9 +194,8 @@ def _loss(records: Records) -> list[Markup]:
         over_steps(records, name, title)
         for name, title in [("lr", "Learning rate"), *((one, _title(one)) for one in figures)]
     ]
-    loss = Line("loss", steps, losses, style="noisy")
     return [
-        figure(curves([loss], name="Loss over steps", x_title="step", y_title="nats", levels=levels), caption),
+        figure(curves(lines, name="Loss over steps", x_title="step", y_title="nats", levels=levels), caption),
         panels(small),
     ]
 

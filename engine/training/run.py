@@ -122,7 +122,7 @@ class Run:
                 break
             self._check_unreadable(*taken)
             lr = self._take_step(*taken, start)
-            interval.count_waits()
+            interval.count(taken[0])
             stopped_by = self.stop.agreed(self.ranks)
             if self._is_due(course.log_every) or self.step == course.end or stopped_by:
                 self._report_unreadable()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datasets.batch import Batch, UnreadableImage
-from datasets.cached import CachedSource
+from datasets.cached import BESIDE_BYTES, CachedSource
 from datasets.folder import ImageFolder
 from datasets.grey import GreyAugment
 from datasets.loader import StepDataset, batches
@@ -43,6 +43,9 @@ class Counted:
         if instance == self.buggy:
             raise KeyError("no such font")
         return pixels(instance)
+
+    def file_bytes(self, instance: int) -> int:
+        return instance
 
 
 def pixels(instance: int) -> np.ndarray:
@@ -120,7 +123,7 @@ def test_a_caller_may_write_into_what_it_gets_and_nobody_into_what_is_kept() -> 
     cached.fill([3])
     cached.image(3)[:] = 0
     np.testing.assert_array_equal(cached.image(3), pixels(3))
-    assert not any(image.flags.writeable for image in cached._images.values())
+    assert not any(image.flags.writeable for image in cached._kept.values())
 
 
 def test_bytes_are_those_of_the_pixels() -> None:
@@ -142,3 +145,37 @@ def test_everything_else_is_the_sources(tmp_path: Path) -> None:
     cached.save_index(tmp_path / "ours")
     folder.save_index(tmp_path / "theirs")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def folder(root: Path) -> ImageFolder:
+    for number in range(6):
+        (root / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (40 + number, 30), (number, 9, 9)).save(root / "images" / f"{number}.png")
+    (root / "images" / "3.png").write_bytes(b"<html>")
+    return ImageFolder(root / "images")
+
+
+def test_files_are_kept_as_they_are_and_decoded_at_each_visit(tmp_path: Path) -> None:
+    plain = folder(tmp_path)
+    cached = CachedSource(plain, is_encoded=True)
+    cached.fill(range(6))
+    assert cached.bytes == sum(path.stat().st_size for path in (tmp_path / "images").iterdir())
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    for number in (0, 1, 2, 4, 5):
+        assert cached.image(number).shape == (30, 40 + number, 3) and cached.image(number)[0, 0, 0] == number
+    with pytest.raises(UnreadableImage, match=r"3\.png: not an image"):
+        cached.image(3)
+    with pytest.raises(ValueError, match="counted has no encoded images"):
+        CachedSource(Counted(), is_encoded=True)
+
+
+def test_what_does_not_fit_is_read_at_each_visit_and_counted() -> None:
+    source = Counted()
+    cached = CachedSource(source, most_bytes=4 * (32 * 24 + BESIDE_BYTES) + 1)
+    cached.fill(range(N))
+    assert cached.bytes == 4 * 32 * 24 and cached.left_over == N - 4
+    for _ in range(2):
+        for instance in range(N):
+            np.testing.assert_array_equal(cached.image(instance), pixels(instance))
+    assert source.asked == 5 + 2 * (N - 4)

@@ -160,15 +160,32 @@ def test_the_index_of_an_older_run_is_read_and_a_whole_one_is_taken_where_the_ot
         run.go_on()
 
 
-def test_images_that_changed_are_told_as_that_and_not_as_a_lost_index(run: Run) -> None:
+def test_one_image_that_changed_is_named_and_several_are_another_set(run: Run) -> None:
+    before = run.start()
+    for name in "3", "5":
+        with (run.root / f"{name}.png").open("ab") as file:
+            file.write(b"\0")
+        if name == "3":
+            source = run.go_on()
+            assert "3.png" in source.notes[0] and source.fingerprint() == before.fingerprint()
+    with pytest.raises(
+        ValueError, match=r"the images changed since .*: 2 images are .* 3\.png, 5\.png.*; restore them"
+    ):
+        run.go_on()
+    assert len(run.go_on(max_unreadable=0.5)) == 8
+    (run.root / "5.png").unlink()
+    with pytest.raises(ValueError, match=r"1 image is gone and skipped.*: 5\.png; 1 image is of another size"):
+        run.go_on()
+    with pytest.raises(ValueError, match="the images changed"):
+        run.go_on(max_unreadable=0)
+
+
+def test_one_image_that_is_gone_is_skipped(run: Run) -> None:
     run.start()
-    with (run.root / "3.png").open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(ValueError, match=r"the images changed since .*; restore them"):
-        run.go_on()
     (run.root / "3.png").unlink()
-    with pytest.raises(ValueError, match=r"3\.png was instance 1 of this run and is gone"):
-        run.go_on()
+    source = run.go_on()
+    assert names(source) == [f"{number}.png" for number in "13579bdf"]
+    assert source.notes[0].endswith("3.png")
 
 
 def test_an_image_that_could_not_be_read_may_be_repaired(run: Run) -> None:
@@ -183,10 +200,9 @@ def test_an_image_that_could_not_be_read_may_be_repaired(run: Run) -> None:
     repaired = run.go_on()
     assert names(repaired) == names(before)
     assert repaired.image(2).shape == repaired.image(3).shape == (20, 20, 3)
-    run.start(unreadable=(2,))  # from here on the repaired files are the images
-    (run.root / "7.png").write_bytes(whole + b"\0")
-    with pytest.raises(ValueError, match="the images changed"):
-        run.go_on()
+    assert run.start(unreadable=(2, 3)).fingerprint() == before.fingerprint()
+    run.index.unlink()
+    assert names(run.go_on()) == names(before)
 
 
 def test_a_missing_index_of_another_source_is_nothing_to_tell(tmp_path: Path, capsys: Any) -> None:

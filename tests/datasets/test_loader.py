@@ -1,6 +1,7 @@
 """The loader: the same batches with any number of workers, places that stay empty, errors that can be read, processes that go away."""
 
 import contextlib
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -15,12 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datasets.batch import Batch, ImagesUnavailable, Unreadable, UnreadableImage
+from datasets.given import GivenFeatures
 from datasets.grey import GreyAugment
 from datasets.keyed import keyed, shuffle
 from datasets.loader import Augmentation, StepDataset, batches
+from datasets.parts import joined
 from datasets.photos import Crop, PhotoAugment
+from datasets.schedule import Schedule
 
 PLACES = 6
 REPOSITORY = Path(__file__).parents[2]
@@ -44,6 +50,9 @@ class FakeSource:
         return (
             (keyed(7, instance, np.arange(np.prod(self.shape))) >> np.uint64(56)).astype(np.uint8).reshape(self.shape)
         )
+
+    def file_bytes(self, instance: int) -> int:
+        return 1000 + instance
 
 
 class FakeSchedule:
@@ -75,6 +84,17 @@ def assert_same(one: Batch, other: Batch) -> None:
     for name in ("positions_G", "ids_G", "filled_G"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     assert one.unreadable == other.unreadable
+    assert one.read_bytes == other.read_bytes
+
+
+def digest_of(batch: Batch) -> str:
+    """Of all that a step sees."""
+    digest = hashlib.sha256()
+    for array in (*(view.numpy() for view in batch.views), batch.positions_G, batch.ids_G, batch.filled_G):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(repr(batch.unreadable).encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -133,7 +153,7 @@ def test_same_batches_for_any_number_of_workers(augment: Augmentation, shape: tu
     try:
         torch.set_num_threads(2)
         here = list(batches(dataset, 0, 7, workers=0, pin=False))
-        for workers in (1, 2, 3):
+        for workers in (1, 2, 3, 7):
             there = list(batches(dataset, 0, 7, workers=workers, pin=False))
             assert len(there) == len(here) == 7
             for one, other in zip(here, there, strict=True):
@@ -141,6 +161,64 @@ def test_same_batches_for_any_number_of_workers(augment: Augmentation, shape: tu
     finally:
         torch.set_num_threads(before)
     assert any(batch.unreadable for batch in here)
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape"),
+    [(GREY, (32, 32)), (PHOTOS, (40, 50, 3)), (GivenFeatures(8, (True, False)), (32, 32))],
+    ids=["grey", "photos", "given"],
+)
+def test_a_window_has_the_same_batches_for_0_1_2_and_4_workers_resumed_and_on_two_ranks(
+    augment: Augmentation, shape: tuple[int, ...]
+) -> None:
+    schedule = Schedule(seed=3, size=150, window=64, stride=32, batch=16, block=4, lanes=4)
+    source = FakeSource(shape, broken=frozenset(range(0, 150, 11)))
+    steps = schedule.steps_per_window + 2
+    dataset = StepDataset(source, schedule, augment, 5)
+    here = [digest_of(batch) for batch in batches(dataset, 0, steps, 0, pin=False)]
+    assert len(set(here)) == steps == 6
+    for workers in (1, 2, 4):
+        assert [digest_of(batch) for batch in batches(dataset, 0, steps, workers, pin=False)] == here
+    assert [digest_of(batch) for batch in batches(dataset, 2, steps, 2, pin=False)] == here[2:]
+    ranks = [
+        list(batches(StepDataset(source, schedule, augment, 5, rank, 2), 0, steps, 2, pin=False)) for rank in (0, 1)
+    ]
+    places = np.arange(16).reshape(4, 4)
+    for step in range(steps):
+        whole = dataset[step]
+        for rank in (0, 1):
+            mine = places[rank::2].reshape(-1)
+            for view, of_all in zip(ranks[rank][step].views, whole.views, strict=True):
+                assert torch.equal(view, of_all[torch.from_numpy(mine)])
+            np.testing.assert_array_equal(ranks[rank][step].ids_G, whole.ids_G[mine])
+
+
+@given(st.integers(0, 7), st.integers(1, 9), st.sampled_from([(GREY, (32, 32)), (PHOTOS, (40, 50, 3))]))
+@settings(max_examples=25, deadline=None)
+def test_the_parts_of_a_batch_put_together_are_the_batch(
+    step: int, parts: int, views: tuple[Augmentation, tuple[int, ...]]
+) -> None:
+    augment, shape = views
+    dataset = StepDataset(FakeSource(shape, broken=frozenset({95, 90, 88})), FakeSchedule(), augment, 1)
+    assert_same(joined([dataset.part(step, part, parts) for part in range(parts)]), dataset[step])
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_batch_says_how_much_was_read_for_it_and_what_it_took(workers: int) -> None:
+    class Slow(FakeSource):
+        def image(self, instance: int) -> np.ndarray:
+            until = time.thread_time() + 0.004
+            while time.thread_time() < until:
+                pass
+            return super().image(instance)
+
+    dataset = StepDataset(Slow(broken=frozenset({95})), FakeSchedule(), GREY, 1)
+    made = list(batches(dataset, 0, 8, workers, pin=False))
+    for batch in made:
+        assert batch.read_bytes == sum(1000 + instance for instance in batch.ids_G[batch.filled_G].tolist())
+        assert batch.cpu_seconds > 0.004 * np.count_nonzero(batch.filled_G)
+    assert any(batch.unreadable for batch in made)
+    assert StepDataset(FakeSource(), FakeSchedule(), GivenFeatures(8, (True,)), 1)[0].read_bytes == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,7 +10,7 @@ from datasets.batch import ImageSet, Probe
 from datasets.digits import Digits
 from datasets.glyphs import find_faces
 from datasets.keyed import uniform
-from datasets.probes import glyph_probe, labelled_probe, split_probe
+from datasets.probes import Limits, glyph_probe, labelled_probe, split_probe
 
 SIZE = 24
 RNG = np.random.default_rng(0)
@@ -175,8 +175,56 @@ def test_sources_without_labels_or_with_other_labels_are_refused() -> None:
     images = RNG.integers(0, 256, (3, 8, 8), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"pictures has no labels; set data.labels"):
         labelled_probe(Pictures(images, None), Pictures(images, [0, 1, 2]), 8)
-    with pytest.raises(ValueError, match=r"label 5 of pictures is not in the gallery \(2 of 3 queries\)"):
-        labelled_probe(Pictures(images, [0, 1, 2]), Pictures(images, [0, 5, 6]), 8)
+    with pytest.raises(ValueError, match=r"none of the 3 images of pictures has a label of the gallery \(pictures\)"):
+        labelled_probe(Pictures(images, [0, 1, 2]), Pictures(images, [5, 6, -1]), 8)
+
+
+def test_queries_whose_label_the_gallery_lacks_are_left_out_and_counted() -> None:
+    images = RNG.integers(0, 256, (5, 8, 8), dtype=np.uint8)
+    probe = labelled_probe(Pictures(images, [0, -1, 2, 2, 7]), Pictures(images, [0, 5, 2, 6, -1]), 8)
+    assert probe.gallery.labels_M is not None and probe.gallery.labels_M.tolist() == [0, 2, 2, 7]
+    (queries,) = probe.queries
+    assert queries.labels_M is not None and queries.labels_M.tolist() == [0, 2]
+    assert [queries.names(i) for i in range(2)] == ["0", "2"]
+    assert torch.equal((whole(queries) * 255).round().to(torch.uint8)[:, 0], torch.from_numpy(images[[0, 2]]))
+    assert probe.classes == 3
+    assert probe.protocol == (
+        "gallery: 4 of 5 labelled images of pictures; queries: 2 others that training did not see "
+        "(3 whose label the gallery lacks left out); right: same label of 3"
+    )
+
+
+def test_sets_above_their_limits_are_fair_samples_and_others_are_whole() -> None:
+    images = RNG.integers(0, 256, (120, 8, 8), dtype=np.uint8)
+    labels = np.repeat(np.arange(10), 12).tolist()
+    gallery, queries = Pictures(images, labels), Pictures(images[::-1], labels[:60])
+    unlimited, above = (labelled_probe(gallery, queries, 8, *limits) for limits in ((), (Limits(120, 60),)))
+    assert above.fingerprint() == unlimited.fingerprint()
+    assert torch.equal(whole(above.gallery), whole(unlimited.gallery)) and above.gallery.count == 120
+    probe = labelled_probe(gallery, queries, 8, Limits(40, 20))
+    for images_of, classes, each in ((probe.gallery, 10, 4), (probe.queries[0], 5, 4)):
+        assert images_of.labels_M is not None
+        assert np.bincount(images_of.labels_M).tolist() == [each] * classes
+        numbers = [int(images_of.names(i)) for i in range(images_of.count)]
+        assert [labels[number] for number in numbers] == images_of.labels_M.tolist()
+        assert numbers != [12 * label + i for label in range(classes) for i in range(each)]
+    assert "gallery: 40 of 120 labelled images of pictures; queries: 20 of 60 others" in probe.protocol
+    few = labelled_probe(gallery, queries, 8, Limits(6, 1000))  # fewer images than labels
+    assert few.classes == few.gallery.count == 6
+    assert few.queries[0].count == 12 * len(set(few.gallery.labels_M) & set(range(5)))  # type: ignore[arg-type]
+
+
+def test_glyphs_above_the_limits_are_asked_for_the_letters_that_the_gallery_has(probe: Probe) -> None:
+    few = glyph_probe(None, SIZE, ["STIXGeneral"], jitter=shift, limits=Limits(200, 50))
+    assert few.gallery.count == few.classes == 200
+    assert few.gallery.labels_M is not None and probe.gallery.labels_M is not None
+    for number in (0, 77, 199):  # a label means the same letter as ever
+        label = int(few.gallery.labels_M[number])
+        assert torch.equal(few.gallery.load(number, number + 1), probe.gallery.load(label, label + 1))
+    for queries, of_all in zip(few.queries, probe.queries[4:], strict=True):
+        assert queries.name == of_all.name and 0 < queries.count <= 50
+        assert np.isin(queries.labels_M, few.gallery.labels_M).all()
+    assert ", of which 200 were drawn; queries" in few.protocol
 
 
 # ---- one labelled source cut in two
@@ -199,6 +247,20 @@ def test_a_split_asks_every_image_once_in_gallery_or_queries() -> None:
     assert torch.equal(whole(again.queries[0]), whole(probe.queries[0]))
 
 
+def test_a_split_above_its_limits_is_sampled_out_of_its_parts() -> None:
+    images = RNG.integers(0, 256, (400, 8, 8), dtype=np.uint8)
+    source = Pictures(images, [0] * 300 + [1] * 50 + [2] * 40 + [-1] * 10)
+    full, few = split_probe(source, 8, 0.25), split_probe(source, 8, 0.25, Limits(60, 9))
+    for part, of_all, each in ((few.gallery, full.gallery, 20), (few.queries[0], full.queries[0], 3)):
+        assert part.labels_M is not None
+        assert np.bincount(part.labels_M).tolist() == [each] * 3
+        assert {part.names(i) for i in range(part.count)} < {of_all.names(i) for i in range(of_all.count)}
+    assert (
+        "gallery: 60 of 400 images" in few.protocol and f"queries: 9 of {full.queries[0].count} others" in few.protocol
+    )
+    assert full.gallery.count + full.queries[0].count == 390
+
+
 def test_queries_alone_in_their_class_are_left_out_and_counted() -> None:
     images = RNG.integers(0, 256, (100, 8, 8), dtype=np.uint8)
     labels = [0] * 50 + list(range(1, 51))
@@ -207,7 +269,7 @@ def test_queries_alone_in_their_class_are_left_out_and_counted() -> None:
     assert 0 < queries.count < 30
     assert queries.labels_M is not None
     assert set(queries.labels_M) == {0}
-    assert f"{30 - queries.count} alone in their class left out" in probe.protocol
+    assert f"{30 - queries.count} whose label the gallery lacks left out" in probe.protocol
     with pytest.raises(ValueError, match="none of 30 queries out of 100 images shares its label"):
         split_probe(Pictures(images, list(range(100))), 8, query_fraction=0.3)
     with pytest.raises(ValueError, match=r"query_fraction 1.0 is not between 0 and 1"):

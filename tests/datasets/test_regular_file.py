@@ -17,7 +17,7 @@ from datasets.clean import first_readable, load_images
 from datasets.fashion_mnist import FashionMnist
 from datasets.folder import ImageFolder
 from datasets.glyphs import Glyphs, matplotlib_fonts_dir
-from datasets.image_index import WrongIndex
+from datasets.index.image_index import WrongIndex
 
 Pauses = list[float]
 MACHINES = [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EAGAIN]
@@ -75,9 +75,149 @@ def test_an_error_of_the_machine_is_tried_again_and_then_ends_the_run(
 def test_what_the_machine_gives_at_the_second_try_is_the_image(
     folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses, call: str
 ) -> None:
-    fails(monkeypatch, call, errno.EIO, times=2)
+    fails(monkeypatch, call, errno.ESTALE, times=2)
     assert folder.image(1)[0, 0].tolist() == [10, 20, 30]
     assert len(pauses) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN, errno.EBADMSG])
+def test_a_file_that_fails_twice_while_others_come_is_unreadable_and_others_are_read_on(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses, number: int
+) -> None:
+    fails(monkeypatch, "open", number, of="b.png")
+    for _ in range(2):
+        pauses.clear()
+        with pytest.raises(UnreadableImage) as error:
+            folder.image(1)
+        assert error.value.name == "cat/b.png"
+        assert error.value.reason == f"{os.strerror(number)}, twice, while other images come"
+        assert pauses == [0.1]
+    assert folder.image(2).shape == (4, 6, 3)
+
+
+def test_a_sector_that_is_read_at_the_second_try_is_an_image(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses
+) -> None:
+    fails(monkeypatch, "open", errno.EIO, times=1, of="b.png")
+    assert folder.image(1)[0, 0].tolist() == [10, 20, 30]
+    assert pauses == [0.1]
+
+
+def test_a_sector_in_the_middle_of_a_file_is_found_where_it_is_read(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses
+) -> None:
+    """The first byte comes, and what is read of others comes too."""
+    real = os.read
+
+    def read(descriptor: int, size: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("b.png") and size > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, size)
+
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(UnreadableImage, match="Input/output error, twice"):
+        folder.image(1)
+
+
+def test_a_disk_that_fails_for_all_and_a_file_without_witnesses_end_the_run(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    save(tmp_path / "one" / "b.png")
+    alone = ImageFolder(tmp_path / "one")
+    fails(monkeypatch, "read", errno.EIO)
+    for source in (folder, alone):
+        with pytest.raises(ImagesUnavailable, match="Input/output error"):
+            source.image(0)
+    monkeypatch.undo()
+    monkeypatch.setattr(regular_file.time, "sleep", pauses.append)
+    fails(monkeypatch, "open", errno.EIO, of="b.png")
+    with pytest.raises(ImagesUnavailable, match="Input/output error"):
+        alone.image(0)
+
+
+def test_a_disk_that_goes_between_two_failures_is_not_the_files_fault(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, pauses: Pauses
+) -> None:
+    answers = iter([True, False, True, False, False])
+    monkeypatch.setattr("datasets.indexed.any_answers", lambda _: next(answers))
+    fails(monkeypatch, "open", errno.EIO)
+    with pytest.raises(ImagesUnavailable):
+        folder.image(1)
+    assert len(pauses) == len(regular_file.PAUSES_SECONDS)
+
+
+def test_witnesses_are_read_from_the_disk_at_any_offset_and_need_a_byte_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.fsencode(tmp_path / "a")
+    Path(os.fsdecode(path)).write_bytes(bytes(200_000))
+    dropped: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *advice: dropped.append(advice))
+    before = len(os.listdir("/proc/self/fd"))
+    assert regular_file.any_answers([(path, 0)])
+    assert regular_file.any_answers([(b"/nowhere", 0), (path, 199_999)])
+    assert not regular_file.any_answers([(path, 200_000)])
+    assert not regular_file.any_answers([])
+    assert not regular_file.any_answers([(os.fsencode(tmp_path), 0)])
+    assert [
+        (start <= place < start + length, how)
+        for place, (start, length, how) in zip((0, 199_999), dropped, strict=False)
+    ] == [(True, os.POSIX_FADV_DONTNEED)] * 2
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- what is not as it was listed
+
+
+def test_a_file_of_another_size_than_listed_is_named_as_changed_and_not_shown(
+    folder: ImageFolder, pauses: Pauses
+) -> None:
+    path = folder.root / "cat" / "b.png"
+    was = path.read_bytes()
+    Image.new("RGB", (60, 40)).save(path)
+    with pytest.raises(UnreadableImage) as error:
+        folder.image(1)
+    assert (
+        error.value.reason == f"changed since it was listed: {path.stat().st_size:,} bytes, it was {len(was):,} bytes"
+    )
+    path.write_bytes(was)
+    assert folder.image(1).shape == (4, 6, 3)
+    assert not pauses
+
+
+def test_a_file_in_the_place_of_a_link_to_nothing_is_named_as_changed(tmp_path: Path) -> None:
+    save(tmp_path / "root" / "a.png")
+    (tmp_path / "root" / "b.png").symlink_to(tmp_path / "later.png")
+    folder = ImageFolder(tmp_path / "root")
+    with pytest.raises(UnreadableImage, match="No such file"):
+        folder.image(1)
+    save(tmp_path / "later.png")
+    with pytest.raises(UnreadableImage, match="bytes, it was a link to nothing"):
+        folder.image(1)
+    assert ImageFolder(tmp_path / "root").image(1).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("read", [regular_file.read_whole, lambda *one: regular_file.open_content(*one).read()])
+def test_a_file_that_was_written_again_is_named_as_changed_where_the_list_has_times(
+    tmp_path: Path, read: Callable[..., bytes]
+) -> None:
+    path = save(tmp_path / "a.png")
+    status = path.stat()
+    listed = regular_file.Listed(status.st_size, status.st_mtime_ns)
+    assert read(str(path), listed) == read(str(path)) == path.read_bytes()
+    os.utime(path, ns=(0, status.st_mtime_ns + 1))
+    with pytest.raises(regular_file.Changed, match="written again, as long as it was"):
+        read(str(path), listed)
+    assert read(str(path), regular_file.Listed(status.st_size)) == path.read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_read_is_named_as_changed(
+    folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regular_file, "_rest", lambda *_: b"half")
+    with pytest.raises(UnreadableImage, match="changed while it was read: 4 bytes, it was"):
+        folder.image(1)
 
 
 def test_no_memory_to_decode_is_the_machines(

@@ -67,13 +67,13 @@ def test_the_label_can_be_seen():
 
 
 def test_the_evaluation_asks_for_images_that_no_training_can_see():
-    probe = make_probe(
-        opened(10**9), GreyAugment(size=32, view_count=1), root=None, image_size=32, held_out=(), gallery=""
-    )
+    augmentation, asked = GreyAugment(size=32, view_count=1), {"root": None, "image_size": 32, "held_out": ()}
+    asked |= {"gallery": "", "limit": 10_000, "query_limit": 10_000}
+    probe = make_probe(opened(10**9), augmentation, **asked)
     assert probe.gallery.count == 2000 and [queries.count for queries in probe.queries] == [500]
     assert probe.classes == CLASSES
     np.testing.assert_array_equal(probe.queries[0].labels_M, Synthetic(500, 32, MOST_IMAGES).labels())
-    few = make_probe(opened(20), GreyAugment(size=32, view_count=1), root=None, image_size=32, held_out=(), gallery="")
+    few = make_probe(opened(20), augmentation, **asked)
     assert few is None  # of 20 images some labels are not there
 
 

@@ -15,17 +15,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datasets import parcel
 from datasets.batch import Batch, ImagesUnavailable, NoBatch, Unreadable
 from datasets.loader import batches
+from datasets.parts import places_of_part
+from datasets.workers import shares
 from tests.datasets.test_loader import REPOSITORY, running, runs, wait_for_line
 
 LONG_SECONDS = 1000.0
@@ -47,6 +51,17 @@ class Made:
         ids = np.array([step, -1])
         views = [torch.full((2, 3, 5, 5), float(step)), torch.full((2, 1, 4, 4), -float(step))]
         return Batch(step, views, ids.copy(), ids, ids >= 0, [Unreadable(1, 7, "a/b.jpg", "truncated")])
+
+    def part(self, step: int, part: int, parts: int) -> Batch:
+        whole = self[step]
+        here = places_of_part(len(whole.ids_G), part, parts)
+        there = [
+            replace(one, place=one.place - here.start)
+            for one in whole.unreadable
+            if here.start <= one.place < here.stop
+        ]
+        views = whole.views if parts == 1 else [view[here] for view in whole.views]
+        return Batch(step, views, whole.positions_G[here], whole.ids_G[here], whole.filled_G[here], there)
 
 
 def hang() -> None:
@@ -140,10 +155,11 @@ def test_batches_travel_in_memory_without_a_name(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.UntypedStorage, name, fail(AssertionError("torch shares memory")))
     before = Path("/proc/self/maps").read_text().count("/dev/shm")
     with contextlib.closing(batches(Made(), 0, 4, 2, pin=False)) as stream:
-        batch = next(stream)
+        for _ in range(3):  # the first two are put together of parts
+            batch = next(stream)
         maps = Path("/proc/self/maps").read_text()
         assert "/memfd:batch" in maps and maps.count("/dev/shm") == before
-        assert batch.step == 0
+        assert batch.step == 2
 
 
 def test_a_view_without_a_pixel_is_sent_too() -> None:
@@ -206,6 +222,76 @@ def test_the_length_of_tmpdir_does_not_matter(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
     assert list(long.iterdir()) == []
+
+
+# Who makes what
+
+
+@given(st.integers(0, 9), st.integers(0, 40), st.integers(1, 7))
+def test_every_part_of_every_step_is_made_once_and_what_a_worker_makes_is_in_order(
+    first: int, count: int, workers: int
+) -> None:
+    steps = range(first, first + count)
+    by_worker = [list(shares(steps, number, workers)) for number in range(workers)]
+    made = sorted(share for of_one in by_worker for share in of_one)
+    shared, whole = steps[:workers], steps[workers:]
+    assert made == [(step, part, workers) for step in shared for part in range(workers)] + [
+        (step, 0, 1) for step in whole
+    ]
+    assert all(of_one == sorted(of_one) for of_one in by_worker)
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (2, 1), (3, 2)])
+def test_no_more_is_made_than_was_said_until_a_batch_is_taken(workers: int, ahead: int, tmp_path: Path) -> None:
+    class Noted(Made):
+        def __getitem__(self, step: int) -> Batch:
+            ids = np.arange(6)
+            return Batch(step, [torch.ones(6, 1)], ids, ids, ids >= 0)
+
+        def part(self, step: int, part: int, parts: int) -> Batch:
+            batch = super().part(step, part, parts)
+            with (tmp_path / "made").open("ab", buffering=0) as file:
+                file.write(b"." * len(batch.ids_G))
+            return batch
+
+    def made() -> float:
+        return (tmp_path / "made").stat().st_size / 6
+
+    def all_wait() -> bool:
+        return all(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "S" for pid in pids)
+
+    (tmp_path / "made").touch()
+    with contextlib.closing(batches(Noted(), 0, 99, workers, pin=False, batches_ahead=ahead)) as stream:
+        pids = [child.pid for child in multiprocessing.active_children()]
+        for taken in range(12):
+            expected = ahead * workers + taken
+            # Between these a worker has credits for a part, and needs those for a whole batch.
+            if taken == 0 or taken >= workers:
+                assert soon(lambda expected=expected: made() == expected)
+            assert soon(all_wait) and made() <= expected
+            assert next(stream).step == taken
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_first_steps_are_shared_among_all_workers_and_later_ones_are_whole(workers: int, tmp_path: Path) -> None:
+    class Noted(Made):
+        def part(self, step: int, part: int, parts: int) -> Batch:
+            with (tmp_path / "made").open("a") as file:
+                file.write(f"{step} {part} {parts} {os.getpid()}\n")
+            return super().part(step, part, parts)
+
+    assert [batch.step for batch in batches(Noted(), 3, 3 + 3 * workers, workers, pin=False)] == [
+        *range(3, 3 + 3 * workers)
+    ]
+    lines = [tuple(map(int, line.split())) for line in (tmp_path / "made").read_text().splitlines()]
+    pids = {part: pid for step, part, _, pid in lines if step == 3}
+    assert len(set(pids.values())) == workers
+    for index in range(3 * workers):
+        makers = sorted((part, parts, pid) for step, part, parts, pid in lines if step == 3 + index)
+        if index < workers:
+            assert makers == [(part, workers, pids[part]) for part in range(workers)]
+        else:
+            assert makers == [(0, 1, pids[index % workers])]
 
 
 # Who dies, and who does not answer

@@ -44,6 +44,9 @@ class Images:
             raise self.error[instance]
         return np.zeros(self.shapes[instance % len(self.shapes)], np.uint8)
 
+    def file_bytes(self, instance: int) -> int:
+        return 1000
+
 
 def config(**sections: Any) -> schema.Config:
     tree = {**TINY, "output": "nowhere"}
@@ -97,15 +100,22 @@ def grey(count: int = 100) -> Images:
 
 
 def test_images_that_are_kept_are_planned_to_the_byte_where_all_are_alike() -> None:
-    plan = host(config(data={"cache": True}), grey())
+    plan = host(config(data={"cache": "part"}), grey())
     assert plan[names.KEPT] == SCHEDULE.size * (20 * 30 + 250)
-    assert host(config(data={"cache": True}), grey(), ranks=4)[names.KEPT] == SCHEDULE.size // 4 * (20 * 30 + 250)
+    assert host(config(data={"cache": "part"}), grey(), ranks=4)[names.KEPT] == SCHEDULE.size // 4 * (20 * 30 + 250)
+    assert host(config(data={"cache": "full"}), grey(), ranks=4)[names.KEPT] == SCHEDULE.size * (20 * 30 + 250)
+    assert host(config(data={"cache": "full", "cache_gib": 2**-20}), grey())[names.KEPT] == 1024
     assert not [item for item in host(config(), grey()) if "kept" in item]
+
+
+def test_encoded_images_that_are_kept_are_planned_by_the_sizes_of_their_files() -> None:
+    plan = host(config(data={**PHOTOS, "cache": "part", "cache_of": "encoded"}), Images([(30, 40, 3)]))
+    assert next(size for item, size in plan.items() if item.startswith(names.KEPT)) == SCHEDULE.size * (1000 + 250)
 
 
 def test_images_of_a_folder_that_are_kept_are_estimated_and_it_is_said() -> None:
     source = Images([(30, 40, 3), (10, 20, 3)], error={0: UnreadableImage("a.jpg", "truncated")})
-    plan = host(config(data={**PHOTOS, "cache": True}), source)
+    plan = host(config(data={**PHOTOS, "cache": "part"}), source)
     asked = [source.shapes[instance % 2] for instance in source.asked if instance]
     mean = sum(height * width * 3 for height, width, _ in asked) / len(asked)
     assert plan[f"{names.KEPT} (estimated from {len(asked)} of them)"] == round(SCHEDULE.size * (mean + 250))
@@ -114,7 +124,7 @@ def test_images_of_a_folder_that_are_kept_are_estimated_and_it_is_said() -> None
 
 def test_a_folder_of_which_nothing_can_be_read_has_no_estimate_and_a_disk_that_is_gone_is_no_image() -> None:
     unreadable = {instance: UnreadableImage("a.jpg", "truncated") for instance in range(100)}
-    plan = host(config(data={**PHOTOS, "cache": True}), Images([(1, 1, 3)], error=unreadable))  # type: ignore[arg-type]
+    plan = host(config(data={**PHOTOS, "cache": "part"}), Images([(1, 1, 3)], error=unreadable))  # type: ignore[arg-type]
     assert [item for item in plan if "unknown" in item]
     gone = {instance: ImagesUnavailable("a.jpg", "Stale file handle") for instance in range(100)}
     with pytest.raises(ImagesUnavailable):

@@ -47,6 +47,15 @@ def test_plain_line_says_all_facts_in_one_line() -> None:
     )
 
 
+def test_while_rows_are_added_chance_is_that_of_the_rows_that_are_there() -> None:
+    stream = io.StringIO()
+    with started(stream) as shown:
+        shown.update({**LINE, "chance_loss": 5.03})
+        shown.update({**LINE, "step": 240, "chance_loss": None})
+    assert ["chance 5.03" in line for line in stream.getvalue().splitlines()] == [True, False]
+    assert "(chance 7.62)" in stream.getvalue().splitlines()[1]
+
+
 def test_notes_stand_on_lines_of_their_own_between_updates() -> None:
     stream = io.StringIO()
     with started(stream) as shown:

@@ -108,10 +108,22 @@ def test_a_run_that_was_to_end_early_says_so_and_a_step_that_was_evaluated_twice
 
 
 def test_while_the_rows_fill_up_the_report_draws_no_conclusion_from_the_loss(tmp_path):
-    line = metrics_line(8, loss=1.6, active=K // 8)
+    line = metrics_line(8, loss=1.6, active=K // 8, chance_loss=5.03)
     write_run(tmp_path, [line], [], summary={**SUMMARY, "active": K, "loss": 1.6}, plan=PLAN, config=CONFIG)
     html = report_of(tmp_path, [], None)
     assert f"{K // 8:,} of {K:,} rows are active so far" in html and "below chance" not in html
+    assert "chance among the active rows: 5.03" in html and "chance: ln K" not in html
+    assert "chance among the active rows" in str(charts_of(html))
+
+
+def test_what_the_loader_did_is_added_up_over_all_lines(tmp_path):
+    loader = {"images": 600, "cpu_seconds": 2.0, "images_per_core_second": 300.0, "read_bytes": 3 * MIB}
+    lines = [metrics_line(8, loader=loader), metrics_line(16, loader={**loader, "cpu_seconds": 4.0})]
+    write_run(tmp_path, lines, [], summary=SUMMARY, plan=PLAN, config=CONFIG)
+    html = report_of(tmp_path, [], None)
+    assert "The loader made the views of 200 images a second of one core, and read 6 MiB of image files." in html
+    write_run(tmp_path, [metrics_line(8)], [], summary=SUMMARY, plan=PLAN, config=CONFIG)
+    assert "The loader made" not in report_of(tmp_path, [], None)
 
 
 @pytest.mark.parametrize(("schedule", "said"), [(1720, "ended where steps=1000 asks, of 1,720"), (1000, "finished")])
