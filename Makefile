@@ -56,6 +56,7 @@ bench: install
 	$(BIN)/python -m tests.bench_store
 	$(BIN)/python -m tests.bench_disk
 	$(BIN)/python -m tests.bench_scale
+	$(BIN)/python -m tests.bench_zip
 
 # Through launch.py, at any N: about an hour on two cores, and 12 GB of disk.
 endurance: install

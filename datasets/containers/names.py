@@ -8,6 +8,7 @@ is never kept. Names that share a hash are told apart by their bytes.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from operator import eq
 
 import numpy as np
 
@@ -76,15 +77,23 @@ class Finder:
         hashes_M = others.hashes()
         # The first place with this hash or a larger one; the last place stands for "behind all".
         places_M = np.minimum(np.searchsorted(self._sorted_N, hashes_M), len(self._sorted_N) - 1)
-        for other in np.flatnonzero(self._sorted_N[places_M] == hashes_M).tolist():
-            name, place = others[other], int(places_M[other])
-            while place < len(self._order_N) and self._sorted_N[place] == hashes_M[other]:
-                number = int(self._order_N[place])
-                if self._names[number] == name:
-                    found_M[other] = number
-                    break
-                place += 1
+        asked = np.flatnonzero(self._sorted_N[places_M] == hashes_M)
+        numbers = self._order_N[places_M[asked]]
+        is_same = np.fromiter(map(eq, others.take(asked), self._names.take(numbers)), bool, len(asked))
+        found_M[asked[is_same]] = numbers[is_same]
+        for other in asked[~is_same].tolist():
+            found_M[other] = self._behind(int(places_M[other]), others[other])
         return found_M
+
+    def _behind(self, place: int, name: bytes) -> int:
+        """The number of the name among those that share the hash at this place, which is another name's; -1 where it is none of them."""
+        shared = self._sorted_N[place]
+        while place < len(self._sorted_N) and self._sorted_N[place] == shared:
+            number = int(self._order_N[place])
+            if self._names[number] == name:
+                return number
+            place += 1
+        return -1
 
 
 def equal_groups(names: Names) -> list[list[int]]:
