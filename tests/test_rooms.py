@@ -72,7 +72,7 @@ def in_room(room: str) -> list[Path]:
     ("room", "packages", "rooms"),
     [
         ("kernels", {"torch", "numpy"}, {"kernels"}),
-        ("datasets", {"torch", "numpy", "PIL", "torchvision", "fontTools", "sklearn"}, {"datasets"}),
+        ("datasets", {"torch", "numpy", "PIL", "torchvision", "fontTools", "sklearn", "cv2"}, {"datasets"}),
     ],
 )
 def test_a_room_imports_only_what_it_may(room, packages, rooms):
@@ -146,6 +146,7 @@ def test_nothing_imports_launch_but_tests():
         ("jinja2", "engine/results/page.py"),
         ("plotly", "engine/results/page.py"),
         ("matplotlib", "engine/jobs/store_picture.py"),
+        ("cv2", "datasets/views/opencv.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):
@@ -355,6 +356,7 @@ def test_configs_are_json_schema_and_readme():
         "README.md",
         "__init__.py",
         "schema.py",
+        "augment.py",
         "fields.py",
         "methods.py",
         "scale.py",
