@@ -108,9 +108,11 @@ class PhotoAugment:
         cut_HW3 = image_HW3[top : top + height, left : left + width]
         view_SS3 = colours.interleaved(resized(cut_HW3, crop.size).numpy())
         view_SS3 = self._coloured_and_blurred(view_SS3, draws_P)
-        settings = self.rand_augment
-        if settings is not None:
-            view_SS3 = rand_augment(view_SS3, draws_P[_DRAWS:], settings.layers, settings.magnitude, settings.deviation)
+        operations = self.rand_augment
+        if operations is not None:
+            view_SS3 = rand_augment(
+                view_SS3, draws_P[_DRAWS:], operations.layers, operations.magnitude, operations.deviation
+            )
         if draws_P[_GREY] < self.grey:
             view_SS3 = colours.without_colour(view_SS3)
         return colours.mirrored(view_SS3) if draws_P[_FLIP] < self.flip else view_SS3
