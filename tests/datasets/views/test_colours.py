@@ -1,4 +1,4 @@
-"""Each operation on colours is torchvision's: on floats up to rounding, on uint8 within one grey level."""
+"""Each operation on colours is torchvision's: on floats up to rounding, on uint8 within one grey level, or two where it cuts twice."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,10 @@ def test_on_uint8_an_operation_is_torchvisions_within_a_grey_level(name: str, am
     image = noise()
     found = colours.to_levels(getattr(colours, name)(colours.to_floats(image), amount))
     expected = TORCHVISION[name](planes(image), amount).numpy()
-    assert np.abs(found.transpose(2, 0, 1).astype(int) - expected).max() <= 1
+    # Of a saturation it cuts the fraction of the luminance off, and then that of the blend: less than two levels, seldom more than one.
+    difference = np.abs(found.transpose(2, 0, 1).astype(int) - expected)
+    assert difference.max() <= (2 if name == "adjust_saturation" else 1)
+    assert (difference > 1).mean() < 0.05
 
 
 def test_luminance_is_torchvisions_within_a_grey_level() -> None:
