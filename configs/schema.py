@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs.augment import KINDS, Augmentation, GreyAugmentation
 from configs.earlier import completed, flat, translated
 from configs.fields import AboveZero, Few, Fraction, NonNegative, Positive, Processes, Section, Text, Width
 from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowsSettings, validated
@@ -27,71 +28,7 @@ from configs.scale import Scale
 from configs.texts import at_home, put_words, read_tree
 from datasets.shown import cut_text
 
-
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError(f"the first of {list(pair)} is above the second; swap them")
-    return pair
-
-
 OwnPath = Annotated[Text, AfterValidator(at_home)]  # of output and backbones; what data names the rooms of data open
-Range = Annotated[tuple[AboveZero, AboveZero], AfterValidator(_ascending)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-
-
-class GreyAugmentation(Section):
-    """For grey images: glyphs, digits, Fashion-MNIST. A value of 0 (scale 1 to 1) switches an operation off."""
-
-    kind: Literal["grey"]
-    views: Few = 1  # augmented views of each image in a step
-    degrees: NonNegative = 15.0  # rotation, uniform in [-degrees, degrees]
-    shift: Fraction = 0.08  # translation, share of the image
-    scale: Range = (0.75, 1.2)
-    shear: NonNegative = 0.25  # slant, as a tangent (an italic has about 0.2)
-    elastic: NonNegative = 0.1  # largest displacement by a smooth random field, share of the image
-    thickness: Fraction = 0.6  # blend towards the eroded or dilated image
-    blur: NonNegative = 0.7  # largest sigma, in pixels
-    flip: Fraction = 0.0  # probability of a horizontal flip
-    contrast: Fraction = 0.2
-
-
-class Crop(Section):
-    """One kind of view of a photo."""
-
-    size: Width
-    count: Few = 1
-    scale: Shares = (0.14, 1.0)  # share of the image's area
-    rows_grad: bool = True  # False: these views train the backbone, not the rows
-
-
-class PhotoAugmentation(Section):
-    """The PIC paper's recipe for photos."""
-
-    kind: Literal["photos"]
-    crops: tuple[Crop, ...] = (Crop(size=160), Crop(size=96, count=3, scale=(0.08, 0.14), rows_grad=False))
-    flip: Fraction = 0.5
-    jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.8, 0.8, 0.8, 0.2)
-    jitter_probability: Fraction = 0.8
-    grey: Fraction = 0.2
-    blur_sigma: Range = (0.1, 2.0)
-    blur_probability: Fraction = 0.5
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Of the views, in pixels."""
-        return tuple(crop.size for crop in self.crops for _ in range(crop.count))
-
-    @property
-    def rows_grad_V(self) -> tuple[bool, ...]:
-        return tuple(crop.rows_grad for crop in self.crops for _ in range(crop.count))
-
-    @field_validator("crops")
-    @classmethod
-    def _some_crop_trains_the_rows(cls, crops: tuple[Crop, ...]) -> tuple[Crop, ...]:
-        if not any(crop.rows_grad for crop in crops):
-            raise ValueError("no crop has rows_grad true, so the rows would never learn; set it for one crop")
-        return crops
 
 
 class Data(Section):
@@ -112,9 +49,7 @@ class Data(Section):
     hash: bool = False  # job index: hash contents as well, and count exact copies
     on_unreadable: Literal["skip", "stop"] = "skip"
     max_unreadable: Fraction = 0.1  # share of a window's images that cannot be decoded, above which the run stops
-    augment: Annotated[GreyAugmentation | PhotoAugmentation, Field(discriminator="kind")] = GreyAugmentation(
-        kind="grey"
-    )
+    augment: Augmentation = GreyAugmentation(kind="grey")
     # Images kept in memory from the start on: of a rank those of its lanes ("part"), or all ("full").
     cache: Literal["none", "part", "full"] = "none"
     cache_of: Literal["decoded", "encoded"] = "decoded"  # what is kept: pixels, or the bytes of the files
@@ -451,7 +386,7 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
     """The first mistake of a config in one line."""
     first = error.errors()[0]
     # A discriminated union puts its tag ("grey") into the location; it is not a key that anyone wrote.
-    parts = [str(part) for part in first["loc"] if part not in ("grey", "photos")]
+    parts = [str(part) for part in first["loc"] if part not in KINDS]
     where = cut_text(".".join(parts))
     if first["type"] == "extra_forbidden":
         section = tree.get("method", {})

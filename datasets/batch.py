@@ -9,6 +9,7 @@ ranks has the G/R places of its lanes.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ class Unreadable:
 class Batch:
     """What step `step` sees.
 
-    views         V tensors, each float32 [G, channels, height, width] in [0, 1]; crops of different sizes are different tensors
+    views         V tensors, each uint8 [G, channels, height, width]; crops of different sizes are different tensors. Or float32 [G, D],
+                  features in the place of views (datasets/given.py). An empty place is zeros
     positions_G   int64, place in the schedule's order, -1 = empty
     ids_G         int64, the instance (index in the source), -1 = empty
     filled_G      bool
@@ -79,11 +81,22 @@ class Batch:
     cpu_seconds: float = 0.0
 
 
+class Loaded(NamedTuple):
+    """B images for evaluation.
+
+    images       uint8 [B, channels, height, width]; zeros where one cannot be decoded
+    readable_B   bool
+    """
+
+    images: torch.Tensor
+    readable_B: np.ndarray
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """M images for evaluation, decoded on demand.
 
-    load(start, stop) -> float32 [stop - start, channels, height, width] in [0, 1]; NaN where one cannot be decoded
+    load(start, stop) -> images start, ..., stop - 1
     labels_M          int64, or None where nothing is known of them
     names             for people: what image i is, i in 0 .. count - 1
     jittered          the images are distorted on purpose; such a set is told beside the headline figure, not in it
@@ -91,7 +104,7 @@ class ImageSet:
 
     name: str
     count: int
-    load: Callable[[int, int], torch.Tensor]
+    load: Callable[[int, int], Loaded]
     labels_M: np.ndarray | None = None
     names: Callable[[int], str] = str
     jittered: bool = False

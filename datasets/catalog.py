@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from datasets.batch import ImageSet, Probe
+from datasets.batch import ImageSet, Loaded, Probe
 from datasets.clean import load_images
 from datasets.source import Source
 from datasets.synthetic import CLASSES, MOST_IMAGES, Synthetic
@@ -119,7 +118,8 @@ def _expanded(path: str | None) -> Path | None:
 
 def make_augmentation(settings: dict, image_size: int, channels: int) -> "GreyAugment | PhotoAugment":
     """settings: the config's data.augment section. Raises ValueError where it does not suit the images."""
-    fields = {key: value for key, value in settings.items() if key not in ("kind", "views", "crops")}
+    others = ("kind", "views", "crops", "rand_augment")
+    fields = {key: value for key, value in settings.items() if key not in others}
     if settings["kind"] == "grey":
         if channels != 1:
             raise ValueError(
@@ -130,9 +130,14 @@ def make_augmentation(settings: dict, image_size: int, channels: int) -> "GreyAu
         return GreyAugment(size=image_size, view_count=settings["views"], **fields)
     if channels != 3:
         raise ValueError('data.augment is for photos, and these images are grey; set data.augment={"kind":"grey"}')
-    from datasets.photos import Crop, PhotoAugment
+    from datasets.photos import Crop, PhotoAugment, RandAugment
 
-    return PhotoAugment(crops=tuple(Crop(**crop) for crop in settings["crops"]), **fields)
+    operations = settings["rand_augment"]
+    return PhotoAugment(
+        crops=tuple(Crop(**crop) for crop in settings["crops"]),
+        rand_augment=None if operations is None else RandAugment(**operations),
+        **fields,
+    )
 
 
 def make_probe(
@@ -191,16 +196,14 @@ def sample_images(source: Source, image_size: int, count: int) -> ImageSet:
     """Up to `count` training images, evenly spread, for figures that need no labels (RankMe, the map)."""
     instances = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)
 
-    def load(start: int, stop: int) -> torch.Tensor:
+    def load(start: int, stop: int) -> Loaded:
         return load_images(source, instances[start:stop], image_size)
 
     return ImageSet(source.name, len(instances), load, names=lambda i: source.instance_name(int(instances[i])))
 
 
-def every_image(
-    source: Source, image_size: int, count: int, batch: int = 256
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(instances, images float32 [B, C, S, S]) of the first `count` instances; one that cannot be decoded is all NaN."""
+def every_image(source: Source, image_size: int, count: int, batch: int = 256) -> Iterator[tuple[np.ndarray, Loaded]]:
+    """(instances int64 [B], their images) of the first `count` instances."""
     for start in range(0, count, batch):
         instances = np.arange(start, min(start + batch, count))
         yield instances, load_images(source, instances, image_size)

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from datasets.batch import ImageSet, UnreadableImage
+from datasets.batch import ImageSet, Loaded, UnreadableImage
 from datasets.source import Source
+from datasets.views.resize import resized
 
 PHOTO_MARGIN = 256 / 224
 
 
 def to_tensor(images: Sequence[np.ndarray], image_size: int, margin: float = 1.0) -> torch.Tensor:
-    """uint8 [H, W] or [H, W, 3], of any sizes -> float32 [n, channels, image_size, image_size] in [0, 1].
+    """uint8 [H, W] or [H, W, 3], of any sizes -> uint8 [n, channels, image_size, image_size].
 
     Images whose shorter side already has the right length are cropped, not resampled: their pixels are exact.
     """
@@ -30,14 +30,7 @@ def to_tensor(images: Sequence[np.ndarray], image_size: int, margin: float = 1.0
 
 
 def _resized(image: np.ndarray, image_size: int, resized_side: int) -> torch.Tensor:
-    side = min(image.shape[:2])
-    square = torch.from_numpy(_centre(image, side))
-    square_CHW = (square[None] if square.ndim == 2 else square.permute(2, 0, 1)).to(torch.float32) / 255
-    if side != resized_side:
-        size = (resized_side, resized_side)
-        square_CHW = functional.interpolate(square_CHW[None], size=size, mode="bilinear", antialias=True)[0]
-        # The filter's weights sum to one only up to rounding.
-        square_CHW = square_CHW.clamp_(0, 1)
+    square_CHW = resized(_centre(image, min(image.shape[:2])), resized_side)
     corner = (resized_side - image_size) // 2
     return square_CHW[:, corner : corner + image_size, corner : corner + image_size]
 
@@ -47,21 +40,23 @@ def _centre(image: np.ndarray, side: int) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def load_images(source: Source, instances: np.ndarray, image_size: int) -> torch.Tensor:
-    """Images of a source without augmentation, float32 [n, C, S, S]; one that cannot be decoded is all NaN."""
+def load_images(source: Source, instances: np.ndarray, image_size: int) -> Loaded:
+    """Images of a source without augmentation; one that cannot be decoded is black and not readable."""
     margin = PHOTO_MARGIN if source.channels == 3 else 1.0
-    images = torch.full((len(instances), source.channels, image_size, image_size), torch.nan)
+    images = torch.zeros(len(instances), source.channels, image_size, image_size, dtype=torch.uint8)
+    readable_B = np.zeros(len(instances), dtype=bool)
     for place, instance in enumerate(instances):
         try:
             images[place] = to_tensor([source.image(int(instance))], image_size, margin)[0]
         except UnreadableImage:
             continue
-    return images
+        readable_B[place] = True
+    return Loaded(images, readable_B)
 
 
 def first_readable(images: ImageSet, limit: int) -> int | None:
     """Which of the first `limit` images of a set can be decoded first; None where none of them can."""
     for place in range(min(images.count, limit)):
-        if bool(torch.isfinite(images.load(place, place + 1)).all()):
+        if images.load(place, place + 1).readable_B[0]:
             return place
     return None

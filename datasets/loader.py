@@ -63,9 +63,11 @@ class Augmentation(Protocol):
     def rows_grad_V(self) -> tuple[bool, ...]: ...
 
     def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
-        """V tensors, float32 [B, channels, height, width] in [0, 1]; also for B = 0.
+        """V tensors, uint8 [B, channels, height, width], or features float32 [B, D]; also for B = 0.
 
         images   B of them, asked for in order, all of them; None: it cannot be had, and its views are black. The others do not change.
+
+        The views of an image depend on it and its id alone, to the bit, not on which others are there.
         """
 
 
@@ -231,9 +233,9 @@ def _pinned(batch: Batch) -> Batch:
 
 
 def _at_places(view_BCHW: torch.Tensor, filled_G: np.ndarray) -> torch.Tensor:
-    """Spread the images over the filled places, zeros elsewhere: [B, C, H, W] -> [G, C, H, W]."""
+    """Spread the images over the filled places, zeros elsewhere: [B, ...] -> [G, ...], of the same type."""
     if filled_G.all():
         return view_BCHW
-    view_GCHW = torch.zeros(len(filled_G), *view_BCHW.shape[1:])
+    view_GCHW = view_BCHW.new_zeros(len(filled_G), *view_BCHW.shape[1:])
     view_GCHW[torch.from_numpy(filled_G)] = view_BCHW
     return view_GCHW

@@ -1,51 +1,47 @@
-"""Augmentation of photos: the published recipe of instance discrimination with several crops, random image by image.
+"""Augmentation of photos: the pieces of which the published recipes are made, random image by image.
 
     crop of random area and aspect -> resize -> [jitter of brightness, contrast, saturation, hue in random order]
-        -> [grey] -> [Gaussian blur] -> [mirror]                                  [.] with a probability
+        -> [Gaussian blur] -> [RandAugment] -> [grey] -> [mirror]                    [.] with a probability
+
+A recipe is a table of values (configs/augment.py), not code. The recipes that take colour away before they blur are the same here: blur and
+luminance are linear, so their order changes a rounding; likewise the mirror, which most of them have first.
 
 Every parameter is drawn from the hash of (seed, step, instance, view), never from a global generator: see keyed.py.
-(torchvision's own random transforms draw one set of parameters for a whole batch, from the worker's generator.)
+(torchvision's own random transforms draw one set of parameters for a whole batch, from the worker's generator.) A view depends on its own
+image and key alone, so a batch may be cut up in any way.
 
-The crop is resized by torchvision on uint8. The colours and the blur are spelled out here in numpy, float32, channel by
-channel: equal to torchvision's functional operations on floats up to rounding, and several times as fast as these or
-Pillow's on one core. numpy runs no threads in them, so the bits do not depend on how many there are.
+A view is uint8 when it is cut out and when it is done; only colours and blur are made on floats, and rounded once (views/colours.py).
 
-Left out: solarisation and random erasing, which the recipe does not have.
+Left out: solarisation by itself and random erasing, which no recipe of the paper has.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as tv
 
 from datasets.keyed import keyed, uniform
+from datasets.views import colours, crops
+from datasets.views.crops import Crop, crop_box
+from datasets.views.rand_augment import DRAWS as LAYER_DRAWS
+from datasets.views.rand_augment import rand_augment
+from datasets.views.resize import resized
 
-_ATTEMPTS = 10  # tries to fit a crop into the image before the largest possible one in the middle is taken
-_RATIO = (3 / 4, 4 / 3)
-_TOP = 2 * _ATTEMPTS
-_LEFT, _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(_TOP + 1, _TOP + 8)
-_ORDER = _TOP + 8
+_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(crops.DRAWS, crops.DRAWS + 6)
+_ORDER = crops.DRAWS + 6
 _GREY, _BLUR, _SIGMA, _DRAWS = range(_ORDER + 4, _ORDER + 8)
-# Luminance as in ITU-R BT.601, with torchvision's digits.
-_LUMINANCE = np.array([0.2989, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)
+
+OFFICIAL_CROPS = (Crop(160, 1, (0.14, 1.0)), Crop(96, 3, (0.08, 0.14), rows_grad=False))
 
 
 @dataclass(frozen=True)
-class Crop:
-    """One kind of crop: `count` views of side `size` pixels, each of an area uniform in `scale` times the image's.
+class RandAugment:
+    """Of the operations of views/rand_augment.py: how many, and how strong (0 to 10), with which spread."""
 
-    With `rows_grad` False the gradient of these views does not reach the rows of the classifier.
-    """
-
-    size: int
-    count: int
-    scale: tuple[float, float]
-    rows_grad: bool = True
-
-
-OFFICIAL_CROPS = (Crop(160, 1, (0.14, 1.0)), Crop(96, 3, (0.08, 0.14), rows_grad=False))
+    layers: int = 2
+    magnitude: float = 10.0
+    deviation: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,7 @@ class PhotoAugment:
     grey                probability that colour is removed
     blur_probability    probability of a blur
     blur_sigma          (least, most) standard deviation of the blur, pixels of the view
+    rand_augment        None: none of its operations
     """
 
     crops: tuple[Crop, ...] = OFFICIAL_CROPS
@@ -69,6 +66,7 @@ class PhotoAugment:
     grey: float = 0.2
     blur_probability: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    rand_augment: RandAugment | None = None
 
     @property
     def crop_V(self) -> tuple[Crop, ...]:
@@ -81,151 +79,69 @@ class PhotoAugment:
         return tuple(crop.rows_grad for crop in self.crop_V)
 
     def views(self, images: Iterable[np.ndarray | None], seed: int, step: int, ids_B: np.ndarray) -> list[torch.Tensor]:
-        """Augment B images (uint8 [H, W, 3], of any sizes) for one step: V tensors, float32 [B, 3, size, size].
+        """Augment B images (uint8 [H, W, 3], of any sizes) for one step: V tensors, uint8 [B, 3, size, size].
 
         An image is asked for when all views of the one before are made and that one is let go. None gives black views.
         """
-        views = [np.zeros((len(ids_B), 3, crop.size, crop.size), dtype=np.float32) for crop in self.crop_V]
-        keys_VB = [keyed(seed, step, ids_B, view) for view in range(len(views))]
+        views = [np.zeros((len(ids_B), 3, crop.size, crop.size), dtype=np.uint8) for crop in self.crop_V]
+        draws_VBP = [self.draws(keyed(seed, step, ids_B, view)) for view in range(len(views))]
         place = 0
         # No enumerate: it would keep an image while the next one is made.
         for image in images:
             if image is not None:
                 for view, view_B3SS in enumerate(views):
-                    view_B3SS[place] = self(image, keys_VB[view][place], view)
+                    colours.put_planes(self(image, draws_VBP[view][place].tolist(), view), view_B3SS[place])
             del image
             place += 1
         assert place == len(ids_B), (place, len(ids_B))
         return [torch.from_numpy(view_B3SS) for view_B3SS in views]
 
-    def __call__(self, image_HW3: np.ndarray, key: np.uint64, view: int) -> np.ndarray:
-        """One view of one image: uint8 [H, W, 3] -> float32 [3, size, size] in [0, 1]."""
-        draws_P = uniform(np.asarray(key), _DRAWS).tolist()
-        crop = self.crop_V[view]
-        height, width, _ = image_HW3.shape
-        view_3SS = _crop_and_resize(image_HW3, crop_box(draws_P, height, width, crop.scale), crop.size)
-        if draws_P[_JITTER] < self.jitter_probability:
-            view_3SS = self._jitter(view_3SS, draws_P)
-        if draws_P[_GREY] < self.grey:
-            view_3SS = np.repeat(_luminance(view_3SS), 3, axis=0)
-        if draws_P[_BLUR] < self.blur_probability:
-            least, most = self.blur_sigma
-            view_3SS = gaussian_blur(view_3SS, least + (most - least) * draws_P[_SIGMA])
-        return view_3SS[:, :, ::-1] if draws_P[_FLIP] < self.flip else view_3SS
+    def draws(self, keys_B: np.ndarray) -> np.ndarray:
+        """The numbers in [0, 1) of which everything random is made: uint64 [B] -> float64 [B, P]."""
+        layers = self.rand_augment.layers if self.rand_augment is not None else 0
+        return uniform(keys_B, _DRAWS + layers * LAYER_DRAWS)
 
-    def _jitter(self, view_3SS: np.ndarray, draws_P: list[float]) -> np.ndarray:
+    def __call__(self, image_HW3: np.ndarray, draws_P: Sequence[float], view: int) -> np.ndarray:
+        """One view of one image, by its own row of `draws`: uint8 [H, W, 3] -> uint8 [size, size, 3]."""
+        crop = self.crop_V[view]
+        top, left, height, width = crop_box(draws_P, image_HW3.shape[0], image_HW3.shape[1], crop.scale)
+        cut_HW3 = image_HW3[top : top + height, left : left + width]
+        view_SS3 = colours.interleaved(resized(cut_HW3, crop.size).numpy())
+        view_SS3 = self._coloured_and_blurred(view_SS3, draws_P)
+        operations = self.rand_augment
+        if operations is not None:
+            view_SS3 = rand_augment(
+                view_SS3, draws_P[_DRAWS:], operations.layers, operations.magnitude, operations.deviation
+            )
+        if draws_P[_GREY] < self.grey:
+            view_SS3 = colours.without_colour(view_SS3)
+        return colours.mirrored(view_SS3) if draws_P[_FLIP] < self.flip else view_SS3
+
+    def _coloured_and_blurred(self, view_SS3: np.ndarray, draws_P: Sequence[float]) -> np.ndarray:
+        is_jittered, is_blurred = draws_P[_JITTER] < self.jitter_probability, draws_P[_BLUR] < self.blur_probability
+        if not is_jittered and not is_blurred:
+            return view_SS3
+        x_SS3 = colours.to_floats(view_SS3)
+        if is_jittered:
+            x_SS3 = self._jittered(x_SS3, draws_P)
+        if is_blurred:
+            least, most = self.blur_sigma
+            x_SS3 = colours.gaussian_blur(x_SS3, least + (most - least) * draws_P[_SIGMA])
+        return colours.to_levels(x_SS3)
+
+    def _jittered(self, x_SS3: np.ndarray, draws_P: Sequence[float]) -> np.ndarray:
         factors = [
             max(0.0, 1 - spread) + (1 + spread - max(0.0, 1 - spread)) * draws_P[draw]
             for draw, spread in zip((_BRIGHTNESS, _CONTRAST, _SATURATION), self.jitter[:3], strict=True)
         ]
         turn = self.jitter[3] * (2 * draws_P[_HUE] - 1)
-        operations = [
-            lambda x: adjust_brightness(x, factors[0]),
-            lambda x: adjust_contrast(x, factors[1]),
-            lambda x: adjust_saturation(x, factors[2]),
-            lambda x: adjust_hue(x, turn),
-        ]
-        for number in np.argsort(draws_P[_ORDER : _ORDER + 4]):
-            view_3SS = operations[number](view_3SS)
-        return view_3SS
-
-
-def crop_box(draws_P: list[float], height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A random (top, left, height, width) in an image: area uniform in `scale`, aspect log-uniform in 3/4 to 4/3.
-
-    draws_P   numbers in [0, 1): two for each of 10 attempts, then one each for top and left
-    A crop that does not fit is drawn again; after 10 attempts the largest of an allowed aspect is cut from the middle.
-    """
-    least, most = scale
-    for attempt in range(_ATTEMPTS):
-        area = height * width * (least + (most - least) * draws_P[2 * attempt])
-        ratio = _RATIO[0] * (_RATIO[1] / _RATIO[0]) ** draws_P[2 * attempt + 1]
-        crop_width, crop_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(draws_P[_TOP] * (height - crop_height + 1))
-            left = int(draws_P[_LEFT] * (width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    ratio = min(max(width / height, _RATIO[0]), _RATIO[1])
-    crop_width, crop_height = min(width, round(height * ratio)), min(height, round(width / ratio))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def _crop_and_resize(image_HW3: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """Cut a box out of uint8 [H, W, 3] and resize it, antialiased: float32 [3, size, size] in [0, 1]."""
-    top, left, height, width = box
-    # A copy, because an image may be read-only memory (a memory map, Pillow's buffer), which torch does not wrap.
-    cut_3HW = torch.from_numpy(image_HW3[top : top + height, left : left + width].copy()).permute(2, 0, 1)
-    view_3SS = tv.resize(cut_3HW, [size, size], antialias=True).numpy()
-    return np.divide(view_3SS, np.float32(255), order="C")
-
-
-def _luminance(image_3HW: np.ndarray) -> np.ndarray:
-    """float32 [3, H, W] -> [1, H, W]."""
-    red, green, blue = image_3HW * _LUMINANCE
-    return (red + green + blue)[None]
-
-
-def _blend(image_3HW: np.ndarray, other: np.ndarray | np.float32, factor: float) -> np.ndarray:
-    """other + factor * (image - other), cut to [0, 1]."""
-    blended = image_3HW * np.float32(factor)
-    blended += other * np.float32(1 - factor)
-    return np.clip(blended, 0, 1, out=blended)
-
-
-def adjust_brightness(image_3HW: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with black: float32 [3, H, W] in [0, 1]; factor 1 changes nothing."""
-    return _blend(image_3HW, np.float32(0), factor)
-
-
-def adjust_contrast(image_3HW: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the mean luminance of the image: float32 [3, H, W] in [0, 1]."""
-    return _blend(image_3HW, _luminance(image_3HW).mean(), factor)
-
-
-def adjust_saturation(image_3HW: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the grey image: float32 [3, H, W] in [0, 1]."""
-    return _blend(image_3HW, _luminance(image_3HW), factor)
-
-
-def adjust_hue(image_3HW: np.ndarray, turn: float) -> np.ndarray:
-    """Turn the hue by a fraction of the colour circle, HSV saturation and value kept: float32 [3, H, W] in [0, 1].
-
-    With value v, chroma c and hue h in sextants, a channel is v - c * clip(min(k, 4 - k), 0, 1), k = (n + h) mod 6,
-    n = 5, 3, 1 for red, green, blue: no case distinction on the way back from HSV.
-    """
-    red, green, blue = image_3HW
-    value = np.maximum(np.maximum(red, green), blue)
-    chroma = value - np.minimum(np.minimum(red, green), blue)
-    # A grey pixel has no hue; any will do, because its chroma is 0.
-    divisor = np.where(chroma == 0, np.float32(1), chroma)
-    sextant = np.where(value == red, green - blue, np.where(value == green, blue - red, red - green)) / divisor
-    sextant += np.where(value == red, np.float32(0), np.where(value == green, np.float32(2), np.float32(4)))
-    turned = np.empty_like(image_3HW)
-    for channel, n in enumerate((5, 3, 1)):
-        k = sextant + np.float32((n + 6 * turn) % 6)
-        k -= np.float32(6) * np.floor(k * np.float32(1 / 6))
-        share = np.minimum(k, np.float32(4) - k)
-        np.clip(share, 0, 1, out=share)
-        share *= chroma
-        np.subtract(value, share, out=turned[channel])
-    return turned
-
-
-def gaussian_blur(image_3HW: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian cut at 3 sigma (pixels), the image mirrored at its edges: float32 [3, H, W]."""
-    radius = min(int(np.ceil(3 * sigma)), min(image_3HW.shape[1:]) - 1)
-    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
-    weights = (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
-    for axis in (1, 2):
-        length = image_3HW.shape[axis]
-        distance_from_start = np.abs(np.arange(-radius, length + radius))
-        mirrored = np.minimum(distance_from_start, 2 * (length - 1) - distance_from_start)
-        # The blurred axis first, so that a shifted copy is a slice of the first index.
-        padded = np.moveaxis(image_3HW.take(mirrored, axis), axis, 0)
-        blurred = padded[radius : radius + length] * weights[0]
-        for distance in range(1, radius + 1):
-            pair = padded[radius - distance :][:length] + padded[radius + distance :][:length]
-            pair *= weights[distance]
-            blurred += pair
-        image_3HW = np.moveaxis(blurred, 0, axis)
-    return image_3HW
+        operations = (
+            (colours.adjust_brightness, factors[0]),
+            (colours.adjust_contrast, factors[1]),
+            (colours.adjust_saturation, factors[2]),
+            (colours.turn_hue, turn),
+        )
+        for number in sorted(range(4), key=lambda number: draws_P[_ORDER + number]):
+            operation, amount = operations[number]
+            x_SS3 = operation(x_SS3, amount)
+        return x_SS3

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from datasets.batch import ImageSet, Probe
+from datasets.batch import ImageSet, Loaded, Probe
 from datasets.clean import load_images, to_tensor
 from datasets.fair_sample import fair_sample
 from datasets.glyphs import Face, characters, check_families, find_faces, render
@@ -32,7 +32,7 @@ from datasets.keyed import keyed, shuffle
 from datasets.shown import shown
 from datasets.source import Source
 
-# (images float32 [n, 1, S, S], keys uint64 [n]) -> distorted images of the same shape, a function of the two alone.
+# (images uint8 [n, 1, S, S], keys uint64 [n]) -> distorted images of the same shape, a function of the two alone.
 Jitter = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 # Styles of normal weight, upright or slanted: bold and display cuts of a family are left out of the queries.
@@ -216,9 +216,11 @@ def _glyph_set(
     # Keyed by face and character: a letter is distorted alike whatever else is asked, and however it is batched.
     keys = keyed(_JITTER_SEED, zlib.crc32(face.name.encode()), codes)
 
-    def load(start: int, stop: int) -> torch.Tensor:
+    def load(start: int, stop: int) -> Loaded:
         images = to_tensor([render(face, int(code), image_size) for code in codes[start:stop]], image_size)
-        return images if jitter is None else jitter(images, keys[start:stop])
+        if jitter is not None:
+            images = jitter(images, keys[start:stop])
+        return Loaded(images, np.ones(len(images), dtype=bool))
 
     return ImageSet(
         name, len(codes), load, labels, lambda i: _character_name(int(codes[i])), jittered=jitter is not None
@@ -230,7 +232,7 @@ def _character_name(codepoint: int) -> str:
 
 
 def _source_set(name: str, source: Source, instances: np.ndarray, labels: np.ndarray, image_size: int) -> ImageSet:
-    def load(start: int, stop: int) -> torch.Tensor:
+    def load(start: int, stop: int) -> Loaded:
         return load_images(source, instances[start:stop], image_size)
 
     return ImageSet(name, len(instances), load, labels, lambda i: source.instance_name(int(instances[i])))

@@ -74,7 +74,7 @@ def in_room(room: str) -> list[Path]:
         ("kernels", {"torch", "numpy"}, {"kernels"}),
         (
             "datasets",
-            {"torch", "numpy", "PIL", "torchvision", "fontTools", "sklearn", "google_crc32c", "simplejpeg"},
+            {"torch", "numpy", "PIL", "fontTools", "sklearn", "google_crc32c", "simplejpeg", "cv2"},
             {"datasets"},
         ),
     ],
@@ -151,6 +151,7 @@ def test_nothing_imports_launch_but_tests():
         ("plotly", "engine/results/page.py"),
         ("matplotlib", "engine/jobs/store_picture.py"),
         ("simplejpeg", "datasets/plain_jpeg.py"),
+        ("cv2", "datasets/views/opencv.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):
@@ -360,6 +361,7 @@ def test_configs_are_json_schema_and_readme():
         "README.md",
         "__init__.py",
         "schema.py",
+        "augment.py",
         "fields.py",
         "methods.py",
         "scale.py",

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.batch import ImageSet, Probe
+from datasets.batch import ImageSet, Loaded, Probe
 from engine.evaluation.evaluator import Stopped
 from engine.evaluation.knn import neighbours, vote
 from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE
 from engine.ranks.ranks import Channel
 
-Embed = Callable[[torch.Tensor], torch.Tensor]
+Embed = Callable[[torch.Tensor], torch.Tensor]  # images uint8 [B, C, H, W] -> float32 [B, D] of unit length
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def embed_set(
     embed: Embed, images: ImageSet, limit: int, ranks: Channel, stopped: Callable[[], object] = lambda: None
 ) -> np.ndarray:
     """Features of the first `limit` images, float32 [M, D]; empty at all ranks but the first. Each embeds every R-th batch.
+    Those of an image that cannot be decoded are NaN.
 
     Raises Stopped where `stopped` says so; ranks that have no batch left ask with the others.
     """
@@ -113,15 +114,23 @@ def embed_set(
             raise Stopped
         if first + ranks.rank < len(starts):
             start = starts[first + ranks.rank]
-            mine.append(embed(images.load(start, min(start + EVALUATION_BATCH, count))).numpy())
+            mine.append(embed_loaded(embed, images.load(start, min(start + EVALUATION_BATCH, count))))
     by_rank = ranks.to_first(mine)
     if not ranks.is_first:
         return np.empty((0, 0), dtype=np.float32)
     return np.concatenate([by_rank[batch % ranks.size][batch // ranks.size] for batch in range(len(starts))])
 
 
+def embed_loaded(embed: Embed, loaded: Loaded) -> np.ndarray:
+    """float32 [B, D]; NaN where an image cannot be decoded."""
+    features_BD = embed(loaded.images).numpy()
+    features_BD[~loaded.readable_B] = np.nan
+    return features_BD
+
+
 def raw_pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Each image as one vector of unit length: the `embed` of the baseline."""
+    """Each image, uint8, as one vector of unit length: the `embed` of the baseline."""
+    images_BCHW = images_BCHW.to(torch.float32) / 255
     if images_BCHW.shape[-1] > RAW_SIDE:
         images_BCHW = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, RAW_SIDE)
     return torch.nn.functional.normalize(images_BCHW.flatten(1))

@@ -1,7 +1,6 @@
 """Samples for the report: a few queries with what the features hold to be nearest, and features for the map."""
 
 import numpy as np
-import torch
 
 from datasets.batch import ImageSet, Probe
 from engine.evaluation.evaluate import Evaluation
@@ -56,6 +55,5 @@ def spread(numbers: np.ndarray, count: int) -> np.ndarray:
 
 def picture(images: ImageSet, number: int) -> np.ndarray:
     """One image as uint8 [H, W] or [H, W, 3]."""
-    image_CHW = images.load(number, number + 1)[0]
-    pixels = (image_CHW * 255).round().to(torch.uint8).movedim(0, 2).numpy()
+    pixels = images.load(number, number + 1).images[0].movedim(0, 2).numpy()
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from configs import schema
@@ -18,6 +19,7 @@ from engine.training.checkpoint import read_trunk
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the files into `exports`; returns the exit code."""
+    from engine.evaluation.evaluate import embed_loaded
     from engine.trunk.network import embed
 
     network = parts.network_of(config)
@@ -39,7 +41,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             instances=schedule.instances,
             backbone=exports.backbone_of(model),
             model_name=config.backbone.name,
-            embed=lambda images: embed(network, images, "backbone"),
+            embed=partial(embed_loaded, lambda images: embed(network, images, "backbone")),
             images=every_image(source, config.data.image_size, schedule.size),
             name_of=source.instance_name,
             about={"step": checkpoint.step, "source": source.name},

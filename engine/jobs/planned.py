@@ -265,9 +265,10 @@ def _loader_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> Lo
     images = facts.images
     places = schedule.batch // facts.ranks
     sides = config.data.sides
-    numbers = [facts.images.channels * side * side if facts.network else config.method.dim for side in sides]
+    # Pictures are uint8, and features float32.
+    view_bytes = [facts.images.channels * side * side if facts.network else 4 * config.method.dim for side in sides]
     return LoaderSizes(
-        views=4 * sum(numbers) * places,
+        views=sum(view_bytes) * places,
         held=batches_held(config.data.workers, facts.device == "cuda"),
         workers=config.data.workers,
         # Views of photos are made one image after the other, those of grey images all at once.

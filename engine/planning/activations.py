@@ -145,7 +145,7 @@ class Activations:
                 network = synchronised(network, cast(Ranks, _Alike(self.ranks)))
             with count:
                 with self._autocast():
-                    z_XD = network([torch.zeros(places, channels, side, side) for side in sides])
+                    z_XD = network([_pictures(places, channels, side) for side in sides])
                 z_XD.backward(torch.empty_like(z_XD))
                 gradients = [count.number_of(one.grad) for one in network.parameters() if one.grad is not None]
         return count.peaks(gradients)
@@ -154,13 +154,17 @@ class Activations:
         with without_memory(self.autocast is not None), torch.no_grad():
             network = self.make().eval()
             with count:
-                network([torch.zeros(images, channels, side, side)])
+                network([_pictures(images, channels, side)])
         return count.peaks()
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
         with torch.autocast("cpu", dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             yield
+
+
+def _pictures(count: int, channels: int, side: int) -> torch.Tensor:
+    return torch.zeros(count, channels, side, side, dtype=torch.uint8)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from datasets.batch import Loaded
 from engine.disk import shapes
 from engine.results.whole_files import Together, own_directory, write_file
 from engine.rows.snapshots import RowReader
@@ -31,8 +32,8 @@ from engine.rows.snapshots import RowReader
 NAMES = ["rows.npy", "embeddings.npy", "names.txt", "backbone.safetensors", "manifest.json"]
 _LINES = 65_536  # names that are written at once
 
-Embed = Callable[[torch.Tensor], torch.Tensor]
-Images = Iterator[tuple[np.ndarray, torch.Tensor]]
+Embed = Callable[[Loaded], np.ndarray]
+Images = Iterator[tuple[np.ndarray, Loaded]]
 
 
 def export_run(
@@ -52,7 +53,8 @@ def export_run(
 
     reader     None: the method has no rows, and rows.npy is left out
     size       N                        instances   the schedule's map from positions to instances
-    embed      images to features       images      (instances int64 [B], float32 [B, C, H, W]) until all N are read
+    embed      images to features, float32 [B, width], NaN where one cannot be decoded
+    images      (instances int64 [B], their images) until all N are read
     name_of    an instance to its name, on one line
     about      what manifest.json says beside the shapes
 
@@ -60,16 +62,14 @@ def export_run(
     """
     with Together(own_directory(directory), NAMES if reader else NAMES[1:]) as new:
         ids, batch = next(images)
-        first = embed(batch).numpy()
+        first = embed(batch)
         shapes_of = {"rows": (size, reader.rows.host.weight.shape[1])} if reader else {}
         shapes_of["embeddings"] = (size, first.shape[1])
         arrays = {name: new.array(f"{name}.npy", shape) for name, shape in shapes_of.items()}
         new.write("backbone.safetensors", _backbone_bytes(backbone, model_name))
         if reader:
             _fill_rows(arrays["rows"], reader, instances)
-        _fill_embeddings(
-            arrays["embeddings"], chain([(ids, first)], ((ids, embed(batch).numpy()) for ids, batch in images))
-        )
+        _fill_embeddings(arrays["embeddings"], chain([(ids, first)], ((ids, embed(batch)) for ids, batch in images)))
         new.write_pieces("names.txt", _name_lines(size, name_of))
         new.write("manifest.json", manifest_bytes({**about, "shapes": shapes_of}))
     return shapes_of

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.batch import ImageSet
+from datasets.batch import ImageSet, Loaded
 from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels
 from engine.ranks.ranks import Channel
 from tests.on_ranks import on_ranks
@@ -15,13 +15,13 @@ PROTOCOL = Protocol(k=5, temperature=0.07, features="backbone", limit=10_000, qu
 def images(name, count, seed, decoded, labelled=True):
     """Random images with noisy labels; number 3 cannot be decoded. Whoever decodes writes down what."""
     generator = np.random.default_rng(seed)
-    pixels = torch.from_numpy(generator.random((count, 1, 4, 4), dtype=np.float32))
-    labels = (pixels[:, 0, 0].sum(dim=1).numpy() * 2).astype(np.int64)
-    pixels[3] = float("nan")
+    pixels = torch.from_numpy(generator.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8))
+    labels = (pixels[:, 0, 0].sum(dim=1).numpy() * 2) // 255
+    readable = np.arange(count) != 3
 
     def load(start, stop):
         decoded.append((name, start, stop))
-        return pixels[start:stop]
+        return Loaded(pixels[start:stop], readable[start:stop])
 
     return ImageSet(name, count, load, labels if labelled else None)
 

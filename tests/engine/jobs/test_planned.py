@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs import schema
-from datasets.batch import ImageSet, ImagesUnavailable, Probe, UnreadableImage
+from datasets.batch import ImageSet, ImagesUnavailable, Loaded, Probe, UnreadableImage
 from datasets.loader import batches_held
 from datasets.schedule import Schedule
 from engine.evaluation import knn
@@ -63,7 +63,7 @@ def probe(gallery: int, *queries: int) -> Probe:
     """What asks so many images, none of which is looked at."""
 
     def images(name: str, count: int) -> ImageSet:
-        return ImageSet(name, count, lambda start, stop: torch.empty(0))
+        return ImageSet(name, count, lambda start, stop: Loaded(torch.empty(0), np.empty(0, dtype=bool)))
 
     return Probe(images("gallery", gallery), [images("queries", count) for count in queries], "", 10)
 
@@ -146,14 +146,14 @@ def test_each_worker_holds_one_photo_or_one_batch_of_grey_images(workers: int) -
 def test_without_workers_the_run_decodes_itself() -> None:
     own = plan_for(config(data={"workers": 0}), grey())
     assert own.of(names.WORKERS) == 0 and own.host_peak() == own.process_peak()
-    assert own.of(names.DECODING) == 64 * 600 * 6 + 4 * 16 * 16 * 64
+    assert own.of(names.DECODING) == 64 * 600 * 6 + 16 * 16 * 64
 
 
 @pytest.mark.parametrize(("workers", "device", "held"), [(0, "cpu", 1), (0, "cuda", 1), (3, "cpu", 7), (3, "cuda", 9)])
 def test_batches_that_are_ready_are_those_that_the_loader_holds(workers: int, device: str, held: int) -> None:
     plan = plan_for(config(data={"workers": workers}), grey(), device=device)
     ready = sum(one.bytes for one in plan.components if one.name.startswith(names.BATCHES))
-    assert ready == held * 4 * 32 * 32 * 64 // 4
+    assert ready == held * 16 * 16 * 64
     assert batches_held(workers, device == "cuda") == held
 
 
@@ -222,7 +222,10 @@ def test_what_an_evaluation_takes_is_no_more_than_planned(monkeypatch: pytest.Mo
     labels = random.integers(0, 9, gallery)
 
     def images(name: str, count: int) -> ImageSet:
-        return ImageSet(name, count, lambda start, stop: torch.from_numpy(features[start:stop]), labels[:count])
+        def load(start: int, stop: int) -> Loaded:
+            return Loaded(torch.from_numpy(features[start:stop]), np.ones(stop - start, dtype=bool))
+
+        return ImageSet(name, count, load, labels[:count])
 
     def look() -> object:
         protocol = Protocol(k, 0.07, "backbone", gallery, queries)

@@ -15,7 +15,7 @@ def real(places: int, sides: list[int], dtype: torch.dtype | None = None) -> int
     made = network()
     with StorageCount() as count:
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            z_XD = made([torch.rand(places, 3, side, side) for side in sides])
+            z_XD = made([torch.randint(256, (places, 3, side, side), dtype=torch.uint8) for side in sides])
         z_XD.backward(torch.ones_like(z_XD))
         gradients = [count.number_of(one.grad) for one in made.parameters() if one.grad is not None]
     return count.peak(gradients)

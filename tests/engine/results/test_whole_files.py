@@ -14,6 +14,7 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
+from datasets.batch import Loaded
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
 from engine.disk.shapes import is_export
@@ -41,7 +42,7 @@ def batches(fails_at=None):
         if number == fails_at:
             raise OSError(errno.EIO, "Input/output error", "x.jpg")
         ids = np.arange(number, min(number + 16, CASE.size))
-        yield ids, torch.from_numpy(ids).float()[:, None]
+        yield ids, Loaded(torch.from_numpy(ids)[:, None].to(torch.uint8), np.ones(len(ids), dtype=bool))
 
 
 def export(directory, run, step=1, images=None):
@@ -52,7 +53,7 @@ def export(directory, run, step=1, images=None):
         instances=CASE.schedule.instances,
         backbone=BACKBONE,
         model_name="vgg",
-        embed=lambda batch: batch * step,
+        embed=lambda loaded: loaded.images.numpy() * np.float32(step),
         images=images or batches(),
         name_of=lambda instance: f"image {instance} of step {step}",
         about={"step": step, "source": "digits"},

@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 
-from engine.trunk.network import Network, check_sides, make_network
+from engine.trunk.network import Network, check_sides, embed, make_network
 
 # A family each: convolutions alone, residual, dense, dropout, attention of one size, windows, no linear layer, odd strides.
 FAMILIES = (
@@ -60,6 +60,14 @@ def test_images_of_20_000_pixels_are_looked_at_without_one_of_them(monkeypatch: 
     # 5 GB of pixels, and 100 GB of what the first convolution makes of them
     check_sides(network, {20_000, 200_000})
     assert {device.type for device in looked_at} == {"meta"} and len(looked_at) == 4
+
+
+def test_pictures_of_bytes_are_what_their_shares_of_255_are_to_the_bit() -> None:
+    network = plain().eval()
+    views = [torch.randint(256, (3, channels, 16, 16), dtype=torch.uint8) for channels in (1, 3)]
+    for view in views:
+        assert torch.equal(network([view]), network([view.float() / 255]))
+        assert torch.equal(embed(network, view, "backbone"), embed(network, view.float() / 255, "backbone"))
 
 
 def test_looking_changes_neither_weights_nor_statistics_nor_generators() -> None:
