@@ -490,7 +490,7 @@ def everything_excluded(directory):
     return ['data.exclude=["*"]']
 
 
-@hostile(2, "data.root")
+@hostile(0, "trained on train, never on val")
 def a_split_above_the_classes(directory):
     for split in ("train", "val"):
         shutil.copytree(directory / "photos", directory / "split" / split)
