@@ -48,7 +48,8 @@ def test_a_small_sweep_leaves_figures_of_every_cell(run, capsys):
         seconds = [after["elapsed_seconds"] - before["elapsed_seconds"] for before, after in pairwise(lines[1:])]
         assert float(row["step_seconds"]) == pytest.approx(statistics.median(seconds))
         assert 0 < float(row["first_step_seconds"]) <= float(row["seconds"])
-        assert (float(row["write_row_microseconds"] or 0) > 0) == (row["peer"] == "")  # a peer has no store
+        # A peer has no store. Whether a block was written before the last line is up to the thread that writes.
+        assert (row["rows_on_disk"] != "") == (row["peer"] == "")
         assert int(row["tree_peak_bytes"]) > 50 * 2**20 and float(row["pss_bytes"]) > 0
     assert not list(run.output.glob("cells/*/checkpoints/[!l]*")), "the checkpoints of a cell go"
     assert whole["config"]["scale"]["steps"] == 12 and whole["versions"]["torch"] and whole["hardware"]["cores"]
