@@ -31,7 +31,7 @@ STEPS = 60
 # At TINY's rate a last bit in the trunk, such as one rank's and several ranks' batch normalisation differ in, grows to 2e-3 of the rows in
 # as many steps; with a slower trunk to 5e-4. The rows' own exactness has tests of its own (engine/test_elastic.py).
 SLOWER = {**TINY["optimizer"], "lr": 0.003, "rows_lr_scale": 100.0}
-# With uint8 views it grows further: three runs of several ranks lay all three 2.4e-3 from the run of one, while the rows that were looked at
+# With uint8 views it grows further: three runs of several ranks lay 2.4e-3 from the run of one, while the rows that were looked at
 # agreed among the three to 1e-4.
 TOLERANCE = 5e-3
 
