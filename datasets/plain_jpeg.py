@@ -1,4 +1,4 @@
-"""JPEGs that need no care, by simplejpeg: the pixels of Pillow in half of its time.
+"""JPEGs that need no care, by simplejpeg: the pixels of Pillow in three fifths of its time.
 
 Both call libjpeg-turbo, so what differs is how it is called. simplejpeg hands over the whole file in one call and makes the array
 that is returned; Pillow feeds pieces, keeps an image of four bytes a pixel and copies it. Both transform exactly (ISLOW) and smooth the
@@ -55,7 +55,7 @@ def decoded(content: bytes, most_pixels: int) -> np.ndarray | None:
 def is_plain(content: bytes, most_pixels: int) -> bool:
     """Whether the segments before the first scan allow the fast way; reasons against it are in the table at the top.
 
-    Takes some three microseconds: the segments are leapt over by their lengths. Of EXIF the first directory is looked through,
+    Takes some five microseconds: the segments are leapt over by their lengths. Of EXIF the first directory is looked through,
     of XMP one word is searched.
     """
     if not content.startswith(_START):
