@@ -38,13 +38,11 @@ class Data(Section):
     image_size: Width = 32  # evaluation size; grey views have it too
     limit: Positive | None = None  # use the first so many instances only (fashion_mnist, synthetic)
     held_out: tuple[Text, ...] = ()  # glyphs: font families kept out of training, used as queries
-    labels: Text | None = (
-        None  # folder, zip: null, "folders" (first directory is the label); folder: or a CSV of path,label
-    )
+    # folder, zip: null, or "folders" (the first directory is the label); folder: or a CSV of path,label.
+    labels: Text | None = None
     exclude: tuple[Text, ...] = ()  # folder: patterns of files and directories that are left out
-    index: Text | None = (
-        None  # folder, zip: a directory that job index makes; null: listed at each start, kept in the output
-    )
+    # folder, zip: a directory that job index makes; null: listed at each start, kept in the output.
+    index: Text | None = None
     rescan: bool = False  # with an index: list the images all the same, and add what is new
     hash: bool = False  # job index: hash contents as well, and count exact copies
     on_unreadable: Literal["skip", "stop"] = "skip"
@@ -53,9 +51,8 @@ class Data(Section):
     # Images kept in memory from the start on: of a rank those of its lanes ("part"), or all ("full").
     cache: Literal["none", "part", "full"] = "none"
     cache_of: Literal["decoded", "encoded"] = "decoded"  # what is kept: pixels, or the bytes of the files
-    cache_gib: AboveZero | None = (
-        None  # most memory of a rank for them; what does not fit is read as without; null: any
-    )
+    # Most memory of a rank for them; what does not fit is read as without; null: any.
+    cache_gib: AboveZero | None = None
     workers: Processes = 0  # processes that decode and augment; 0: the step does it itself, best for small images
     patience_seconds: AboveZero = 600.0  # how long a step waits for its batch before the run stops
 

@@ -9,12 +9,11 @@ names the file, the line and what to change.
 import codecs
 import csv
 import io
-import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets.regular_file import NotRegular, is_of_the_file, patiently, read_whole
+from datasets.regular_file import NotRegular, content_of
 from datasets.shown import shown
 
 _HEADER = ["path", "label"]
@@ -114,19 +113,11 @@ def _where(path: Path, line: int) -> str:
 
 
 def _content(path: Path) -> bytes:
-    wanted = 'set it to a csv file, to "folders" or to null'
+    def refusal(error: NotRegular | OSError) -> str:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f'data.labels: {shown(path)} is not a file; set it to a csv file, to "folders" or to null ({reason})'
 
-    def read() -> bytes:
-        try:
-            return read_whole(os.fsencode(path))
-        except NotRegular as error:
-            raise ValueError(f"data.labels: {shown(path)} is not a file; {wanted} ({error})") from error
-        except OSError as error:
-            if is_of_the_file(error):
-                raise ValueError(f"data.labels: {shown(path)} is not a file; {wanted} ({error.strerror})") from error
-            raise
-
-    return patiently(lambda: shown(path), read)
+    return content_of(path, refusal)
 
 
 def _text(path: Path) -> str:

@@ -156,10 +156,12 @@ def patiently(
     raise AssertionError
 
 
-def content_of(path: Path, refusal: Callable[[object], str]) -> bytes:
+def content_of(
+    path: Path, refusal: Callable[[NotRegular | OSError], str], refused: type[ValueError] = ValueError
+) -> bytes:
     """All bytes of a file that a job cannot do without.
 
-    Raises ValueError with the words of `refusal(reason)` where it is the file's fault, ImagesUnavailable where it is the machine's.
+    Raises `refused` with the words of `refusal(reason)` where it is the file's fault, ImagesUnavailable where it is the machine's.
     """
 
     def read() -> bytes:
@@ -168,7 +170,7 @@ def content_of(path: Path, refusal: Callable[[object], str]) -> bytes:
         except (NotRegular, OSError) as error:
             if isinstance(error, OSError) and not is_of_the_file(error):
                 raise
-            raise ValueError(refusal(error)) from error
+            raise refused(refusal(error)) from error
 
     return patiently(lambda: shown(path), read)
 

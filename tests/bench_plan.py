@@ -40,14 +40,19 @@ def main(words: list[str]) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         options = launch.parsed(words)
         output = Path(schema.load(options.config, options.overrides).output)
-        print("\n".join(table(json.loads((output / "plan.json").read_text()), counted)))
+        plan = json.loads((output / "plan.json").read_text())
+        print("\n".join(table(plan, counted)))
         # What a worker of the loader would inherit is not in it.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        process = json.loads((output / "plan.json").read_text())["process"]
-        planned = max(count for name, count in process.items() if name != LIBRARIES)
+        planned = max(count for name, count in plan["process"].items() if name != LIBRARIES)
         print(row("peak of the process", planned, peak))
-        planned = sum(json.loads((output / "plan.json").read_text())["disk"].values())
-        print(row("most on the disk at a logged step or the end", planned, max(most_on_disk, on_disk(output))))
+        print(
+            row(
+                "most on the disk at a logged step or the end",
+                sum(plan["disk"].values()),
+                max(most_on_disk, on_disk(output)),
+            )
+        )
     return code
 
 

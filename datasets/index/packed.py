@@ -16,7 +16,7 @@ import numpy as np
 from datasets.index.image_index import Held, ImageIndex, WrongIndex
 from datasets.index.rows import ENDS, ENTRY, Rows
 from datasets.index.stored import replaced
-from datasets.regular_file import NotRegular, is_of_the_file, patiently, read_whole
+from datasets.regular_file import NotRegular, content_of
 from datasets.shown import shown
 
 MAGIC = b"\0pic-engine idx1"
@@ -50,17 +50,11 @@ def write(index: ImageIndex, split: str, path: Path) -> None:
 def read_content(path: Path) -> bytes:
     """All bytes of the file of an index, of this version or an earlier one. WrongIndex where it cannot be read."""
 
-    def read() -> bytes:
-        try:
-            return read_whole(os.fsencode(path))
-        except NotRegular as error:
-            raise WrongIndex(f"{shown(path)} is {error}; restore it, or start over with --fresh") from error
-        except OSError as error:
-            if is_of_the_file(error):
-                raise WrongIndex(f"{shown(path)}: {error.strerror}; restore it, or start over with --fresh") from error
-            raise
+    def refusal(error: NotRegular | OSError) -> str:
+        reason = f": {error.strerror}" if isinstance(error, OSError) else f" is {error}"
+        return f"{shown(path)}{reason}; restore it, or start over with --fresh"
 
-    return patiently(lambda: shown(path), read)
+    return content_of(path, refusal, WrongIndex)
 
 
 def is_packed(content: bytes) -> bool:

@@ -1,7 +1,7 @@
 """The slow twin of datasets/photos.py: the same draws on numpy, float32 from the crop to the end, every operation spelled out.
 
 The views of the engine are compared with these, and these with torchvision (test_slow_photos.py). Here a view is float32 [3, size, size] in
-[0, 1]. RandAugment is not here.
+[0, 1]. Which part of an image it shows is the engine's own `crop_box`. RandAugment is not here.
 """
 
 from collections.abc import Iterable
@@ -12,31 +12,15 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from datasets.keyed import keyed, uniform
+from datasets.photos import OFFICIAL_CROPS
+from datasets.views.crops import DRAWS as BOX_DRAWS
+from datasets.views.crops import Crop, crop_box
 
-_ATTEMPTS = 10  # tries to fit a crop into the image before the largest possible one in the middle is taken
-_RATIO = (3 / 4, 4 / 3)
-_TOP = 2 * _ATTEMPTS
-_LEFT, _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(_TOP + 1, _TOP + 8)
-_ORDER = _TOP + 8
+_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(BOX_DRAWS, BOX_DRAWS + 6)
+_ORDER = BOX_DRAWS + 6
 _GREY, _BLUR, _SIGMA, _DRAWS = range(_ORDER + 4, _ORDER + 8)
 # Luminance as in ITU-R BT.601, with torchvision's digits.
 _LUMINANCE = np.array([0.2989, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)
-
-
-@dataclass(frozen=True)
-class Crop:
-    """One kind of crop: `count` views of side `size` pixels, each of an area uniform in `scale` times the image's.
-
-    With `rows_grad` False the gradient of these views does not reach the rows of the classifier.
-    """
-
-    size: int
-    count: int
-    scale: tuple[float, float]
-    rows_grad: bool = True
-
-
-OFFICIAL_CROPS = (Crop(160, 1, (0.14, 1.0)), Crop(96, 3, (0.08, 0.14), rows_grad=False))
 
 
 @dataclass(frozen=True)
@@ -119,26 +103,6 @@ class PhotoAugment:
         for number in np.argsort(draws_P[_ORDER : _ORDER + 4]):
             view_3SS = operations[number](view_3SS)
         return view_3SS
-
-
-def crop_box(draws_P: list[float], height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A random (top, left, height, width) in an image: area uniform in `scale`, aspect log-uniform in 3/4 to 4/3.
-
-    draws_P   numbers in [0, 1): two for each of 10 attempts, then one each for top and left
-    A crop that does not fit is drawn again; after 10 attempts the largest of an allowed aspect is cut from the middle.
-    """
-    least, most = scale
-    for attempt in range(_ATTEMPTS):
-        area = height * width * (least + (most - least) * draws_P[2 * attempt])
-        ratio = _RATIO[0] * (_RATIO[1] / _RATIO[0]) ** draws_P[2 * attempt + 1]
-        crop_width, crop_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(draws_P[_TOP] * (height - crop_height + 1))
-            left = int(draws_P[_LEFT] * (width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    ratio = min(max(width / height, _RATIO[0]), _RATIO[1])
-    crop_width, crop_height = min(width, round(height * ratio)), min(height, round(width / ratio))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def _crop_and_resize(image_HW3: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
