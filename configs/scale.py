@@ -26,6 +26,7 @@ class Scale(Section):
     skip_steps: Steps = 10  # first steps of a cell that no figure counts; at most half of them
     cell_seconds: AboveZero = 1800.0  # a cell that takes longer is ended
     cell_gib: AboveZero | None = None  # a cell that takes more memory is ended; null: 80 % of what is free
+    turn_seconds: AboveZero | None = None  # cells of a line take turns of this length; null: one after the other
     keep: bool = False  # keep the checkpoints of the cells
     # job peer: what is trained in the place of this engine (engine/scaling/peers)
     peer: Literal["pic_dense", "partial_fc", "embedding_sgd", "embedding_sparse_adam", "fbgemm"] | None = None

@@ -69,6 +69,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             cell_seconds=wanted.cell_seconds,
             cell_bytes=cell_bytes,
             keep=wanted.keep,
+            turn_seconds=wanted.turn_seconds,
         )
         way = _way_of_limit(cell_bytes)
         print(

@@ -5,8 +5,14 @@
     end          by itself, over its memory, over its time, or because the sweep is asked to stop; no process of it is left then
 
 What a cell says on stdout and stderr goes to a file, whose end is its last words.
+
+Several cells can take turns: one runs for some seconds while the processes of the others are stopped (SIGSTOP), then the next one does.
+What drifts on the machine within minutes then meets all of them alike. The first turn of a cell lasts until its first step is made. A
+step that a turn ends in takes as long as the turns of all others: figures leave it out (engine/scaling/figures.py). A cell's seconds are
+those of its own turns.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +24,7 @@ from pathlib import Path
 
 from datasets.shown import shown_lines
 from engine.scaling.memory_limit import MemoryLimit
-from engine.scaling.tree import MARK, end_marked
+from engine.scaling.tree import MARK, end_marked, send_marked
 
 ENDED, OVER_MEMORY, OVER_TIME, FAILED, STOPPED = "ended", "killed for memory", "over its time", "failed", "stopped"
 _TIED = Path(__file__).with_name("tied.py")
@@ -61,51 +67,109 @@ class Task:
     environment: Mapping[str, str]
 
 
-def run_cell(task: Task, limit: MemoryLimit, asked_to_stop: Callable[[], bool]) -> Ended:
-    """Start it and wait for its end. Whatever happens here, no process of it is left."""
-    line = [sys.executable, "-S", "-E", str(_TIED), str(os.getpid()), limit.cgroup, *task.command]
-    environment = {**os.environ, **task.environment, MARK: task.mark}
-    with open(task.log, "wb") as log:
-        start = time.monotonic()
-        process = subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+class CellProcess:
+    """A cell that runs or is stopped. limit: closed at the end."""
+
+    def __init__(self, task: Task, limit: MemoryLimit) -> None:
+        self.task, self.limit = task, limit
+        self.ended: Ended | None = None
+        self._seconds = 0.0  # of the turns before this one
+        self._first_step_seconds: float | None = None
+        line = [sys.executable, "-S", "-E", str(_TIED), str(os.getpid()), limit.cgroup, *task.command]
+        environment = {**os.environ, **task.environment, MARK: task.mark}
+        with open(task.log, "wb") as log:
+            self._since = time.monotonic()
+            self._process = subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Of its own turns, while it runs."""
+        return self._seconds + time.monotonic() - self._since
+
+    def take_turn(self, turn_seconds: float, asked_to_stop: Callable[[], bool]) -> None:
+        """Look at it until it has ended, or its turn has and its first step is made; then it is stopped until `go_on`."""
+        end = time.monotonic() + turn_seconds
+        while self.ended is None and (self._first_step_seconds is None or time.monotonic() < end):
+            has_ended = self._process.poll() is not None
+            if self._first_step_seconds is None and _has_content(self.task.metrics):
+                self._first_step_seconds = self.seconds
+            if reason := self._reason_to_end(asked_to_stop):
+                self.end(*reason)
+            elif has_ended:
+                self.end(*_said_by(self._process.returncode))
+            else:
+                time.sleep(_FIRST_SECONDS if self._first_step_seconds is None else _THEN_SECONDS)
+        if self.ended is None:
+            send_marked(self.task.mark, signal.SIGSTOP)
+            self._seconds = self.seconds
+
+    def go_on(self) -> None:
+        self._since = time.monotonic()
+        send_marked(self.task.mark, signal.SIGCONT)
+
+    def end(self, status: str, why: str) -> None:
+        """Whatever happens here, no process of it is left. `ended` has what became of it."""
+        seconds = self.seconds
+        self.close()
+        limit = self.limit
+        self.ended = Ended(
+            status,
+            why,
+            seconds,
+            self._first_step_seconds,
+            limit.peak_bytes,
+            limit.pss_bytes,
+            _last_words(self.task.log),
         )
-    try:
-        first, ended = _watch(process, task, limit, asked_to_stop, start)
-    finally:
-        seconds = time.monotonic() - start
-        process.kill()
-        end_marked(task.mark)
-        process.wait()
-        limit.close()
-    status, why = ended or _said_by(process.returncode)
-    return Ended(status, why, seconds, first, limit.peak_bytes, limit.pss_bytes, _last_words(task.log))
 
+    def close(self) -> None:
+        """End all its processes."""
+        self._process.kill()
+        end_marked(self.task.mark)
+        self._process.wait()
+        self.limit.close()
 
-def _watch(
-    process: subprocess.Popen[bytes],
-    task: Task,
-    limit: MemoryLimit,
-    asked_to_stop: Callable[[], bool],
-    start: float,
-) -> tuple[float | None, tuple[str, str] | None]:
-    """(seconds to the first step, (status, why) where it did not end by itself)."""
-    first: float | None = None
-    while True:
-        has_ended = process.poll() is not None
-        seconds = time.monotonic() - start
-        if first is None and _has_content(task.metrics):
-            first = seconds
-        if limit.is_over(process.pid):
-            limit_gib = f"{limit.limit_bytes / 2**30:.2f} GiB"
-            return first, (OVER_MEMORY, f"its processes took more than {limit_gib} after {seconds:.1f} s")
-        if has_ended:
-            return first, None
-        if seconds > task.seconds:
-            return first, (OVER_TIME, f"it ran for more than {task.seconds:g} s")
+    def _reason_to_end(self, asked_to_stop: Callable[[], bool]) -> tuple[str, str] | None:
+        """(status, why) where it may not go on."""
+        if self.limit.is_over(self._process.pid):
+            limit_gib = f"{self.limit.limit_bytes / 2**30:.2f} GiB"
+            return OVER_MEMORY, f"its processes took more than {limit_gib} after {self.seconds:.1f} s"
+        if self._process.poll() is not None:
+            return None
+        if self.seconds > self.task.seconds:
+            return OVER_TIME, f"it ran for more than {self.task.seconds:g} s"
         if asked_to_stop():
-            return first, (STOPPED, "the sweep was asked to stop")
-        time.sleep(_FIRST_SECONDS if first is None else _THEN_SECONDS)
+            return STOPPED, "the sweep was asked to stop"
+        return None
+
+
+def run_cells(
+    tasks: Sequence[tuple[Task, MemoryLimit]], turn_seconds: float | None, asked_to_stop: Callable[[], bool]
+) -> list[Ended]:
+    """Start them and wait for their ends; several take turns of so many seconds, in the order of the list. One alone has none.
+
+    What became of each; of those that have not been started when the sweep is asked to stop, nothing. Whatever happens here, no
+    process of them is left.
+    """
+    turn = math.inf if turn_seconds is None or len(tasks) == 1 else turn_seconds
+    cells: list[CellProcess] = []
+    try:
+        for task, limit in tasks:
+            if asked_to_stop() and cells:
+                break
+            cells.append(CellProcess(task, limit))
+            cells[-1].take_turn(turn, asked_to_stop)
+        while there := [cell for cell in cells if cell.ended is None]:
+            for cell in there:
+                cell.go_on()
+                cell.take_turn(turn, asked_to_stop)
+    finally:
+        for cell in cells:
+            if cell.ended is None:
+                cell.close()
+    return [cell.ended for cell in cells if cell.ended is not None]
 
 
 def _said_by(code: int) -> tuple[str, str]:

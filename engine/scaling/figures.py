@@ -3,7 +3,7 @@
 A step's seconds are the difference of `elapsed_seconds` of two lines of metrics.jsonl (waiting for images included, checkpoints and
 evaluations not), divided by the steps between them. The first steps are left out: they touch memory for the first time, and have few
 active rows; of a short cell its first half is left out. The parts of a step are means, which add up to the mean of the step and not to
-its median.
+its median. Where cells took turns, steps that took longer than a turn are left out: turns of others ran within them.
 """
 
 import json
@@ -39,10 +39,11 @@ def lines_of(path: Path) -> list[Any]:
     return lines
 
 
-def figures_of(directory: Path, ended: Ended, skip_steps: int) -> dict[str, float]:
+def figures_of(directory: Path, ended: Ended, skip_steps: int, turn_seconds: float | None = None) -> dict[str, float]:
     """All that can be told; a cell that died early has few of them.
 
     directory    the cell's output          skip_steps    first steps that do not count
+    turn_seconds of the turns that it took with others; None: it ran alone
     """
     lines = lines_of(directory / "metrics.jsonl")
     found: dict[str, float] = {
@@ -56,6 +57,8 @@ def figures_of(directory: Path, ended: Ended, skip_steps: int) -> dict[str, floa
         return found
     steps = lines[-1]["step"]
     pairs = pairs_of(lines, min(skip_steps, steps // 2))
+    if turn_seconds is not None:
+        pairs = within_turns(pairs, turn_seconds)
     found |= {"steps": steps, "skipped_steps": min(skip_steps, steps // 2)}
     found |= _step_figures(pairs) if pairs else {}
     for tier in ("device", "host", "process_peak"):
@@ -72,6 +75,13 @@ def pairs_of(lines: Sequence[Line], skip_steps: int) -> list[tuple[Line, Line]]:
     return [(before, line) for before, line in pairwise(lines) if before["step"] >= skip_steps]
 
 
+def within_turns(pairs: Sequence[tuple[Line, Line]], turn_seconds: float) -> list[tuple[Line, Line]]:
+    """Those between whose lines less than a turn passed, so that none of others did."""
+    return [
+        (before, line) for before, line in pairs if line["elapsed_seconds"] - before["elapsed_seconds"] < turn_seconds
+    ]
+
+
 def step_seconds(pairs: Sequence[tuple[Line, Line]]) -> list[float]:
     """Of each pair: the mean seconds of the steps between the two lines."""
     return [
@@ -83,8 +93,8 @@ def step_seconds(pairs: Sequence[tuple[Line, Line]]) -> list[float]:
 def _step_figures(pairs: Sequence[tuple[Line, Line]]) -> dict[str, float]:
     seconds, timed = step_seconds(pairs), [line for _, line in pairs]
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    steps = timed[-1]["step"] - pairs[0][0]["step"]
-    total = timed[-1]["elapsed_seconds"] - pairs[0][0]["elapsed_seconds"]
+    steps = sum(line["step"] - before["step"] for before, line in pairs)
+    total = sum(line["elapsed_seconds"] - before["elapsed_seconds"] for before, line in pairs)
     stages: dict[str, float] = defaultdict(float)
     for line in timed:
         for stage, spent in line["seconds"].items():

@@ -9,6 +9,7 @@
 With both, the peaks that are told are the watcher's, so that cells of two machines mean the same: the page cache is not in them.
 """
 
+import itertools
 import os
 import time
 from contextlib import suppress
@@ -20,6 +21,7 @@ from engine.scaling.tree import proportional_bytes, resident_bytes, tree_of
 _TREE_SECONDS = 1.0  # between two looks at which processes there are: that takes milliseconds
 _PSS_SECONDS = 5.0  # the kernel holds up the process while it counts
 _ROOT = Path("/sys/fs/cgroup")
+_NUMBERS = itertools.count()  # of the groups of this process
 
 
 class MemoryLimit(Protocol):
@@ -71,9 +73,9 @@ class ControlGroup(Watcher):
 
     def __init__(self, limit_bytes: int, parent: Path) -> None:
         super().__init__(limit_bytes)
-        self._path = parent / f"pic-engine-{os.getpid()}"
+        self._path = parent / f"pic-engine-{os.getpid()}-{next(_NUMBERS)}"
         with suppress(OSError):
-            self._path.rmdir()  # of a sweep that was killed
+            self._path.rmdir()  # of a killed sweep whose process had this number
         self._path.mkdir()
         try:
             (self._path / "memory.max").write_text(str(limit_bytes))

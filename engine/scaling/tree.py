@@ -2,6 +2,7 @@
 
 A launcher starts ranks, a rank starts workers, some in sessions of their own, and a killed parent leaves its children to others. But
 each of them inherits the environment. So a variable that names the sweep finds them all, also those that an earlier sweep left behind.
+The mark of a cell is that of its sweep, `#` and the cell's name.
 """
 
 import os
@@ -19,14 +20,23 @@ _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The processes that live and have `MARK=mark` in their environment; not this one."""
+    """The processes that live and have `MARK=mark`, or the mark of a cell of it, in their environment; not this one."""
     found = []
     for process in psutil.process_iter():
         with suppress(*_GONE, OSError):
             is_other = process.pid != os.getpid()
-            if is_other and process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            own = process.environ().get(MARK, "")
+            is_meant = own == mark or own.startswith(f"{mark}#")
+            if is_other and is_meant and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def send_marked(mark: str, number: int) -> None:
+    """Send a signal to them all."""
+    for process in marked(mark):
+        with suppress(*_GONE):
+            process.send_signal(number)
 
 
 def end_marked(mark: str, patience_seconds: float = 10.0) -> int:

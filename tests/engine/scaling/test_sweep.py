@@ -13,7 +13,7 @@ import pytest
 
 from engine.results.output import SCALE, Output
 from engine.scaling import results
-from engine.scaling.cell_process import Ended, Task, run_cell
+from engine.scaling.cell_process import Ended, Task, run_cells
 from engine.scaling.cells import Cell
 from engine.scaling.figures import figures_of, lines_of
 from engine.scaling.memory_limit import ControlGroup, Watcher, group_parent
@@ -30,12 +30,22 @@ def fake(*words: object) -> list[str]:
     return [sys.executable, "-S", str(FAKE), *map(str, words)]
 
 
-def sweep_of(output: Path, todos: list[str], repeats: int = 1, *, mib: int = 4000, seconds: float = 300.0) -> Sweep:
+def sweep_of(
+    output: Path,
+    todos: list[str],
+    repeats: int = 1,
+    *,
+    mib: int = 4000,
+    seconds: float = 300.0,
+    turn: float | None = None,
+) -> Sweep:
     """A sweep whose cell i makes five steps of i + 1 seconds, and then does todos[i]."""
     own = Output(output, SCALE)
     own.make()
     cells = [Cell(number, {"data.limit": 10**number}) for number in range(len(todos))]
-    wanted = Wanted(repeats, seed=0, skip_steps=1, cell_seconds=seconds, cell_bytes=mib * MIB, keep=True)
+    wanted = Wanted(
+        repeats, seed=0, skip_steps=1, cell_seconds=seconds, cell_bytes=mib * MIB, keep=True, turn_seconds=turn
+    )
 
     def command_of(cell: Cell, directory: Path) -> list[str]:
         return fake(directory, 5, cell.number + 1, *todos[cell.number].split())
@@ -198,19 +208,66 @@ def test_a_cell_joins_its_control_group_before_it_runs(tmp_path):
     (tmp_path / "cgroup.procs").touch()
     limit = Watcher(4000 * MIB)
     limit.cgroup = str(tmp_path)
-    ended = run_cell(
-        Task(fake(tmp_path / "cell", 1, 1), "mark", tmp_path / "log", tmp_path / "none", 60.0, {"A": "set"}),
-        limit,
-        never,
-    )
+    task = Task(fake(tmp_path / "cell", 1, 1), "mark", tmp_path / "log", tmp_path / "none", 60.0, {"A": "set"})
+    [ended] = run_cells([(task, limit)], None, never)
     assert ended.status == "ended" and (tmp_path / "cgroup.procs").read_text() == "0"
 
 
 def test_the_environment_of_a_cell_has_the_mark(tmp_path):
     command = [sys.executable, "-S", "-c", f"import os; print(os.environ[{MARK!r}], os.environ['A'])"]
-    ended = run_cell(
-        Task(command, "of this test", tmp_path / "log", tmp_path / "none", 60.0, {"A": "set"}),
-        Watcher(4000 * MIB),
-        never,
-    )
+    task = Task(command, "of this test", tmp_path / "log", tmp_path / "none", 60.0, {"A": "set"})
+    [ended] = run_cells([(task, Watcher(4000 * MIB))], None, never)
     assert ended.last_words == "of this test set" and ended.first_step_seconds is None
+
+
+def test_cells_of_a_line_take_turns_and_never_run_at_the_same_time(tmp_path):
+    """Each writes the time whenever it runs; the times of the two come in stretches."""
+    clock = "import sys, time\nfor _ in range(60):\n  print(time.monotonic(), flush=True)\n  time.sleep(0.01)"
+    paths = [tmp_path / "first", tmp_path / "second"]
+    tasks = []
+    for path in paths:
+        (metrics := path.with_suffix(".metrics")).write_text("a step is done")
+        task = Task([sys.executable, "-S", "-c", clock], f"turns of {tmp_path}#{path.name}", path, metrics, 60.0, {})
+        tasks.append((task, Watcher(4000 * MIB)))
+    first, second = run_cells(tasks, 0.25, never)
+    assert first.status == second.status == "ended"
+    times = [(float(when), name) for name in paths for when in name.read_text().split()]
+    names = [name for _, name in sorted(times)]
+    changes = sum(before != after for before, after in pairwise(names))
+    assert len(names) == 120 and 3 <= changes < 40, changes  # side by side they would change more often
+
+
+def test_a_cell_that_hangs_in_its_turn_is_over_its_time_and_the_others_end(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", ["", "hang", ""], seconds=1.0, turn=0.2)
+    assert sweep.run(never)
+    assert {record.cell: record.status for record in sweep.records} == {0: "ended", 1: "over its time", 2: "ended"}
+    assert not marked(str((tmp_path / "sweep").absolute()))
+
+
+def test_rivals_and_cells_of_several_ranks_take_no_turns(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", [""], turn=0.2)
+    values = [
+        {"data.limit": 1},
+        {"data.limit": 2},
+        {"data.limit": 1, "peer": "pic_dense"},
+        {"data.limit": 2, "ranks": 2},
+    ]
+    sweep.cells = [Cell(number, own) for number, own in enumerate(values)]
+    assert [sweep._line_of(cell) for cell in sweep.cells] == [{0, 1}, {0, 1}, set(), set()]
+
+
+def test_a_sweep_that_is_asked_to_stop_within_turns_stops_all_of_them(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", ["hang", "hang"], turn=0.2)
+    end = time.monotonic() + 1.5
+    assert not sweep.run(lambda: time.monotonic() > end)
+    assert not sweep.records and not marked(str((tmp_path / "sweep").absolute()))
+
+
+def test_steps_in_which_others_had_their_turns_have_no_figure(tmp_path):
+    lines = [line(step, 1.0) for step in range(1, 9)]
+    for late in lines[5:]:  # three others had a turn of three seconds each within step 6
+        late["elapsed_seconds"] += 9.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    ended = Ended("ended", "exit code 0", 8.0, 1.0, 1, 1, "")
+    alone, in_turns = (figures_of(tmp_path, ended, 2, turn) for turn in (None, 3.0))
+    assert in_turns["step_seconds_mean"] == 1.0 and alone["step_seconds_mean"] > 2
