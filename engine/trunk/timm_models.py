@@ -5,6 +5,7 @@ Some networks, transformers above all, are made for images of one side; they get
 """
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -22,7 +23,9 @@ def make(name: str, side: int) -> tuple[nn.Module, int]:
     if name not in known:
         nearest = ", ".join(f"timm/{one}" for one in difflib.get_close_matches(name, known, n=3, cutoff=0.0))
         raise ValueError(f"backbone.name timm/{name} is not a network of timm; the nearest ones are {nearest}")
-    options, looked_at = ({"img_size": side}, side) if has_one_side(name) else ({}, 224)
+    is_fixed = has_one_side(name)
+    options: dict[str, Any] = {"img_size": side} if is_fixed else {}
+    looked_at = side if is_fixed else 224
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
         features = run_by_shape(model, lambda: torch.zeros(1, 3, looked_at, looked_at))

@@ -39,7 +39,7 @@ def test_the_warm_up_is_the_same_before_either_schedule():
     cosine, steps = rates(config(**warm)), rates(config(schedule="steps", milestones=[5], gamma=0.5, **warm))
     assert cosine[:40] == steps[:40] == [0.03 * (0.1 + 0.9 * step / 40) for step in range(40)]
     assert steps[40:] == [0.03] * 60 + [0.015] * 100
-    assert cosine[40] == 0.03 and cosine[199] == pytest.approx(1e-6)
+    assert cosine[40] == 0.03 and 1e-6 < cosine[199] < 1e-5
 
 
 def test_without_a_milestone_yet_a_rate_is_the_highest_and_each_multiplies_it_by_gamma():
@@ -54,7 +54,8 @@ def test_a_rate_for_another_batch_is_scaled_by_the_batch_in_either_schedule_and_
     scaled = config(lr_batch=256)
     assert sizes.highest_rate(plain) == 0.03 and sizes.highest_rate(scaled) == 0.03 * 64 / 256
     assert rates(scaled)[0] == 0.03 * 64 / 256 == rates(config(lr_batch=256, schedule="steps", milestones=[3]))[0]
-    assert rates(plain)[199] == rates(scaled)[199] == 1e-6  # the end is not scaled
+    for asked in (plain, scaled):  # the end is not scaled
+        assert parts.learning_rate_at(asked, ORDER, 200, 200) == 1e-6
     # TINY has no decay of rows; with much of it, and a rate that only the scaling makes large, the rows would be lost.
     lost = {"rows_weight_decay": 0.5, "rows_lr_scale": 1.0, "lr": 1e-4}
     sizes.check_shrink(config(**lost), ORDER, 200)
@@ -64,7 +65,7 @@ def test_a_rate_for_another_batch_is_scaled_by_the_batch_in_either_schedule_and_
 
 def test_a_cosine_is_what_it_is_by_its_formula():
     for step in (0, 7, 50, 199):
-        expected = 1e-6 + (0.03 - 1e-6) * 0.5 * (1 + math.cos(math.pi * step / 199))
+        expected = 1e-6 + (0.03 - 1e-6) * 0.5 * (1 + math.cos(math.pi * step / 200))
         assert rates(config())[step] == pytest.approx(expected, rel=1e-14)
         assert rates(config())[step] == learning_rate(
             step, total=200, warmup=0, highest=0.03, lowest=1e-6, warmup_factor=0.01

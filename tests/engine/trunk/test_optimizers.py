@@ -19,6 +19,8 @@ from tests.on_ranks import on_ranks
 
 LARS = LarsRule(momentum=0.9, weight_decay=1e-2, trust=1e-3)
 ADAMW = AdamW(betas=(0.8, 0.95), eps=1e-6, weight_decay=1e-2)
+# The bias before a batch normalisation has a gradient of rounding errors alone, which a small eps would make as long as any other.
+CALM = AdamW(betas=(0.8, 0.95), eps=1e-2, weight_decay=1e-2)
 RATES = (0.3, 0.1, 0.05, 0.2, 0.01)
 
 
@@ -156,10 +158,10 @@ FROM_TO = [(3, 2, 0, 1), (0, 1, 3, 2), (2, 2, 1, 1), (1, 2, 3, 1)]
 @pytest.mark.parametrize(("stage", "count", "next_stage", "next_count"), FROM_TO)
 def test_adamw_goes_on_at_another_stage_on_other_ranks(stage, count, next_stage, next_count):
     case, few = Case(**SMALL), range(4, 7)
-    _, state = on_ranks(count, trunk_goes_on, case, stage, None, range(4), ADAMW)[0]
+    _, state = on_ranks(count, trunk_goes_on, case, stage, None, range(4), CALM)[0]
     assert {kind_and_weight(name)[0] for name in state[1]} == {"exp_avg", "exp_avg_sq", "step"}
-    _, straight = on_ranks(count, trunk_goes_on, case, stage, state, few, ADAMW)[0]
-    for began, ended in on_ranks(next_count, trunk_goes_on, case, next_stage, state, few, ADAMW):
+    _, straight = on_ranks(count, trunk_goes_on, case, stage, state, few, CALM)[0]
+    for began, ended in on_ranks(next_count, trunk_goes_on, case, next_stage, state, few, CALM):
         for part in (0, 1):
             assert began[part].keys() == ended[part].keys() == state[part].keys()
             for name, value in state[part].items():
@@ -172,7 +174,7 @@ def test_adamw_goes_on_at_another_stage_on_other_ranks(stage, count, next_stage,
 
 def test_all_stages_take_the_same_steps_of_adamw_on_two_ranks():
     case = Case(**SMALL)
-    (first, *others) = (on_ranks(2, trunk_goes_on, case, stage, None, range(6), ADAMW)[0][1] for stage in range(4))
+    (first, *others) = (on_ranks(2, trunk_goes_on, case, stage, None, range(6), CALM)[0][1] for stage in range(4))
     for other in others:
         for part in (0, 1):
             for name, value in first[part].items():
