@@ -33,6 +33,12 @@ def make(name: str, side: int) -> tuple[nn.Module, int]:
         raise ValueError(
             f"timm cannot make {name} for images of side {side} ({reason_of(error)}); change backbone.name or data.image_size"
         ) from None
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    if is_fixed and side % patch:  # timm would leave the last pixels out
+        raise ValueError(
+            f"{name} cuts images into patches of {patch} pixels, which do not divide their side {side}; "
+            f"set data.image_size to {side // patch * patch + patch}, or change backbone.name"
+        )
     return model, features.flatten(1).shape[1]
 
 
