@@ -141,10 +141,13 @@ class TestTimm:
                 ValueError, match=r"the backbone cannot take images of side (48|224) \(.*\); change backbone or sizes"
             ):
                 check_sides(network, sides)
-        with pytest.raises(
-            ValueError, match=r"timm cannot make vit_tiny_patch16_224 for images of side 40 \(.*\); change"
-        ):
-            make("timm/vit_tiny_patch16_224", side=40)
+        for side, nearest in ((40, 48), (20, 32)):
+            said = f"patches of 16 pixels, .* their side {side}; set data.image_size to {nearest}"
+            with pytest.raises(ValueError, match=said):
+                make("timm/vit_tiny_patch16_224", side=side)
+        said = r"timm cannot make vit_tiny_patch16_224 for images of side 8 \(.*\); change"
+        with pytest.raises(ValueError, match=said):
+            make("timm/vit_tiny_patch16_224", side=8)
 
     @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
     def test_a_plan_counts_its_weights_and_what_it_makes_on_the_way(self, autocast):
