@@ -22,8 +22,9 @@ from pydantic import (
 
 from configs.augment import KINDS, Augmentation, GreyAugmentation
 from configs.earlier import completed, flat, translated
-from configs.fields import AboveZero, Few, Fraction, NonNegative, Positive, Processes, Section, Text, Width
+from configs.fields import AboveZero, Few, Fraction, Positive, Processes, Section, Text, Width
 from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowsSettings, validated
+from configs.optimizer import Optimizer, check_optimizer
 from configs.scale import Scale
 from configs.texts import at_home, put_words, read_tree
 from datasets.shown import cut_text
@@ -93,9 +94,9 @@ Layers = Annotated[tuple[Width | Literal["M"], ...], AfterValidator(_some_width)
 
 
 class Backbone(Section):
-    name: Text = (
-        "resnet18"  # a torchvision classification model, "vgg" with layers, or "given": features without a network
-    )
+    # A torchvision classification model, one of timm as "timm/resnet50d", "vgg" with layers, or "given": features without a network.
+    name: Text = "resnet18"
+    stem: Literal["imagenet", "small"] = "imagenet"  # of ResNets; small: one 3x3 convolution, and nothing is halved
     # vgg: widths of its 3x3 convolutions, "M" = halve the image
     layers: Layers | None = None
     grid: Few = 2  # vgg: features are averaged over grid x grid cells of the image
@@ -109,33 +110,6 @@ class Backbone(Section):
 
 # By the class of its kind, which is looked up when a config is read; written with all keys of that class.
 Method = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(validated)]
-
-
-class Optimizer(Section):
-    """SGD for the trunk and the rows alike."""
-
-    lr: AboveZero = 0.03  # the trunk's highest learning rate
-    min_lr: NonNegative = 1e-6  # where the cosine ends
-    warmup_epochs: NonNegative = 0.0
-    warmup_factor: Fraction = 0.01  # the warm-up starts at lr times this
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: NonNegative = 1e-4
-    clip: NonNegative = 0.0  # largest norm of the trunk's gradient; 0: no clipping
-    rows_lr_scale: AboveZero = 1.0  # learning rate of the rows over the trunk's
-    rows_weight_decay: NonNegative | None = None  # null: weight_decay
-    rows_clip: NonNegative = 0.0  # largest norm of the gradient of all active rows together; 0: no clipping
-
-    @property
-    def decay_of_rows(self) -> float:
-        """lambda of the rows."""
-        return self.weight_decay if self.rows_weight_decay is None else self.rows_weight_decay
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "Optimizer":
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0; set optimizer.momentum or optimizer.nesterov to false")
-        return self
 
 
 class Store(Section):
@@ -251,6 +225,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _method_takes_it(self) -> "Config":
         self.method.check(self)
+        check_optimizer(self)
         return self
 
     def with_sizes(self, sizes: dict[str, int | None]) -> "Config":
@@ -273,7 +248,7 @@ class Config(Section):
 # Keys of DeepSpeed's config that the engine writes, and what a user sets in their place.
 ENGINE_OWNS = {
     "optimizer": "the optimizer section",
-    "scheduler": "optimizer.lr, min_lr and warmup_epochs",
+    "scheduler": "optimizer.lr, schedule and warmup_epochs",
     "train_batch_size": "schedule.batch",
     "train_micro_batch_size_per_gpu": "schedule.batch and schedule.micro_batches",
     "gradient_accumulation_steps": "schedule.micro_batches",
@@ -325,6 +300,8 @@ MAY_DIFFER = (
     # These print, and compute nothing.
     *("deepspeed.steps_per_print", "deepspeed.wall_clock_breakdown", "deepspeed.memory_breakdown"),
     *("deepspeed.comms_logger.", "deepspeed.flops_profiler."),
+    # How ranks share out the trunk: all compute the same, in other orders of sums.
+    "deepspeed.zero_optimization.stage",
 )
 
 

@@ -120,10 +120,14 @@ def undisturbed(tmp_path_factory):
     return runs
 
 
-def assert_same_run(runs, undisturbed, words):
+def assert_same_losses(runs, undisturbed):
     ours, theirs = runs.losses(), undisturbed.losses()
     assert ours.keys() == theirs.keys()
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=TOLERANCE)
+
+
+def assert_same_run(runs, undisturbed, words):
+    assert_same_losses(runs, undisturbed)
     for name in ("visited", "readmitted", "steps", "status"):
         assert runs.summary()[name] == undisturbed.summary()[name], name
     assert runs.summary()["rankme"] == pytest.approx(undisturbed.summary()["rankme"], rel=2e-2)
@@ -220,6 +224,25 @@ def test_mixed_precision_keeps_rows_in_float32_and_a_skipped_step_leaves_them(tm
     assert newest.body.state.loss_scale == (
         None if dtype == "bfloat16" else [65536.0 / 2 ** summary["skipped_steps"], 12]
     )
+
+
+def test_adamw_goes_from_zero_stage_3_on_two_ranks_to_stage_0_on_one(tmp_path):
+    optimizer = {**TINY["optimizer"], "trunk": "adamw", "lr": 1e-4, "rows_lr_scale": 3000.0, "weight_decay": 0.01}
+    stopped, straight = (Runs(tmp_path / name, optimizer=optimizer) for name in ("stopped", "straight"))
+    for runs, count, *words in (
+        (stopped, 2, "steps=12", "deepspeed.zero_optimization.stage=3"),
+        (stopped, 1, "steps=24"),
+        (straight, 1, "steps=24"),
+    ):
+        code, out = runs(count, *words)
+        assert code == 0, out
+    first, newest = manifest.recover(DiskFiles(stopped.output / "checkpoints"))[0]
+    for checkpoint in (first, newest):
+        state = checkpoint.tensors("momentum")
+        assert {float(value) for name, value in state.items() if name.startswith("step/")} == {checkpoint.step}
+        assert len(state) == 3 * len({name.partition("/")[2] for name in state})
+    assert [first.step, newest.step] == [12, 24]
+    assert_same_losses(stopped, straight)
 
 
 def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_path):

@@ -152,6 +152,7 @@ def test_nothing_imports_launch_but_tests():
         ("matplotlib", "engine/jobs/store_picture.py"),
         ("simplejpeg", "datasets/plain_jpeg.py"),
         ("cv2", "datasets/views/opencv.py"),
+        ("timm", "engine/trunk/timm_models.py"),
     ],
 )
 def test_a_heavy_package_has_one_home(package, home):
@@ -364,6 +365,7 @@ def test_configs_are_json_schema_and_readme():
         "augment.py",
         "fields.py",
         "methods.py",
+        "optimizer.py",
         "scale.py",
         "texts.py",
         "earlier.py",

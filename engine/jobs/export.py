@@ -40,7 +40,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             size=schedule.size,
             instances=schedule.instances,
             backbone=exports.backbone_of(model),
-            model_name=config.backbone.name,
+            model=parts.backbone_in_words(config),
             embed=partial(embed_loaded, lambda images: embed(network, images, "backbone")),
             images=every_image(source, config.data.image_size, schedule.size),
             name_of=source.instance_name,

@@ -29,6 +29,7 @@ def import_early(config: schema.Config) -> None:
     augmentation = "datasets.grey" if config.data.augment.kind == "grey" else "datasets.photos"
     for name in (*_OF_SOURCE[config.data.source], augmentation, "datasets.probes", "engine.trunk.network"):
         import_module(name)
+    import_module("engine.trunk.backbones").library_of(config.backbone.name)
 
 
 def import_late(config: schema.Config) -> None:

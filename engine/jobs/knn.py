@@ -29,7 +29,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         network.backbone.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"{path} is not a {config.backbone.name}: {str(error).splitlines()[0]}; set backbone.name"
+            f"{path} is not a {config.backbone.name}: {str(error).splitlines()[0]}; set backbone.name, and stem and image_size as they were"
         ) from None
     probe = open_probe(config, source, augmentation)
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))

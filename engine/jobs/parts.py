@@ -12,13 +12,15 @@ import torch
 
 from configs import schema
 from datasets.schedule import Schedule
+from engine.jobs import sizes
 from engine.ranks.ranks import Ranks
-from engine.training.learning_rate import learning_rate
+from engine.training.learning_rate import learning_rate, stepped_rate
 from engine.trunk.given import GivenTrunk
 
 if TYPE_CHECKING:
     from engine.evaluation.evaluate import Protocol
     from engine.trunk.network import Network
+    from engine.trunk.optimizers import Rule
     from engine.trunk.trunk import Trunk
 
 
@@ -32,18 +34,25 @@ def protocol_of(config: schema.Config) -> "Protocol":
 def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step: int) -> float:
     """The trunk's at a step of `total`."""
     wanted = config.optimizer
+    highest = sizes.highest_rate(config)
+    warmup = sizes.steps_of(wanted.warmup_epochs, schedule)
+    if wanted.schedule == "steps":
+        drops = [sizes.steps_of(milestone, schedule) for milestone in wanted.milestones]
+        return stepped_rate(
+            step, warmup=warmup, highest=highest, warmup_factor=wanted.warmup_factor, drops=drops, gamma=wanted.gamma
+        )
     return learning_rate(
         step,
         total=total,
-        warmup=round(wanted.warmup_epochs * schedule.padded_size / schedule.batch),
-        highest=wanted.lr,
+        warmup=warmup,
+        highest=highest,
         lowest=wanted.min_lr,
         warmup_factor=wanted.warmup_factor,
     )
 
 
 def network_of(config: schema.Config) -> "Network":
-    """The network before any training. ValueError where features are given, or torchvision has none of this name."""
+    """The network before any training. ValueError where features are given, or no library has a network of this name."""
     from engine.trunk.network import make_network
 
     backbone = config.backbone
@@ -51,7 +60,25 @@ def network_of(config: schema.Config) -> "Network":
         raise ValueError(
             f'backbone.name is "given": there is no network, which job={config.job} needs; set it to a network'
         )
-    return make_network(backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.method.dim, config.seed)
+    return make_network(
+        backbone.name,
+        backbone.layers,
+        backbone.grid,
+        backbone.hidden,
+        config.method.dim,
+        config.seed,
+        stem=backbone.stem,
+        side=config.data.image_size,
+    )
+
+
+def backbone_in_words(config: schema.Config) -> dict[str, str]:
+    """What the file of the backbone's weights says of its model; nothing where features are given."""
+    if config.backbone.is_given:
+        return {}
+    from engine.trunk.backbones import described
+
+    return described(config.backbone.name, config.backbone.stem, config.data.image_size)
 
 
 def make_trunk(
@@ -65,12 +92,24 @@ def make_trunk(
 
     train = partial(
         ZeroEngine,
-        weight_decay=config.optimizer.weight_decay,
+        rule=trunk_rule(config),
         clip=config.optimizer.clip,
         config=config.deepspeed,
         **engine_settings(config, schedule, ranks),
     )
     return Trunk(network, ranks, train)
+
+
+def trunk_rule(config: schema.Config) -> "Rule":
+    """What steps the trunk's weights."""
+    from engine.trunk.optimizers import AdamW, LarsRule, Sgd
+
+    wanted = config.optimizer
+    if wanted.trunk == "lars":
+        return LarsRule(wanted.momentum, wanted.weight_decay, wanted.trust)
+    if wanted.trunk == "adamw":
+        return AdamW(wanted.betas, wanted.eps, wanted.weight_decay)
+    return Sgd(wanted.momentum, wanted.weight_decay, wanted.nesterov)
 
 
 def engine_settings(config: schema.Config, schedule: Schedule, ranks: Ranks) -> dict[str, Any]:
@@ -79,7 +118,5 @@ def engine_settings(config: schema.Config, schedule: Schedule, ranks: Ranks) -> 
         "ranks": ranks.size,
         "places": schedule.batch // ranks.size,
         "micro_batches": config.schedule.micro_batches,
-        "momentum": config.optimizer.momentum,
-        "nesterov": config.optimizer.nesterov,
         "device": ranks.device,
     }

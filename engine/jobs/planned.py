@@ -40,7 +40,7 @@ from engine.planning.rows import (
     snapshot_rows_bytes,
     tier_components,
 )
-from engine.planning.trunk import TrunkSizes, trunk_components, trunk_state_bytes
+from engine.planning.trunk import TrunkSizes, optimizer_state_bytes, trunk_components, trunk_state_bytes
 
 
 class ImageFacts(NamedTuple):
@@ -128,7 +128,13 @@ def planned(config: schema.Config, schedule: Schedule, facts: Facts) -> Plan:
         blocks, arrays = snapshot_rows_bytes(*rows)
         blocks = blocks if kept.stored_blocks else 0
     parts_of_run.append(
-        snapshot_component(trunk=kept.trunk, active=arrays, blocks=blocks, tables=table_bytes(kept) // facts.ranks)
+        snapshot_component(
+            trunk=kept.trunk,
+            optimizer=optimizer_state_bytes(trunk) if trunk else 0,
+            active=arrays,
+            blocks=blocks,
+            tables=table_bytes(kept) // facts.ranks,
+        )
     )
     parts_of_run += loader_components(_loader_sizes(config, schedule, facts)) + disk_components(kept)
     if facts.network:
@@ -240,7 +246,7 @@ def _trunk_sizes(config: schema.Config, facts: Facts) -> TrunkSizes | None:
         stage=zero_stage(config),
         ranks=facts.ranks,
         bucket=_whole(_zero(config).get("reduce_bucket_size")),
-        momentum=config.optimizer.momentum > 0,
+        kept=len(parts.trunk_rule(config).kept),
     )
 
 

@@ -47,13 +47,14 @@ def make_table(
 
 def partitioned_rows(config: schema.Config, schedule: Schedule, ranks: Ranks) -> "PartitionedRows":
     """The memory of the active rows where DeepSpeed holds it."""
+    from engine.trunk.optimizers import Sgd
     from engine.trunk.zero import PartitionedRows
 
     optimizer = config.optimizer
     return PartitionedRows(
         slots_each(config, schedule, ranks.size),
         config.method.dim,
-        weight_decay=optimizer.decay_of_rows,
+        rule=Sgd(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov),
         clip=optimizer.rows_clip,
         **engine_settings(config, schedule, ranks),
     )

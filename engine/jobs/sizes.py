@@ -28,7 +28,18 @@ def is_full(config: schema.Config, schedule: Schedule) -> bool:
 
 def total_steps(config: schema.Config, schedule: Schedule) -> int:
     """Steps in which `epochs` times N images are seen (empty places of a ragged end are not images)."""
-    return max(1, round(config.epochs * schedule.padded_size / schedule.batch))
+    return max(1, steps_of(config.epochs, schedule))
+
+
+def steps_of(epochs: float, schedule: Schedule) -> int:
+    """Steps in which so many times N images are seen."""
+    return round(epochs * schedule.padded_size / schedule.batch)
+
+
+def highest_rate(config: schema.Config) -> float:
+    """The trunk's highest learning rate: lr, which may be that of another batch."""
+    optimizer, batch = config.optimizer, config.schedule.batch
+    return optimizer.lr if optimizer.lr_batch is None else optimizer.lr * batch / optimizer.lr_batch
 
 
 def end_of(config: schema.Config, schedule: Schedule) -> int:
@@ -86,7 +97,7 @@ def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
         refuse_underflow(
             predicted_shrink(
                 gap_steps=min(gap_passes * schedule.steps_per_pass, total),
-                eta=optimizer.lr * optimizer.rows_lr_scale,
+                eta=highest_rate(config) * optimizer.rows_lr_scale,
                 weight_decay=optimizer.decay_of_rows,
                 momentum=optimizer.momentum,
             )

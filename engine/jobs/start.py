@@ -306,7 +306,7 @@ class Start:
             job=config.job,
             method=config.method.kind,
             instances=len(self.source),
-            backbone=config.backbone.name,
+            backbone=parts.backbone_in_words(config),
             state={
                 "config": json.loads(config.model_dump_json()),
                 "source": self.source.fingerprint(),

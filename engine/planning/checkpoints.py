@@ -2,9 +2,9 @@
 
 While a checkpoint is made there are, one after the other,
 
-    blocks + A + T      copies of the blocks that the disk lacks, of the active rows (A) and of the trunk with its momentum (T)
+    blocks + A + T      copies of the blocks that the disk lacks, of the active rows (A) and of the trunk with its optimizer (T)
     3A + T              the blocks are on the disk; the file of the active rows is put together
-    2A + 2T + T/2       and those of the trunk and its momentum
+    2A + 2T + F         and those of the trunk and of its optimizer, of which the larger one (F) is copied once more
 
 On the disk are, for each kept checkpoint, A + T and the tables of blocks and steps; every visited row once; and as many older
 versions of rows as checkpoints name. Between two checkpoints the rows change that are in the pool at one time of it:
@@ -28,7 +28,7 @@ _STEP_ENTRY_BYTES = 16  # loss and learning rate
 class CheckpointSizes:
     """Of all ranks together, in bytes but for the counts.
 
-    trunk          weights, buffers and momentum
+    trunk          weights, buffers and what the optimizer keeps
     active         of the active rows: w, u, position, stamp
     pool_blocks    that the pools of all ranks hold        stored_blocks   at the end of the run
     block          C                                       rows            bytes of a row of the pool, and of one that has left it
@@ -73,12 +73,14 @@ def table_bytes(sizes: CheckpointSizes) -> int:
     return sizes.stored_blocks * _BLOCK_ENTRY_BYTES + sizes.steps * _STEP_ENTRY_BYTES
 
 
-def snapshot_component(*, trunk: int, active: int, blocks: int, tables: int) -> Component:
+def snapshot_component(*, trunk: int, optimizer: int, active: int, blocks: int, tables: int) -> Component:
     """Host memory of rank 0, which writes the trunk; of the others no more.
 
-    trunk    weights, buffers and momentum          active   weights and momentum of a rank's active rows, and their slots
-    blocks   of the pool, at most                   tables   of blocks and steps
+    trunk    weights, buffers, optimizer             optimizer   of them, what the optimizer keeps, which has a file of its own
+    blocks   of the pool, at most                   active      weights and momentum of a rank's active rows, and their slots
+    tables   of blocks and steps
     """
+    file = max(trunk // 2, optimizer)  # the larger of the two
     # Of each moment (bytes, bytes of a piece); 0: small pieces.
     begin = [(blocks, 0), (active, active // 2), (trunk, 0)]
     # A file's arrays are copied once, and then put together.
@@ -88,7 +90,7 @@ def snapshot_component(*, trunk: int, active: int, blocks: int, tables: int) -> 
         (active, active),
         (trunk, 0),
         (trunk, trunk // 2),
-        (trunk // 2, 0),
+        (file, 0),
         (2 * tables, tables),
     ]
     moments = (begin, rows, files)

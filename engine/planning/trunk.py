@@ -1,10 +1,12 @@
 """What the trunk takes under DeepSpeed, by ZeRO stage. P: bytes of its weights in float32, R: ranks.
 
-    stage   weights                     gradients      momentum   what travels
-    0       P                           P              P          R > 1: P, all gradients in one piece
-    1       P + P/R                     P              P/R        P, the bucket of gradients
-    2       P + P/R                     P/R            P/R        P
-    3       2P/R, P while gathered      P/R            P/R        P
+    stage   weights                     gradients      optimizer   what travels
+    0       P                           P              n P         R > 1: P, all gradients in one piece
+    1       P + P/R                     P              n P/R       P, the bucket of gradients
+    2       P + P/R                     P/R            n P/R       P
+    3       2P/R, P while gathered      P/R            n P/R       P
+
+The optimizer keeps n numbers for each weight: none without momentum, one for SGD and LARS, two for AdamW.
 
 At stages 1 and 2 ZeRO puts the weights into one piece, and has a master of a rank's part. At stage 3 each rank keeps its part twice (the
 master, and what is gathered), and layers are gathered one after the other. Gradients go into a
@@ -30,7 +32,7 @@ class TrunkSizes:
     weights, buffers   numbers
     stage, ranks       of ZeRO; R
     bucket             numbers, None: chosen by the engine
-    momentum           whether the optimizer has one
+    kept               n, numbers that the optimizer keeps for each weight
     """
 
     weights: int
@@ -38,7 +40,7 @@ class TrunkSizes:
     stage: int
     ranks: int
     bucket: int | None
-    momentum: bool
+    kept: int
 
 
 def bucket_numbers(weights: int, asked: int | None) -> int:
@@ -64,7 +66,7 @@ def trunk_components(sizes: TrunkSizes) -> list[Component]:
     found = [
         Component(DEVICE, names.TRUNK_WEIGHTS, weights + buffers),
         passing(DEVICE, names.TRUNK_GRADIENTS, gradients, in_steps),
-        Component(DEVICE, names.TRUNK_OPTIMIZER, optimizer if sizes.momentum else 0),
+        Component(DEVICE, names.TRUNK_OPTIMIZER, sizes.kept * optimizer),
         passing(DEVICE, names.TRUNK_BUCKETS, travels, in_steps, travels),
     ]
     if sizes.stage == 3:
@@ -76,5 +78,10 @@ def trunk_components(sizes: TrunkSizes) -> list[Component]:
 
 
 def trunk_state_bytes(sizes: TrunkSizes) -> int:
-    """Of a checkpoint: weights, buffers and momentum, float32."""
-    return (sizes.weights * (2 if sizes.momentum else 1) + sizes.buffers) * _FLOAT_BYTES
+    """Of a checkpoint: weights, buffers and what the optimizer keeps, float32."""
+    return (sizes.weights + sizes.buffers) * _FLOAT_BYTES + optimizer_state_bytes(sizes)
+
+
+def optimizer_state_bytes(sizes: TrunkSizes) -> int:
+    """Of them, what the optimizer keeps."""
+    return sizes.kept * sizes.weights * _FLOAT_BYTES

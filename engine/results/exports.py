@@ -1,6 +1,6 @@
-"""What people take away from a run: the backbone for torchvision, every image's embedding, every row, all in instance order.
+"""What people take away from a run: the backbone for torchvision or timm, every image's embedding, every row, all in instance order.
 
-    exports/backbone.safetensors   torchvision's names; loads strictly once the model's classifier is Identity
+    exports/backbone.safetensors   the names of torchvision or timm; loads strictly once the model's classifier is Identity
     exports/embeddings.npy         float32 [N, width], backbone features of unit length; NaN where an image cannot be read
     exports/rows.npy               float32 [N, D], caught up to the checkpoint's step. A row never visited is what the generator and
                                    weight decay made of it; with rows that start at a feature it does not exist and is NaN
@@ -43,7 +43,7 @@ def export_run(
     size: int,
     instances: Callable[[np.ndarray], np.ndarray],
     backbone: dict[str, torch.Tensor],
-    model_name: str,
+    model: dict[str, str],
     embed: Embed,
     images: Images,
     name_of: Callable[[int], str],
@@ -53,6 +53,7 @@ def export_run(
 
     reader     None: the method has no rows, and rows.npy is left out
     size       N                        instances   the schedule's map from positions to instances
+    model      which model the backbone is, for the file's metadata
     embed      images to features, float32 [B, width], NaN where one cannot be decoded
     images      (instances int64 [B], their images) until all N are read
     name_of    an instance to its name, on one line
@@ -66,7 +67,7 @@ def export_run(
         shapes_of = {"rows": (size, reader.rows.host.weight.shape[1])} if reader else {}
         shapes_of["embeddings"] = (size, first.shape[1])
         arrays = {name: new.array(f"{name}.npy", shape) for name, shape in shapes_of.items()}
-        new.write("backbone.safetensors", _backbone_bytes(backbone, model_name))
+        new.write("backbone.safetensors", _backbone_bytes(backbone, model))
         if reader:
             _fill_rows(arrays["rows"], reader, instances)
         _fill_embeddings(arrays["embeddings"], chain([(ids, first)], ((ids, embed(batch)) for ids, batch in images)))
@@ -85,14 +86,14 @@ def write_rows(
 
 
 def backbone_of(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under torchvision's names."""
+    """The backbone's tensors under the names of its library."""
     prefix = "backbone."
     return {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
 
 
-def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model_name: str) -> None:
-    """Write the backbone under torchvision's names; the model's name is in the file's metadata."""
-    write_file(path, _backbone_bytes(backbone, model_name))
+def export_backbone(path: Path, backbone: dict[str, torch.Tensor], model: dict[str, str]) -> None:
+    """Write the backbone under the names of its library. model: which model it is, for the file's metadata."""
+    write_file(path, _backbone_bytes(backbone, model))
 
 
 def manifest_bytes(content: dict[str, Any]) -> bytes:
@@ -142,5 +143,5 @@ def _name_lines(size: int, name_of: Callable[[int], str]) -> Iterator[bytes]:
         yield "".join(f"{name_of(instance)}\n" for instance in range(first, min(first + _LINES, size))).encode()
 
 
-def _backbone_bytes(backbone: dict[str, torch.Tensor], model_name: str) -> bytes:
-    return save(backbone, metadata={"torchvision": model_name})
+def _backbone_bytes(backbone: dict[str, torch.Tensor], model: dict[str, str]) -> bytes:
+    return save(backbone, metadata=model)

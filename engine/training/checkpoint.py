@@ -4,7 +4,7 @@
         manifests/000000012.json      names everything else (engine/disk/manifest.py); with it the checkpoint is there, without it not
         step-000001200/
             trunk.safetensors         parameters and buffers, as torch names them
-            momentum.safetensors      the trunk's momentum, by the same names
+            momentum.safetensors      what the trunk's optimizer keeps, by the same names (engine/trunk/optimizers.py)
             shared-*.safetensors      components of the method that are the same on every rank
             active.safetensors        what the method keeps by lane; of the row table the active rows in their slots: w, u, position,
                                       stamp, and which blocks were resident
@@ -52,6 +52,7 @@ from engine.methods.method import Method
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
+from engine.trunk.optimizers import misfit
 
 if TYPE_CHECKING:
     from engine.trunk.given import GivenTrunk
@@ -369,11 +370,8 @@ def load_trunk(checkpoint: SavedCheckpoint, trunk: "Trunk | GivenTrunk", ranks: 
     Raises Damaged at rank 0.
     """
     state = (read_trunk(checkpoint), checkpoint.tensors("momentum")) if ranks.is_first else None
-    if state:
-        model, momentum = state
-        odd = [name for name, u in momentum.items() if name not in model or model[name].shape != u.shape]
-        if odd:
-            raise Damaged(f"momentum.safetensors has {shown(odd[0])}, and trunk.safetensors nothing like it")
+    if state and (odd := misfit(*state)):
+        raise Damaged(f"{shown(odd)} of momentum.safetensors does not fit the weights of trunk.safetensors")
     trunk.load(*ranks.from_first(state))
 
 

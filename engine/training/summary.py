@@ -16,7 +16,7 @@ from engine.rows.checks import by_block
 class About:
     """
     job, method, instances   for the summary
-    backbone                 its name, for the file of its weights
+    backbone                 which model it is, for the file of its weights
     state                    what each checkpoint is to keep for the next start: the config, and what the images were
     planned                  bytes by tier and item
     held                     of a run: bytes by tier that it holds between two steps
@@ -26,7 +26,7 @@ class About:
     job: str
     method: str
     instances: int
-    backbone: str
+    backbone: dict[str, str]
     state: dict[str, Any]
     planned: dict[str, dict[str, int]]
     held: Callable[[Any], dict[str, int]]

@@ -37,8 +37,8 @@ class GivenTrunk:
     def weights(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, model: dict[str, torch.Tensor], momentum: dict[str, torch.Tensor]) -> None:
-        assert not model and not momentum, "a run goes on with the backbone that it had"
+    def load(self, model: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> None:
+        assert not model and not kept, "a run goes on with the backbone that it had"
 
     def for_evaluation(self) -> nn.Module:
         return self.network

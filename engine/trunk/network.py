@@ -1,18 +1,17 @@
-"""The network: a torchvision backbone, the head, and L2 normalisation.
+"""The network: a backbone (engine/trunk/backbones.py), the head, and L2 normalisation.
 
     views -> backbone -> h (the features people keep) -> Linear-ReLU-Linear -> z / |z|
 
 The head has no batch normalisation, as in the PIC paper; residual networks start with a gamma of 0 in each block's last batch
-normalisation. Grey images are repeated to three channels, so a backbone trained here loads into the torchvision model of the same
-name once its classifier is replaced by Identity.
+normalisation. Grey images are repeated to three channels, so a backbone trained here loads into the model of the same name, of
+torchvision or timm, once its classifier is replaced by Identity.
 """
 
-import difflib
-
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.vgg import make_layers
+
+from engine.trunk.backbones import make_backbone
+from engine.trunk.by_shape import reason_of, run_by_shape
 
 # The mean and deviation that torchvision's models expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,82 +71,30 @@ def embed(network: Network, images: torch.Tensor, features: str) -> torch.Tensor
 
 
 def make_network(
-    name: str, layers: tuple[int | str, ...] | None, grid: int, hidden: int, dim: int, seed: int
+    name: str,
+    layers: tuple[int | str, ...] | None,
+    grid: int,
+    hidden: int,
+    dim: int,
+    seed: int,
+    *,
+    stem: str = "imagenet",
+    side: int = 224,
 ) -> Network:
-    """A network with weights keyed by seed. Raises ValueError for names that torchvision lacks."""
+    """A network with weights keyed by seed; engine.trunk.backbones.make_backbone tells the arguments, and what it refuses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone, width = make_backbone(name, layers, grid)
+        backbone, width = make_backbone(name, layers, grid, stem=stem, side=side)
         network = Network(backbone, width, hidden, dim)
     return network
 
 
-def make_backbone(name: str, layers: tuple[int | str, ...] | None = None, grid: int = 1) -> tuple[nn.Module, int]:
-    """The torchvision model without its classifier, and the width of its features.
-
-    With `layers` it is the convolutional part of torchvision's VGG, with batch normalisation, of those widths ("M" halves the
-    image), averaged over a grid x grid of cells: a plain small network for small images, which keeps where things are.
-    """
-    if layers is not None:
-        if name != "vgg":
-            raise ValueError(f"backbone.layers is for backbone.name vgg; {name} has its own: set it to null")
-        return Plain(layers, grid), grid * grid * [width for width in layers if isinstance(width, int)][-1]
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"backbone.name {name!r} is not a torchvision classification model; the nearest one is {nearest}"
-        )
-    residual = name.startswith(("resnet", "resnext", "wide_resnet"))
-    options = {"zero_init_residual": True} if residual else {}
-    if name.startswith(("googlenet", "inception")):
-        options = {"aux_logits": False, "init_weights": True}
-    model = torchvision.models.get_model(name, weights=None, **options)
-    for attribute in ("fc", "classifier", "heads", "head"):
-        if hasattr(model, attribute):
-            setattr(model, attribute, nn.Identity() if not name.startswith("squeezenet") else nn.AdaptiveAvgPool2d(1))
-            break
-    model.eval()
-    with torch.no_grad():
-        width = model(torch.zeros(1, 3, 224, 224)).flatten(1).shape[1]
-    return model.train(), width
-
-
-@torch.no_grad()
 def check_sides(network: Network, sides: set[int]) -> None:
-    """Raises ValueError where the backbone cannot take square images of these sides. By shapes alone, on torch's meta device: it takes
-    neither memory nor time, however large the images are, and leaves weights, statistics and generators as they are.
-    """
-    network.eval()
-    shapes = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in (*network.named_parameters(), *network.named_buffers())
-    }
+    """Raises ValueError where the backbone cannot take square images of these sides. By shapes alone, however large the images are."""
     for side in sorted(sides):
         try:
-            # Networks that make tensors on the way are to make those without memory, too.
-            with torch.device("meta"):
-                torch.func.functional_call(network, shapes, ([torch.zeros(1, 3, side, side)],))
+            run_by_shape(network, lambda: [torch.zeros(1, 3, side, side)])  # noqa: B023 (called at once)
         except (RuntimeError, AssertionError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"the backbone cannot take images of side {side} ({reason}); change backbone or sizes"
+                f"the backbone cannot take images of side {side} ({reason_of(error)}); change backbone or sizes"
             ) from None
-    network.train()
-
-
-class Plain(nn.Module):
-    """The convolutions of torchvision's VGG, with batch normalisation, under VGG's names; VGG itself brings 10^8 weights of classifier."""
-
-    def __init__(self, layers: tuple[int | str, ...], grid: int) -> None:
-        super().__init__()
-        self.features = make_layers(list(layers), batch_norm=True)
-        self.grid = grid
-        for module in self.features.modules():
-            if isinstance(module, nn.Conv2d):  # as VGG does
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(self.features(images), self.grid).flatten(1)

@@ -59,16 +59,16 @@ class Trunk:
             buffer.copy_(before)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """(parameters and buffers, momentum), float32 on the host; all ranks call it together."""
-        return self.weights(), self._zero.momentum()
+        """(parameters and buffers, what the optimizer keeps), float32 on the host; all ranks call it together."""
+        return self.weights(), self._zero.optimizer_state()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The first half of `state`."""
         return self._zero.weights()
 
-    def load(self, model: dict[str, torch.Tensor], momentum: dict[str, torch.Tensor]) -> None:
-        """Take up what `state` gave, on however many ranks."""
-        self._zero.load(model, momentum)
+    def load(self, model: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> None:
+        """Take up what `state` gave, on however many ranks and at whatever stage of ZeRO."""
+        self._zero.load(model, kept)
 
     @property
     def loss_scale(self) -> tuple[float, int] | None:

@@ -1,9 +1,8 @@
-"""A module under DeepSpeed with torch.optim.SGD; the only module that imports deepspeed.
+"""A module under DeepSpeed with an optimizer of engine/trunk/optimizers.py; the only module that imports deepspeed.
 
-The trunk (engine/trunk/trunk.py) is one such module, under the ZeRO stage that the user asks for, and with `method.sharding`
-"zero3" the
-active rows are another, at stage 3. DeepSpeed's config is the user's block plus what this engine owns: batch, accumulation, clipping
-and the optimizer.
+The trunk (engine/trunk/trunk.py) is one such module, under the ZeRO stage that the user asks for, and with `method.sharding` "zero3" the
+active rows are another, at stage 3 and under SGD. DeepSpeed's config is the user's block plus what this engine owns: batch, accumulation,
+clipping and the optimizer.
 
 Gradients arrive from outside: the caller hands over a scalar whose gradient is what it wants, made of the loss of all ranks. DeepSpeed
 takes the mean over ranks, so that scalar is multiplied by R here, and loss scaling and reduction do what they do for any loss.
@@ -28,6 +27,8 @@ from torch import nn
 
 from engine.ranks.machine import first_line, machine_error
 from engine.ranks.ranks import of_the_wire
+from engine.trunk.lars import MOMENTUM
+from engine.trunk.optimizers import STEP, Rule, state_name
 
 # Set before the first import, which would otherwise print its guess.
 if not torch.cuda.is_available():
@@ -45,7 +46,6 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 # Of ZeRO's optimizers: weights in one piece, and this rank's part of their float32 masters.
 _FLAT_WEIGHTS = ("bit16_groups_flat", "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
 MOST_BUCKET = 5 * 10**8  # numbers; DeepSpeed's own
@@ -58,6 +58,7 @@ class ZeroEngine:
     ranks            R
     places           G/R, instances of a step on this rank
     micro_batches    A
+    rule             what steps the weights
     clip             largest gradient norm, 0 = no clipping
     config           the user's `deepspeed` block
 
@@ -71,9 +72,7 @@ class ZeroEngine:
         ranks: int,
         places: int,
         micro_batches: int,
-        momentum: float,
-        weight_decay: float,
-        nesterov: bool,
+        rule: Rule,
         clip: float,
         config: dict[str, Any],
         device: torch.device,
@@ -83,9 +82,6 @@ class ZeroEngine:
             # DeepSpeed would compile a shared-memory all-reduce here; gloo serves without it. The table says of every operator
             # whether it can be built; reading it as it is would try them all out.
             deepspeed.ops.__compatible_ops__ = defaultdict(bool)
-        optimizer = torch.optim.SGD(
-            module.parameters(), lr=1.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
-        )
         full_config = {
             "steps_per_print": None,
             **with_bucket(config, sum(parameter.numel() for parameter in module.parameters())),
@@ -93,11 +89,14 @@ class ZeroEngine:
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": clip,
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # offload keeps torch's SGD
+            "zero_force_ds_cpu_optimizer": False,  # offload keeps this optimizer
         }
         try:
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=module, optimizer=optimizer, config=full_config, dist_init_required=False
+                model=module,
+                optimizer=rule.make(module.parameters()),
+                config=full_config,
+                dist_init_required=False,
             )
         except Exception as error:  # DeepSpeed raises plain Exceptions too
             if of_the_wire(error):
@@ -112,9 +111,9 @@ class ZeroEngine:
                 self._own_scale = LossScale()
                 # Without the scaler it is the norm that tells of an overflow, which the user's block may have switched off.
                 self.optimizer.check_grad_overflow = True
-        self._has_momentum = momentum > 0
-        if self._has_momentum:
-            _start_momentum(self.optimizer)
+        assert not rule.needs_whole or self.engine.zero_optimization_stage() == 0, "the config refuses it"
+        self.rule = rule
+        _start_state(self.optimizer, rule)
         self.device, self.ranks, self.micro_batches = device, ranks, micro_batches
         self._micro = 0
 
@@ -186,38 +185,50 @@ class ZeroEngine:
             model[name] = _on_host(safe_get_full_fp32_param(parameter) if _is_partitioned(parameter) else parameter)
         return model
 
-    def momentum(self) -> dict[str, torch.Tensor]:
-        """The parameters' momentum in the same way; empty where torch keeps none, because it is 0."""
-        if not self._has_momentum:
-            return {}
-        return {
-            name: _on_host(
-                safe_get_full_optimizer_state(parameter, MOMENTUM)
-                if _is_partitioned(parameter)
-                else self.optimizer.state[parameter][MOMENTUM]
-            )
-            for name, parameter in self.module.named_parameters()
-        }
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """What the optimizer keeps, in the same way; names are those of engine.trunk.optimizers. Empty where it keeps nothing."""
+        state = {}
+        for name, parameter in self.module.named_parameters():
+            for kind in self.rule.kept:
+                state[state_name(kind, name)] = _on_host(
+                    safe_get_full_optimizer_state(parameter, kind)
+                    if _is_partitioned(parameter)
+                    else self.optimizer.state[parameter][kind]
+                )
+            if self.rule.counts_steps:
+                state[state_name(STEP, name)] = _on_host(self._counts(parameter)[0])
+        return state
 
     @torch.no_grad()
-    def load(self, model: dict[str, torch.Tensor], momentum: dict[str, torch.Tensor]) -> None:
-        """Take up what `weights` and `momentum` gave on any number of ranks; every rank gives the whole of it."""
+    def load(self, model: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+        """Take up what `weights` and `optimizer_state` gave on any number of ranks, at any stage; every rank gives the whole of it."""
         for name, buffer in self.module.named_buffers():
             if name in model:
                 buffer.copy_(model[name])
         for name, parameter in self.module.named_parameters():
+            of_weight = {kind: state[state_name(kind, name)] for kind in self.rule.kept}
             if _is_partitioned(parameter):
                 value = model[name].to(self.device)
                 safe_set_full_fp32_param(parameter, value)
                 # The master is set; the copy that the forward pass uses would follow only after the next step.
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     parameter.copy_(value)
-                if name in momentum:
-                    safe_set_full_optimizer_state(parameter, momentum[name].to(self.device), MOMENTUM)
+                for kind, kept in of_weight.items():
+                    safe_set_full_optimizer_state(parameter, kept.to(self.device), kind)
             else:
                 parameter.copy_(model[name])
-                if name in momentum:
-                    self.optimizer.state[parameter][MOMENTUM].copy_(momentum[name])
+                for kind, kept in of_weight.items():
+                    self.optimizer.state[parameter][kind].copy_(kept)
+            for count in self._counts(parameter) if self.rule.counts_steps else []:
+                count.copy_(state[state_name(STEP, name)])
+
+    def _counts(self, parameter: nn.Parameter) -> list[torch.Tensor]:
+        """The numbers of steps in torch's optimizer that are the parameter's. ZeRO keeps pieces of many parameters in one tensor, and
+        steps all of them together: there every count is.
+        """
+        if not _is_partitioned(parameter):
+            return [self.optimizer.state[parameter][STEP]]
+        return [state[STEP] for state in self.optimizer.optimizer.state.values()]
 
     def held(self) -> dict[str, list[torch.Tensor]]:
         """The tensors that are there now, by what they are for: "weights", "gradients", "optimizer", "bucket"; several may share memory."""
@@ -288,7 +299,8 @@ class PartitionedRows:
         self.zero = ZeroEngine(module, ranks=ranks, places=places, config={"zero_optimization": stage_3}, **settings)
         self._rows = module.rows
         self.w_SD = safe_get_local_fp32_param(self._rows).detach().view(rows_each, dim)
-        if settings["momentum"]:
+        self._has_momentum = MOMENTUM in settings["rule"].kept
+        if self._has_momentum:
             self.u_SD = safe_get_local_optimizer_state(self._rows, MOMENTUM).view(rows_each, dim)
         else:
             self.u_SD = torch.zeros_like(self.w_SD)
@@ -299,7 +311,7 @@ class PartitionedRows:
     def publish(self) -> None:
         """Rows were changed in w_SD and u_SD: let the next gathering see them."""
         safe_set_local_fp32_param(self._rows, self.w_SD)
-        if self.zero._has_momentum:
+        if self._has_momentum:
             safe_set_local_optimizer_state(self._rows, self.u_SD, MOMENTUM)
         # The master is set; the copy that is gathered would follow only after the next step.
         self._rows.ds_tensor.copy_(self.w_SD.reshape(-1))  # type: ignore[attr-defined]
@@ -336,17 +348,22 @@ def _on_host(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _start_momentum(optimizer: Any) -> None:
-    """Give every weight a momentum of zero now, where torch and ZeRO would wait for the first step.
+def _start_state(optimizer: Any, rule: Rule) -> None:
+    """Give every weight the state of step 0 now, where torch and ZeRO would wait for the first step.
 
-    The first step is the same to the bit (m * 0 + g), and DeepSpeed's accessors can then write a checkpoint's momentum into a
+    The first step is the same to the bit (m * 0 + g), and DeepSpeed's accessors can then write a checkpoint's state into a
     fresh engine. ZeRO 1 and 2 keep the weights in flat partitions, ZeRO 3 in sub-groups, stage 0 leaves torch's optimizer alone.
     """
+    if not rule.kept:
+        return
     inner = getattr(optimizer, "optimizer", optimizer)
     stage_3 = getattr(optimizer, "fp32_partitioned_groups_flat", None)
     weights = stage_3 or [weight for group in inner.param_groups for weight in group["params"]]
     for weight in weights:
-        inner.state[weight][MOMENTUM] = torch.zeros_like(weight, requires_grad=False)
+        if rule.counts_steps:
+            inner.state[weight][STEP] = torch.tensor(0.0)  # on the host, where torch has it too
+        for kind in rule.kept:
+            inner.state[weight][kind] = torch.zeros_like(weight, requires_grad=False)
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -20,6 +20,7 @@ from tests.engine.harness import (
 
 def held_rows(case, ranks):
     """The memory of the active rows as DeepSpeed's ZeRO-3 holds it."""
+    from engine.trunk.optimizers import Sgd
     from engine.trunk.zero import PartitionedRows
 
     each = max(sum(capacities(case, Lanes(case.lanes, rank, ranks.size))) for rank in range(ranks.size))
@@ -27,8 +28,7 @@ def held_rows(case, ranks):
         each,
         case.dim,
         **engine_settings(case, ranks),
-        weight_decay=case.weight_decay,
-        nesterov=case.nesterov,
+        rule=Sgd(case.momentum, case.weight_decay, case.nesterov),
     )
 
 
@@ -38,7 +38,6 @@ def engine_settings(case, ranks):
         "ranks": ranks.size,
         "places": case.batch // ranks.size,
         "micro_batches": case.micro_batches,
-        "momentum": case.momentum,
         "clip": 0.0,
         "device": ranks.device,
     }
@@ -112,23 +111,23 @@ class Watched:
         self.trunk.discard()
 
 
-def real_trunk(case, ranks, stage, **block):
+def real_trunk(case, ranks, stage, rule=None, **block):
+    from engine.trunk.optimizers import Sgd
     from engine.trunk.trunk import Trunk
     from engine.trunk.zero import ZeroEngine
 
     train = partial(
         ZeroEngine,
         **engine_settings(case, ranks),
-        weight_decay=1e-4,
-        nesterov=False,
+        rule=rule or Sgd(case.momentum, 1e-4),
         config={"zero_optimization": {"stage": stage}, **block},
     )
     return Trunk(SmallNetwork(case.dim), ranks, train)
 
 
-def trunk_goes_on(ranks, case, stage, state, steps):
+def trunk_goes_on(ranks, case, stage, state, steps, rule=None):
     """A fresh trunk takes up `state` (None: it starts) and does some steps on given gradients; (as it began, as it ended)."""
-    trunk = real_trunk(case, ranks, stage)
+    trunk = real_trunk(case, ranks, stage, rule)
     if state is not None:
         trunk.load(*({name: torch.from_numpy(value) for name, value in part.items()} for part in state))
     began = trunk.state()

@@ -206,6 +206,19 @@ def test_rows_that_have_left_take_what_the_store_keeps_of_them(options: dict[str
     assert plain.of(names.STORED_ROWS) - other.of(names.STORED_ROWS) == (20_000 - pool) * 64
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_adamw_is_planned_with_two_numbers_a_weight_and_plain_sgd_with_none(stage: int) -> None:
+    zero = {"zero_optimization": {"stage": stage}}
+    plans = {}
+    for name, optimizer in {"momentum": {}, "plain": {"momentum": 0.0}, "adamw": {"trunk": "adamw"}}.items():
+        plans[name] = plan_for(config(optimizer=optimizer, deepspeed=zero), grey(2000), ranks=2)
+    momentum, plain, adamw = (plans[name].of(names.TRUNK_OPTIMIZER) for name in ("momentum", "plain", "adamw"))
+    assert plain == 0 < momentum and adamw == 2 * momentum
+    files = {name: plan.of(names.CHECKPOINT_FILES) for name, plan in plans.items()}
+    assert files["adamw"] - files["momentum"] == files["momentum"] - files["plain"] > 0
+    assert plans["adamw"].of(names.SNAPSHOT) > plans["momentum"].of(names.SNAPSHOT)
+
+
 def measured(do: Callable[[], object]) -> int:
     tracemalloc.start()
     try:

@@ -13,6 +13,7 @@ from engine.planning.measured import shared_bytes
 from engine.planning.trunk import TrunkSizes, trunk_components
 from engine.ranks.ranks import Ranks
 from engine.trunk.network import make_network
+from engine.trunk.optimizers import AdamW, Rule, Sgd
 from engine.trunk.trunk import Trunk
 from engine.trunk.zero import ZeroEngine
 from tests.on_ranks import on_ranks
@@ -26,20 +27,18 @@ def all_tensors() -> dict[int, torch.Tensor]:
     return {id(one): one for one in gc.get_objects() if isinstance(one, torch.Tensor)}
 
 
-def held(ranks: Ranks, stage: int) -> dict[str, int]:
+def held(ranks: Ranks, stage: int, rule: Rule) -> dict[str, int]:
     """Bytes between the second and the third step: by what they are for, and of all tensors that came with the trunk."""
     before = all_tensors()
     network = make_network("vgg", LAYERS, 4, 512, 128, 0)
     numbers = [sum(one.numel() for one in part()) for part in (network.parameters, network.buffers)]
     settings = {
-        "weight_decay": 0.0,
+        "rule": rule,
         "clip": 0.0,
         "config": {"zero_optimization": {"stage": stage}},
         "ranks": ranks.size,
         "places": 4,
         "micro_batches": 1,
-        "momentum": 0.9,
-        "nesterov": False,
         "device": ranks.device,
     }
     trunk = Trunk(network, ranks, partial(ZeroEngine, **settings))
@@ -59,13 +58,18 @@ def held(ranks: Ranks, stage: int) -> dict[str, int]:
     return {**counted, "numbers": numbers[0], "buffers": numbers[1]}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_weights_momentum_and_buckets_are_planned_within_a_tenth_of_what_deepspeed_holds(
-    stage: int, ranks: int
+SGD, ADAMW = Sgd(0.9, 0.0), AdamW((0.9, 0.999), 1e-8, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "rule"),
+    [(stage, ranks, SGD) for stage in range(4) for ranks in (1, 2)] + [(0, 1, ADAMW), (2, 2, ADAMW)],
+)
+def test_weights_optimizer_and_buckets_are_planned_within_a_tenth_of_what_deepspeed_holds(
+    stage: int, ranks: int, rule: Rule
 ) -> None:
-    for counted in on_ranks(ranks, held, stage):
-        sizes = TrunkSizes(counted["numbers"], counted["buffers"], stage, ranks, None, momentum=True)
+    for counted in on_ranks(ranks, held, stage, rule):
+        sizes = TrunkSizes(counted["numbers"], counted["buffers"], stage, ranks, None, len(rule.kept))
         planned = trunk_components(sizes)
         between = {one.name: one.bytes for one in planned if one.tier == DEVICE and START in one.phases}
         assert between[names.TRUNK_OPTIMIZER] == pytest.approx(counted["optimizer"], rel=0.1)
@@ -74,5 +78,5 @@ def test_weights_momentum_and_buckets_are_planned_within_a_tenth_of_what_deepspe
 
 
 def test_a_larger_bucket_is_planned_where_the_user_asks_for_it() -> None:
-    planned = trunk_components(TrunkSizes(1000, 0, 2, 1, 5000, momentum=True))
+    planned = trunk_components(TrunkSizes(1000, 0, 2, 1, 5000, kept=1))
     assert [one.bytes for one in planned if one.name == names.TRUNK_BUCKETS] == [20_000]

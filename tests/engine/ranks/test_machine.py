@@ -9,6 +9,7 @@ import torch
 from engine.ranks import launcher
 from engine.ranks.machine import first_line, machine_error
 from engine.trunk import zero
+from engine.trunk.optimizers import Sgd
 from engine.trunk.zero import ZeroEngine
 
 
@@ -68,9 +69,7 @@ def engine_whose_start_raises(monkeypatch: pytest.MonkeyPatch, error: BaseExcept
         ranks=1,
         places=8,
         micro_batches=1,
-        momentum=0.9,
-        weight_decay=0.0,
-        nesterov=False,
+        rule=Sgd(0.9, 0.0),
         clip=0.0,
         config={},
         device=torch.device("cpu"),

@@ -52,7 +52,7 @@ def export(directory, run, step=1, images=None):
         size=CASE.size,
         instances=CASE.schedule.instances,
         backbone=BACKBONE,
-        model_name="vgg",
+        model={"torchvision": "vgg"},
         embed=lambda loaded: loaded.images.numpy() * np.float32(step),
         images=images or batches(),
         name_of=lambda instance: f"image {instance} of step {step}",
@@ -286,7 +286,7 @@ def test_an_array_that_was_to_be_replaced_when_the_job_was_killed_comes_back(run
 def test_files_get_the_mode_that_the_user_has_set_for_new_ones(run, tmp_path, umask, mode):
     before = os.umask(umask)
     try:
-        export_backbone(tmp_path / "backbone.safetensors", BACKBONE, "vgg")
+        export_backbone(tmp_path / "backbone.safetensors", BACKBONE, {"torchvision": "vgg"})
         export(tmp_path / "exports", run)
         store_export(tmp_path / "exports", run)
         write_file(tmp_path / "store.png", b"png")

@@ -11,6 +11,7 @@ from engine.rows import active_rows
 from engine.rows.active_rows import ActiveRows
 from engine.rows.snapshots import RowReader
 from engine.rows.transitions import TransitionLog
+from engine.training.learning_rate import stepped_rate
 from tests.engine.harness import Case, errors, make_engine, rows_of_engine, run_both
 
 
@@ -58,6 +59,24 @@ def test_rows_equal_dense_sgd_with(change):
     case = Case(**{"active": 32, **change})
     rows, oracle, _ = run_both(case)
     assert worst(case, rows, oracle) <= 1e-12
+
+
+class SteppedCase(Case):
+    """A rate that falls to a tenth twice, after a warm-up."""
+
+    def eta(self, step):
+        drops = [self.steps // 2, 3 * self.steps // 4]
+        return stepped_rate(step, warmup=self.steps // 10, highest=self.lr, warmup_factor=0.01, drops=drops, gamma=0.1)
+
+
+def test_rows_that_were_away_while_the_rate_fell_in_steps_equal_dense_sgd():
+    case = SteppedCase(active=32)
+    etas = [case.eta(step) for step in range(case.steps)]
+    assert len(set(etas[case.steps // 10 :])) == 3
+    rows, oracle, _ = run_both(case)
+    assert worst(case, rows, oracle) <= 1e-12
+    assert rows.log.etas(0).tolist() == etas
+    assert rows.readmitted > case.size
 
 
 def test_every_micro_batch_takes_its_share_of_a_ragged_batch():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.ranks.ranks import start
+from engine.trunk.optimizers import Sgd
 from engine.trunk.trunk import Trunk
 from engine.trunk.zero import PartitionedRows, ZeroEngine
 
@@ -23,7 +24,7 @@ class Network(nn.Module):
         return nn.functional.normalize(self.last(torch.relu(self.norm(self.first(torch.cat(views))))))
 
 
-SETTINGS = {"ranks": 1, "places": 8, "device": ALONE.device, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": False}
+SETTINGS = {"ranks": 1, "places": 8, "device": ALONE.device, "rule": Sgd(0.9, 1e-2)}
 
 
 def make_trunk(stage, micro_batches=1, clip=0.0, block=None, **options):
@@ -79,8 +80,8 @@ def test_a_step_equals_torch_sgd_to_the_bit_with_a_skip_and_a_resume_on_the_way(
 
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"nesterov": True}, {"weight_decay": 0.0}], ids=str)
 def test_a_step_equals_torch_sgd_for(options):
-    trunk, reference = make_trunk(0, **options), Network()
     settings = {"momentum": 0.9, "weight_decay": 1e-2, **options}
+    trunk, reference = make_trunk(0, rule=Sgd(**settings)), Network()
     sgd = torch.optim.SGD(reference.parameters(), lr=0.1, **settings)
     for step in range(3):
         x, dz = torch.randn(8, 6, generator=torch.Generator().manual_seed(step)), torch.ones(8, 4) * 3
@@ -96,7 +97,7 @@ def test_a_step_equals_torch_sgd_for(options):
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_gradient_is_clipped_when_asked_and_not_otherwise(stage):
     def moved(clip):
-        trunk = make_trunk(stage, clip=clip, momentum=0.0, weight_decay=0.0)
+        trunk = make_trunk(stage, clip=clip, rule=Sgd(0.0, 0.0))
         before = {name: p.detach().clone() for name, p in trunk.network.named_parameters()}
         trunk.backward(
             trunk.forward([torch.randn(8, 6, generator=torch.Generator().manual_seed(0))]), torch.randn(8, 4) * 100
@@ -169,7 +170,7 @@ def test_a_loss_scale_grows_after_2000_applied_steps(stage):
 @pytest.mark.parametrize("block", [None, FLOAT16], ids=["float32", "float16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_clipping_is_of_the_gradient_without_its_scale(stage, block):
-    trunk = make_trunk(stage, clip=0.1, block=block, momentum=0.0, weight_decay=0.0)
+    trunk = make_trunk(stage, clip=0.1, block=block, rule=Sgd(0.0, 0.0))
     if block:
         trunk.loss_scale = (256.0, 0)
     before = trunk.state()[0]
@@ -185,7 +186,7 @@ def test_clipping_is_of_the_gradient_without_its_scale(stage, block):
 
 def test_rows_beside_a_float16_trunk_are_not_scaled():
     make_trunk(0, block=FLOAT16)  # what DeepSpeed remembers of it concerns every engine that is made later
-    rows = PartitionedRows(16, 4, **{**SETTINGS, "micro_batches": 1, "weight_decay": 0.0, "clip": 1.0})
+    rows = PartitionedRows(16, 4, **{**SETTINGS, "micro_batches": 1, "rule": Sgd(0.9, 0.0), "clip": 1.0})
     rows.w_SD.fill_(1.0)
     rows.publish()
     rows.add(lambda rows_KD: torch.full_like(rows_KD, 0.5))  # of norm 4
