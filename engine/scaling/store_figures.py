@@ -7,7 +7,8 @@
 
 Seconds are added up over threads and ranks. So these are the figures of one thread, and two that read at once move twice the bytes.
 A block that still waits to be written is read from memory, and counts as read. Bytes of a row are known where all rows are
-float32 with their momentum: where they are rounded (`store.dtype`) or folded (`store.fold`), GiB a second is left out.
+float32 with their momentum: where they are rounded (`store.dtype`) or folded (`store.fold`), or the method is not "pic", GiB a second is
+left out.
 """
 
 import json
@@ -34,6 +35,7 @@ def store_figures(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     block, dim = config["schedule"]["block"], config["method"]["dim"]
     found: dict[str, float] = {"dim": dim, "rows_on_disk": line["blocks_stored"] * block}
     are_whole = config["store"]["dtype"] == "float32" and not config["store"]["fold"]
+    are_whole = are_whole and config["method"].get("kind", "pic") == "pic"
     for word, blocks, seconds in (
         ("read", line["blocks_read"], line["block_read_seconds"]),
         ("write", line["blocks_written"], line["block_write_seconds"]),
