@@ -101,7 +101,6 @@ def make_rows(
         block=schedule.block,
         size=schedule.positions_end,
         dim=settings.dim,
-        dtype=np.float32,
         places=host_places(config, schedule, lanes.ranks),
         has_momentum=trained,
         readers=2 if on_disk and not reads_only else 0,

@@ -32,7 +32,7 @@ class HostTier:
     store         where blocks come from and go to
     block         C
     size          one past the last position; offsets past it in the last block are never asked for
-    dim, dtype    D, and numpy float32 or float64
+    dim, dtype    D, and numpy float32, as in every run, or float64
     has_momentum  whether a row has a momentum beside its weight
     places        blocks that the pool is planned for
     readers       threads that read ahead; 0: blocks are read when the window slides over them
@@ -53,8 +53,8 @@ class HostTier:
         block: int,
         size: int,
         dim: int,
-        dtype: type,
         places: int,
+        dtype: type = np.float32,
         has_momentum: bool = True,
         readers: int = 0,
         folding: Folding | None = None,

@@ -1,6 +1,6 @@
 """The bank of InstDisc, dense and in one array: what the engine must equal. Imports torch alone; the gradient is autograd's.
 
-Which vectors are active it works out by itself from the visits, as tests/oracle.py does: those of the last `capacity` instances of each lane.
+Which vectors are active it works out by itself from the visits: those of the last `capacity` instances of each lane.
 """
 
 import torch

@@ -9,12 +9,13 @@ from safetensors.numpy import load_file
 
 from engine.disk.body import RowSizes
 from engine.disk.manifest_body import check_map
-from engine.methods.method import MicroBatch
+from engine.methods.method import MicroBatch, forward_places
 from engine.rows.checks import crc_of_zeros
 from engine.rows.damaged import Damaged
 from engine.rows.initial_rows import initial_rows
 from engine.rows.snapshots import RowReader, block_checks
 from engine.rows.store import NEVER_VISITED
+from engine.training.step import Dealing
 from tests.datasets.schedule_inverse import positions_of
 from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of
 from tests.engine.harness import Case, engine_step, make_batch, make_engine, method_of, rows_of_engine
@@ -46,16 +47,14 @@ def dense_step(case, dense, trunk, step):
 
 
 def engine_gradient(trunk, case, step):
-    """What the trunk was sent, in the order of filled places; micro-batches take their share of every lane."""
-    filled_G = make_batch(case, step).filled_G
-    by_lane = np.arange(len(filled_G)).reshape(case.lanes, case.micro_batches, -1)
-    order = by_lane.swapaxes(0, 1).reshape(-1)
-    order = order[filled_G[order]]
-    sent = torch.empty(len(order), case.dim, dtype=trunk.dtype)
-    sent[torch.from_numpy(np.argsort(np.argsort(order)))] = torch.cat(trunk.dz)
-    back = torch.empty_like(sent)
-    back[torch.from_numpy(np.argsort(np.argsort(order)))] = torch.cat(trunk.dz)
-    return back
+    """What the trunk was sent, of the filled places in their order."""
+    filled_G, dz_GD = make_batch(case, step).filled_G, torch.zeros(case.batch, case.dim, dtype=trunk.dtype)
+    dealing = Dealing(case.lanes, case.micro_batches, [0])
+    for places, part in zip(dealing.places(case.batch), trunk.dz, strict=True):
+        (forward,) = forward_places(filled_G[places][None])
+        dz_GD[torch.from_numpy(places[forward])] = part
+    assert not dz_GD[torch.from_numpy(~filled_G)].any()
+    return dz_GD[torch.from_numpy(filled_G)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,7 @@ def test_rows_with_momentum_and_rows_without_are_not_taken_for_each_other(tmp_pa
         root = tmp_path / str(first.bank_momentum)
         run = DiskRun(first, root).train(20, save_every=20).finish()
         run.close()
-        with pytest.raises(Damaged, match="rows of momentum (True|False), and this run of momentum (True|False)"):
+        with pytest.raises(Damaged, match=r"rows of momentum (True|False), and this run of momentum (True|False)"):
             DiskRun(second, root)
 
 
