@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
 import torch
 
+from configs import schema
+from engine.jobs.chosen_sizes import sized
 from engine.planning import components as names
 from engine.rows.snapshots import RowReader
 from engine.training import run as run_module
 from engine.training.reading import UNREADABLE
-from tests.conftest import GIVEN, TINY
+from tests.conftest import GIVEN, REPOSITORY, TINY
 from tests.test_launch_ranks import Runs
 
 SETTINGS = {"kind": "instdisc", "active": 128, "dim": 16, "temperature": 0.1}
@@ -173,6 +176,25 @@ def test_what_it_cannot_take_is_refused(run, capsys, words, said):
     assert run(*words, config={**ALL_GIVEN, "steps": 3}) == 2
     assert said in capsys.readouterr().err
     assert not run.output.exists()
+
+
+def test_the_published_command_has_the_published_settings():
+    words = ["output=runs/x", "data.root=x", 'method={"kind":"instdisc"}', 'data.augment={"kind":"instdisc"}']
+    assert all(f"'{word}'" in (REPOSITORY / "configs" / "README.md").read_text() for word in words[2:])
+    config = sized(schema.load(str(REPOSITORY / "configs" / "imagenet_resnet50.json"), words), 1_281_167)
+    method = config.method
+    assert (method.temperature, method.bank_momentum, method.dim, method.active) == (0.07, 0.5, 128, 65_536)
+    assert (config.data.sides, config.data.augment.crops[0].scale) == ((224,), (0.2, 1.0))
+    assert (config.optimizer.lr, config.schedule.batch, config.optimizer.warmup_epochs) == (0.03, 256, 200 / 40)
+
+
+def test_the_largest_sizes_that_fit_are_found_for_a_bank(run, capsys):
+    limits = ["plan.fit.device_gib=0.001", "plan.fit.host_gib=4", "plan.fit.disk_gib=0.05"]
+    assert run("job=plan", *limits, config=ALL_GIVEN) == 0
+    rows = int(re.search(r"K alone: method.active=(\d+)", capsys.readouterr().out)[1])
+    trained = {**GIVEN, "optimizer": {}}
+    assert run("job=plan", *limits, config=trained) == 0
+    assert rows > 1.3 * int(re.search(r"K alone: method.active=(\d+)", capsys.readouterr().out)[1])
 
 
 def test_pic_does_not_go_on_with_a_bank(run, capsys):
