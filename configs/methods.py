@@ -7,11 +7,11 @@ What makes the method of it is in the engine, in the module that the registry na
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel
 
-from configs.fields import AboveZero, NonNegative, Positive, Section, Width
+from configs.fields import AboveZero, Fraction, NonNegative, Positive, Section, Width
 from datasets.shown import cut_text
 
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ _OF_ROWS = {
 
 
 class MethodSettings(Section):
-    """Settings of any method. What is here fits one that keeps no rows."""
+    """Settings of any method. What is here fits one that keeps no rows; `refused` and `why_refused` are for one that keeps other rows."""
 
     has_rows: ClassVar[bool] = False
     may_differ: ClassVar[tuple[str, ...]] = ()  # keys of the section that may differ when a run is continued
+    # Keys of other sections that have to be at their defaults, and why, after "but method <kind>".
+    refused: ClassVar[dict[str, tuple[str, ...]]] = _OF_ROWS
+    why_refused: ClassVar[str] = "has no rows"
 
     kind: str
     dim: Width = 128  # D
@@ -38,16 +41,16 @@ class MethodSettings(Section):
         return tuple(range(len(sides)))
 
     def check(self, config: "Config") -> None:
-        """ValueError for what the method cannot take of the other sections: here every key about rows that is not at its default.
+        """ValueError for what the method cannot take of the other sections: here every key of `refused` that is not at its default.
 
         The sides of the views are config.data.sides; what depends on the number of images is not known yet.
         """
         for section, settings in (("optimizer", config.optimizer), ("store", config.store)):
-            for name in _OF_ROWS[section]:
+            for name in self.refused[section]:
                 value = getattr(settings, name)
                 if value != type(settings).model_fields[name].default:
                     raise ValueError(
-                        f"{section}.{name} is {json.dumps(value)}, but method {self.kind} has no rows; "
+                        f"{section}.{name} is {json.dumps(value)}, but method {self.kind} {self.why_refused}; "
                         f"leave {section}.{name} out"
                     )
 
@@ -60,10 +63,35 @@ class MethodSettings(Section):
         return {}
 
 
+class RowTableSettings(Protocol):
+    """What a row table is told, whichever of it a method leaves to its user; see RowsSettings for what the names mean.
+
+    rows_have_momentum   SGD trains the rows; False: the method itself sets them, and nothing else moves them
+    """
+
+    @property
+    def rows_have_momentum(self) -> bool: ...
+    @property
+    def active(self) -> int | None: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def init(self) -> str: ...
+    @property
+    def init_norm(self) -> float: ...
+    @property
+    def norm_floor(self) -> float: ...
+    @property
+    def sharding(self) -> str: ...
+    @property
+    def kernels(self) -> str: ...
+
+
 class RowsSettings(MethodSettings):
-    """Settings of a method that keeps a row for each image: those of the row table."""
+    """Settings of a method that keeps a row for each image, trained by SGD: those of the row table."""
 
     has_rows: ClassVar[bool] = True
+    rows_have_momentum: ClassVar[bool] = True
     may_differ: ClassVar[tuple[str, ...]] = ("kernels", "sharding")
 
     active: Positive | None = None  # K; more than N: all N rows; null: all of up to 131,072, half a window of more
@@ -90,8 +118,42 @@ class Pic(RowsSettings):
     temperature: AboveZero = 0.2
 
 
+class InstDisc(MethodSettings):
+    """Instance discrimination: a bank with a vector for each image, which follows the image's feature."""
+
+    has_rows: ClassVar[bool] = True
+    may_differ: ClassVar[tuple[str, ...]] = ("kernels",)
+    refused: ClassVar[dict[str, tuple[str, ...]]] = {"optimizer": _OF_ROWS["optimizer"], "store": ("fold",)}
+    why_refused: ClassVar[str] = "has rows that no optimizer moves"
+    # Of the row table: what follows from the method.
+    rows_have_momentum: ClassVar[bool] = False
+    init: ClassVar[str] = "random"
+    init_norm: ClassVar[float] = 1.0
+    norm_floor: ClassVar[float] = 0.0
+    sharding: ClassVar[str] = "lanes"
+
+    kind: Literal["instdisc"] = "instdisc"
+    active: Positive | None = None  # K, as of "pic"
+    temperature: AboveZero = 0.07
+    bank_momentum: Fraction = 0.5  # share of a vector that stays at a visit; the rest is the feature's
+    kernels: Literal["auto", "compiled", "aten"] = "auto"  # what computes the softmax, as of "pic"
+
+    def check(self, config: "Config") -> None:
+        """ValueError for keys about rows that SGD trains, and for more than one view."""
+        super().check(config)
+        views = len(config.data.sides)
+        if views != 1:
+            key = "views" if config.data.augment.kind == "grey" else "crops"
+            raise ValueError(
+                f"method instdisc takes one view of each image, and data.augment makes {views}; set data.augment.{key} to one"
+            )
+
+
 # kind -> its settings, and the module of the engine whose function `make` makes it. A new method is one line here.
-REGISTRY: dict[str, tuple[type[MethodSettings], str]] = {"pic": (Pic, "engine.methods.pic")}
+REGISTRY: dict[str, tuple[type[MethodSettings], str]] = {
+    "pic": (Pic, "engine.methods.pic"),
+    "instdisc": (InstDisc, "engine.methods.instdisc"),
+}
 DEFAULT_KIND = "pic"  # of a section that names none
 
 

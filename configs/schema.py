@@ -7,7 +7,7 @@ underflow) is checked where the count is known, before anything is written.
 
 import difflib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ from pydantic import (
 from configs.augment import KINDS, Augmentation, GreyAugmentation
 from configs.earlier import completed, flat, translated
 from configs.fields import AboveZero, Few, Fraction, Positive, Processes, Section, Text, Width
-from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowsSettings, validated
+from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowTableSettings, validated
 from configs.optimizer import Optimizer, check_optimizer
 from configs.scale import Scale
 from configs.texts import at_home, put_words, read_tree
@@ -237,12 +237,12 @@ class Config(Section):
         return self.model_copy(update=changes)
 
     @property
-    def rows(self) -> RowsSettings:
+    def rows(self) -> RowTableSettings:
         """The settings of the method, where it keeps rows. ValueError where it does not."""
-        if not isinstance(self.method, RowsSettings):
+        if not self.method.has_rows:
             having = ", ".join(kind for kind, (settings, _) in REGISTRY.items() if settings.has_rows)
             raise ValueError(f"method {self.method.kind} has no rows; set method.kind to one that has them ({having})")
-        return self.method
+        return cast("RowTableSettings", self.method)
 
 
 # Keys of DeepSpeed's config that the engine writes, and what a user sets in their place.

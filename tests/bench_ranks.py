@@ -331,6 +331,7 @@ def planned_bytes(way: str, case: Case, ranks: int) -> int:
         dim=case.dim,
         lanes=1,
         gathered=case.active if way == "zero3" else 0,
+        has_momentum=True,
         gradient_written=False,
         micro_batches=1,
         samples=case.batch,

@@ -49,12 +49,16 @@ class Table:
 
 @dataclass(frozen=True)
 class RowSizes:
-    """Of the rows on the disk: `positions` rows of `dim` numbers of `dtype` (float32 or float64), in blocks of `block` rows."""
+    """Of the rows on the disk: `positions` rows of `dim` numbers of `dtype` (float32 or float64), in blocks of `block` rows.
+
+    momentum   whether a row has one beside its weight; the JSON says so where it has none
+    """
 
     block: int
     dim: int
     positions: int
     dtype: str
+    momentum: bool = True
     extra: Json = field(default_factory=dict)
 
     @classmethod
@@ -62,7 +66,8 @@ class RowSizes:
         return cls(**_known(cls, content), extra=_others(cls, content))
 
     def json(self) -> Json:
-        return _fields_of(self) | self.extra
+        said = _fields_of(self)
+        return (_without(said, ["momentum"]) if self.momentum else said) | self.extra
 
     @property
     def blocks(self) -> int:

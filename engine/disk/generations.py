@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.disk.block_map import MOST_GENERATION
-from engine.disk.zarr_format import Column, columns_of
+from engine.disk.zarr_format import Column, columns_of, without_momentum
 from engine.rows.damaged import Damaged
 
 MOST_SUFFIX = 2**24 - 1
@@ -45,9 +45,16 @@ class _Table(NamedTuple):
 
 
 def kinds_of(dtype: str, dim: int) -> list[tuple[Column, ...]]:
-    """The columns of each kind, of rows of `dim` numbers of `dtype`: as they are, in bfloat16; both without momentum if folded."""
+    """The columns of each kind, of rows of `dim` numbers of `dtype`: as they are, in bfloat16; then both without momentum, for folded
+    blocks and for rows that have none.
+    """
     whole = [columns_of(dtype, dim), columns_of("bfloat16", dim)]
-    return whole + [tuple(column for column in columns if column.name != "momentum") for columns in whole]
+    return whole + [without_momentum(columns) for columns in whole]
+
+
+def kinds_with_momentum(kind_G: np.ndarray) -> np.ndarray:
+    """bool [G], of kinds in the order of `kinds_of`."""
+    return kind_G < KINDS // 2
 
 
 def name_of(number: int, suffix: int) -> str:

@@ -386,7 +386,7 @@ def problems_of(
             try:
                 # Room for a block only now: a file of its size is there.
                 rows = checkpoint.row_sizes()
-                out = out or empty_block(rows.block, rows.dim, np.dtype(rows.dtype))
+                out = out or empty_block(rows.block, rows.dim, np.dtype(rows.dtype), rows.momentum)
                 store.read_entry(block, entries[block], out)
                 known[version] = None
             except named as error:

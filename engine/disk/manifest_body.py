@@ -15,7 +15,7 @@ import numpy as np
 from engine.disk import format_3, shapes
 from engine.disk.block_map import MOST_GENERATION
 from engine.disk.body import FORMAT, OF_ROWS, Body, Part, RowSizes
-from engine.disk.generations import KINDS, MOST_SUFFIX, TYPES
+from engine.disk.generations import KINDS, MOST_SUFFIX, TYPES, kinds_with_momentum
 from engine.rows.damaged import Damaged
 
 _MOST_STEPS = 10**12 - 1
@@ -41,7 +41,7 @@ def check_body(body: Any, number: int) -> None:
     _whole(body, "next_generation", 1, 10**12 - 1)
     rows = _value(body, "rows")
     if rows is not None:
-        _check_rows(_object(rows, "rows"))
+        _check_rows(_object(rows, "rows"), body["format"])
 
     parts = _list(_value(body, "parts"), "parts")
     if not 1 <= len(parts) <= _MOST_RANKS:
@@ -66,7 +66,7 @@ def check_active(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part) -
     where = part.active.rpartition("/")[2]
     slots, found = (arrays[name].size if name in arrays else 0 for name in ("position", "resident"))
     number, whole = np.dtype(rows.dtype), np.dtype(np.int64)
-    wanted: Wanted = {"w": (number, (slots, rows.dim)), "u": (number, (slots, rows.dim))}
+    wanted: Wanted = dict.fromkeys(("w", "u") if rows.momentum else ("w",), (number, (slots, rows.dim)))
     wanted |= {"position": (whole, (slots,)), "stamp": (whole, (slots,)), "counters": (whole, (2,))}
     require_arrays(arrays, wanted | {"resident": (whole, (found,))}, where)
     occupied, resident = arrays["position"][arrays["position"] != -1], arrays["resident"]
@@ -103,15 +103,17 @@ def check_map(arrays: Mapping[str, np.ndarray], rows: RowSizes, part: Part, path
     if len(generations) and (generations.min() < 1 or generations.max() > MOST_GENERATION):
         raise Damaged(f"{where} has a generation that is not from 1 to {MOST_GENERATION:,}")
     if format != format_3.NUMBER:
-        _check_generations(arrays, where)
+        _check_generations(arrays, rows, where)
 
 
-def _check_generations(arrays: Mapping[str, np.ndarray], where: str) -> None:
+def _check_generations(arrays: Mapping[str, np.ndarray], rows: RowSizes, where: str) -> None:
     numbers = arrays["number"]
     if len(numbers) and (numbers.min() < 1 or len(np.unique(numbers)) < len(numbers)):
         raise Damaged(f"{where} has the number 0 for a generation, or one twice")
     if arrays["suffix"].max(initial=0) > MOST_SUFFIX or arrays["kind"].max(initial=0) >= KINDS:
         raise Damaged(f"{where} has a suffix or a kind that no generation has")
+    if not rows.momentum and kinds_with_momentum(arrays["kind"]).any():
+        raise Damaged(f"{where} has a generation with momentum, and the rows have none")
     if not np.isin(arrays["generation"], numbers).all():
         raise Damaged(f"{where} has blocks of a generation that it says nothing of")
 
@@ -126,7 +128,7 @@ def require_arrays(arrays: Mapping[str, np.ndarray], wanted: Wanted, where: str)
             raise Damaged(f"{where} has {name} as {arrays[name].dtype} {arrays[name].shape} instead of {dtype} {shape}")
 
 
-def _check_rows(rows: dict[str, Any]) -> None:
+def _check_rows(rows: dict[str, Any], format: int) -> None:
     block = _whole(rows, "block", 1, _MOST_ROWS)
     dim = _whole(rows, "dim", 1, _MOST_ROWS)
     _whole(rows, "positions", 1, _MOST_POSITIONS)
@@ -134,6 +136,8 @@ def _check_rows(rows: dict[str, Any]) -> None:
         _refuse("dtype", rows["dtype"])
     if block * dim > _MOST_BYTES // 8:
         _refuse("block", block)
+    if "momentum" in rows and (rows["momentum"] is not False or format == format_3.NUMBER):
+        _refuse("momentum", rows["momentum"])
 
 
 def _check_shared(body: dict[str, Any], directory: str) -> set[str]:

@@ -49,6 +49,7 @@ def load_rows(checkpoint: SavedCheckpoint, rows: ActiveRows, window: np.ndarray,
 def _require_room(checkpoint: SavedCheckpoint, rows: ActiveRows, positions: list[np.ndarray]) -> None:
     saved_sizes, host = checkpoint.row_sizes(), rows.host
     sizes = {"block": host.block, "dim": host.weight.shape[1], "dtype": host.weight.dtype.name}
+    sizes["momentum"] = host.momentum is not None
     for name, size in sizes.items():
         if getattr(saved_sizes, name) != size:
             raise Damaged(
@@ -70,6 +71,6 @@ def stored_blocks(checkpoint: SavedCheckpoint, lanes: Lanes = ALL_LANES) -> Iter
     """Every block of a checkpoint that belongs to the lanes, ascending."""
     store, sizes = checkpoint.store(), checkpoint.row_sizes()
     for block, entry in sorted(checkpoint.entries(store, lanes).items()):
-        out = empty_block(sizes.block, sizes.dim, np.dtype(sizes.dtype))
+        out = empty_block(sizes.block, sizes.dim, np.dtype(sizes.dtype), sizes.momentum)
         store.read_entry(block, entry, out)
         yield block, Block(out.weight, None, out.last_step) if (out.last_step < 0).all() else out

@@ -2,7 +2,7 @@
 
     zarr.json
     weight/zarr.json  weight/c.17.0        [positions, D] float32, chunk = block: C rows and 4 bytes of crc32c
-    momentum/...                           the same; not in generations of folded blocks
+    momentum/...                           the same; not in generations of folded blocks, or of rows that have none
     last_step/c.17                         [positions] int64
 
 zarr writes the metadata, and any zarr reader opens a generation. Chunks are written and read without it
@@ -54,6 +54,14 @@ class Column(NamedTuple):
 
 def columns_of(float_dtype: str, dim: int) -> tuple[Column, ...]:
     return (Column("weight", float_dtype, dim), Column("momentum", float_dtype, dim), Column("last_step", "int64", 0))
+
+
+def has_momentum(columns: tuple[Column, ...]) -> bool:
+    return any(column.name == "momentum" for column in columns)
+
+
+def without_momentum(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    return tuple(column for column in columns if column.name != "momentum")
 
 
 def encoded(column: Column, rows: np.ndarray) -> np.ndarray:

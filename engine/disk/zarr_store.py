@@ -23,7 +23,17 @@ import torch
 from engine.disk.block_map import COLUMNS, BlockMap, Entry
 from engine.disk.files import TEMPORARY, Files, remove_any
 from engine.disk.generations import Generation, Generations
-from engine.disk.zarr_format import CRC_BYTES, METADATA, Column, columns_of, encoded, group_metadata, layouts
+from engine.disk.zarr_format import (
+    CRC_BYTES,
+    METADATA,
+    Column,
+    columns_of,
+    encoded,
+    group_metadata,
+    has_momentum,
+    layouts,
+    without_momentum,
+)
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.checks import CHECKED, crc_of, crc_of_zeros
 from engine.rows.damaged import Damaged
@@ -94,11 +104,12 @@ class ZarrStore:
 
     def read_entry(self, block: int, entry: Entry, out: Block) -> None:
         """As read_block, of a version that is given; for checking the blocks of any checkpoint."""
-        assert out.momentum is not None
         generation = self.generations[entry.generation]
         for column in generation.columns:
-            self._read_column(generation, column, block, entry, getattr(out, column.name))
-        if all(column.name != "momentum" for column in generation.columns):
+            content = getattr(out, column.name)
+            assert content is not None, "rows without momentum are in generations without"
+            self._read_column(generation, column, block, entry, content)
+        if out.momentum is not None and not has_momentum(generation.columns):
             out.momentum[:] = 0
 
     def read_last_step(self, block: int, entry: Entry) -> np.ndarray:
@@ -121,7 +132,7 @@ class ZarrStore:
         start = time.perf_counter()
         columns = self._exact_columns if exact else self._columns
         if rows.momentum is None:
-            columns = tuple(column for column in columns if column.name != "momentum")
+            columns = without_momentum(columns)
         number = self._generation_for(columns, block)
         generation = self.generations[number]
         checks = dict.fromkeys(COLUMNS, 0)
@@ -171,7 +182,7 @@ class ZarrStore:
         return [found[name] for name in COLUMNS]
 
     def _crc_of_no_momentum(self, columns: tuple[Column, ...]) -> int:
-        """The checksum of zeros, for a generation of folded blocks; the weight comes first in every generation."""
+        """The checksum of zeros, for a generation without momentum; the weight comes first in every generation."""
         return crc_of_zeros(columns[0].chunk_bytes(self.block) - CRC_BYTES)
 
     def unsaved(self) -> list[tuple[int, Block]]:

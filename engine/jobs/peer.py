@@ -79,6 +79,8 @@ def check_peer(config: schema.Config) -> None:
         raise ValueError(
             f"a peer takes one view of an image, and data.augment makes {len(config.data.rows_grad_V)}; set views to 1"
         )
+    if not config.rows.rows_have_momentum:
+        raise ValueError(f"a peer trains rows by SGD, and method.kind is {config.method.kind}; set it to pic")
     if config.rows.init != "random":
         raise ValueError(
             f"a peer has rows that start at random, and method.init is {config.rows.init}; set it to random"

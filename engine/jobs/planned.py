@@ -36,7 +36,7 @@ from engine.planning.rows import (
     ActiveSizes,
     TierSizes,
     active_components,
-    row_bytes,
+    slot_bytes,
     snapshot_rows_bytes,
     tier_components,
 )
@@ -124,7 +124,7 @@ def planned(config: schema.Config, schedule: Schedule, facts: Facts) -> Plan:
     rows = row_sizes(config, schedule, facts) if config.method.has_rows else None
     blocks = arrays = 0
     if rows:
-        parts_of_run += active_components(rows[0]) + tier_components(rows[1], config.method.dim)
+        parts_of_run += active_components(rows[0]) + tier_components(rows[1])
         blocks, arrays = snapshot_rows_bytes(*rows)
         blocks = blocks if kept.stored_blocks else 0
     parts_of_run.append(
@@ -172,7 +172,9 @@ def row_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> tuple[
         dim=config.method.dim,
         lanes=schedule.lanes // ranks,
         gathered=sizes.active_rows_of(config, schedule) if config.rows.sharding == "zero3" else 0,
-        gradient_written=why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
+        has_momentum=config.rows.rows_have_momentum,
+        gradient_written=config.rows.rows_have_momentum
+        and why_written(config.schedule.micro_batches, config.optimizer.rows_clip) is not None,
         micro_batches=config.schedule.micro_batches,
         samples=views * schedule.batch // config.schedule.micro_batches,
         kernels=facts.kernels,
@@ -180,6 +182,7 @@ def row_sizes(config: schema.Config, schedule: Schedule, facts: Facts) -> tuple[
     kept = checkpoint_sizes(config, schedule, facts)
     tiers = TierSizes(
         block=schedule.block,
+        row=sizes.row_bytes(config),
         places=sizes.host_places(config, schedule, ranks),
         in_memory=config.store.kind == "memory",
         waiting=sizes.waiting_blocks(config, schedule, ranks),
@@ -198,7 +201,7 @@ def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) ->
     pool = stored = changed = active = older = 0
     if config.method.has_rows:
         rows = sizes.active_rows_of(config, schedule)
-        active = rows * (8 * config.method.dim + 16)
+        active = rows * slot_bytes(config.method.dim, config.rows.rows_have_momentum)
         # A row is in its block once it was evicted; before, it is in a slot alone.
         evicting = 0 if sizes.is_full(config, schedule) else max(0, steps - rows // schedule.batch)
         every = -(-schedule.positions_end // schedule.block) if evicting else 0
@@ -220,7 +223,7 @@ def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) ->
         changed_blocks=changed,
         older_blocks=older,
         block=schedule.block,
-        rows=(row_bytes(config.method.dim), sizes.stored_row_bytes(config)),
+        rows=(sizes.row_bytes(config), sizes.stored_row_bytes(config)) if config.method.has_rows else (0, 0),
         steps=steps,
         keep=keep,
     )

@@ -15,7 +15,7 @@ from engine.disk.restored_rows import last_window, load_rows
 from engine.disk.write_behind import WriteBehind
 from engine.disk.zarr_store import ZarrStore
 from engine.jobs.parts import engine_settings
-from engine.jobs.sizes import capacities, host_places, is_full, slots_each, waiting_blocks
+from engine.jobs.sizes import capacities, host_places, is_full, row_bytes, slots_each, waiting_blocks
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import ActiveRows, Start
@@ -24,7 +24,7 @@ from engine.rows.host_tier import HostTier
 from engine.rows.implementations import implementations, names
 from engine.rows.row_table import RowTable
 from engine.rows.store import MemoryStore
-from engine.rows.transitions import TransitionLog
+from engine.rows.transitions import TransitionLog, still_log
 
 if TYPE_CHECKING:
     from engine.disk.manifest import SavedCheckpoint
@@ -73,7 +73,7 @@ def make_disk(
         bfloat16=config.store.dtype == "bfloat16",
         lanes=lanes,
     )
-    block_bytes = schedule.block * (8 * config.method.dim + 8)
+    block_bytes = schedule.block * row_bytes(config) if config.method.has_rows else 0
     return WriteBehind(store, waiting_blocks(config, schedule, lanes.ranks) * block_bytes, threaded)
 
 
@@ -94,14 +94,16 @@ def make_rows(
     """
     optimizer, settings = config.optimizer, config.rows
     on_disk = reads_only or config.store.kind == "zarr"
-    log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov)
+    trained = settings.rows_have_momentum
+    # What SGD does not train stands still while it is away: a transition without momentum and decay is the identity.
+    log = TransitionLog(optimizer.momentum, optimizer.decay_of_rows, optimizer.nesterov) if trained else still_log()
     host = HostTier(
         disk if on_disk else MemoryStore(),
         block=schedule.block,
         size=schedule.positions_end,
         dim=settings.dim,
-        dtype=np.float32,
         places=host_places(config, schedule, lanes.ranks),
+        has_momentum=trained,
         readers=2 if on_disk and not reads_only else 0,
         folding=Folding(log) if config.store.fold else None,
         rewrite=config.store.dtype == "bfloat16",
@@ -131,7 +133,7 @@ def rows_of(config: schema.Config, checkpoint: "SavedCheckpoint", schedule: Sche
     disk.disk.restore([(checkpoint.number, entries)], generations, checkpoint.body.next_generation)
     cpu = torch.device("cpu")
     # Looking at a checkpoint is not worth compiling for.
-    kernels = names(implementations(cpu, torch.float32, config.method.dim, "aten"))
+    kernels = names(implementations(cpu, torch.float32, config.rows.dim, "aten", config.rows.rows_have_momentum))
     rows = make_rows(config, schedule, cpu, disk, kernels, lanes, reads_only=True)
     load_rows(checkpoint, rows, last_window(schedule, checkpoint.step), checkpoint.log()["eta"])
     return rows

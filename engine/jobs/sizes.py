@@ -69,10 +69,16 @@ def waiting_blocks(config: schema.Config, schedule: Schedule, ranks: int) -> int
     return max(1, (config.store.write_behind or 2 * schedule.stride // schedule.block) // ranks)
 
 
+def row_bytes(config: schema.Config) -> int:
+    """Of a row in memory that is not active."""
+    return rows.row_bytes(config.rows.dim, config.rows.rows_have_momentum)
+
+
 def stored_row_bytes(config: schema.Config) -> int:
     """Of a row on the disk that has left the window."""
     float_bytes = 2 if config.store.dtype == "bfloat16" else 4
-    return (1 if config.store.fold else 2) * config.method.dim * float_bytes + 8
+    vectors = 1 if config.store.fold or not config.rows.rows_have_momentum else 2
+    return vectors * config.rows.dim * float_bytes + 8
 
 
 def capacities(config: schema.Config, schedule: Schedule, lanes: Lanes) -> list[int]:
@@ -89,8 +95,8 @@ def slots_each(config: schema.Config, schedule: Schedule, ranks: int) -> int:
 def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
     """Refuse a config in which rows would come back from a gap with nothing left of them."""
     optimizer = config.optimizer
-    if not config.method.has_rows:
-        return
+    if not config.method.has_rows or not config.rows.rows_have_momentum:
+        return  # nothing moves a row without momentum while it is away
     if config.rows.norm_floor == 0 and not is_full(config, schedule):
         # Stripes change places within half a pass.
         gap_passes = 1.5 if schedule.reshuffle else 1.0

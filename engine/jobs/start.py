@@ -193,7 +193,9 @@ class Start:
         self.kernels: dict[str, str] = {}
         if self.config.method.has_rows:
             wanted = self.config.rows
-            chosen = implementations(self.ranks.device, torch.float32, wanted.dim, wanted.kernels)
+            chosen = implementations(
+                self.ranks.device, torch.float32, wanted.dim, wanted.kernels, wanted.rows_have_momentum
+            )
             print("\n".join(kernel_lines(chosen, self.last.body.state.kernels if self.last else None)))
             self.kernels = names(chosen)
 

@@ -32,9 +32,10 @@ class LaneSoftmax:
     def __init__(self, rows: ActiveRows, ranks: Ranks, gradient: RowGradient, *, temperature: float) -> None:
         self.rows, self.ranks, self.gradient, self.temperature = rows, ranks, gradient, temperature
         self.why = f"the gradient of rows is {gradient.name}: {gradient.why}"
-        self.rows_step = rows.kernels["row_update"]
         if gradient.name == "fused":  # the softmax's own code makes the rows' step
             self.rows_step = f"{rows.kernels['sampled_softmax']} (fused)"
+        else:
+            self.rows_step = "none" if gradient.name == "none" else rows.kernels["row_update"]
 
     def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
         rows, views = self.rows, len(samples.rows_grad_V)

@@ -10,23 +10,17 @@ are two ways to share the active rows out among ranks, and a run takes one of th
     zero3    engine/methods/zero3_softmax.py: the rows are a parameter that DeepSpeed partitions. O(K D) bytes a step
 """
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 
-from datasets.batch import Batch
-from engine.disk.body import RowSizes
-from engine.disk.manifest import SavedCheckpoint
-from engine.disk.restored_rows import last_window, load_rows
 from engine.methods.lane_softmax import LaneSoftmax
-from engine.methods.method import Figure, Given, LaneState, Method, MicroBatch, Schedule
+from engine.methods.method import Given, MicroBatch, Schedule
 from engine.methods.row_gradients import row_gradient
+from engine.methods.row_method import RowMethod
 from engine.methods.softmax import Samples, Softmax
 from engine.ranks.ranks import Ranks
 from engine.rows.row_table import RowTable
-from engine.rows.snapshots import RowReader, block_checks
 
 
 class Settings(Protocol):
@@ -36,7 +30,7 @@ class Settings(Protocol):
     def temperature(self) -> float: ...
 
 
-class Pic(Method):
+class Pic(RowMethod):
     """
     table         the rows, without content: `start` or `load_by_lane` gives it to them
     softmax       over the active rows of all ranks
@@ -53,115 +47,25 @@ class Pic(Method):
         *,
         rows_grad_V: list[bool],
     ) -> None:
-        super().__init__()
-        self.table, self.softmax, self.ranks, self.schedule = table, softmax, ranks, schedule
-        self.rows = table.rows
-        self.rows_grad_V = rows_grad_V
+        super().__init__(table, ranks, schedule)
+        self.softmax, self.rows_grad_V = softmax, rows_grad_V
         self.words = [softmax.why]
         self.backends = {**self.rows.kernels, "row_update": softmax.rows_step}
         self.about = {"sharding": softmax.name}
-        self._batch: Batch | None = None
-        self._slots_P: np.ndarray | None = None  # of the step's places, once their rows were admitted
-        self._reads_ahead = False
-
-    def chance_loss(self) -> float:
-        """ln K."""
-        return float(np.log(sum(self.ranks.share(self.rows.size))))
-
-    def active_now(self) -> int:
-        return int(sum(self.rows.used))
-
-    def start(self) -> None:
-        rows = self.rows
-        if rows.full:
-            rows.host.slide(rows.lanes.chosen(range(-(-rows.host.size // rows.host.block))), step=0)
-            rows.fill(self.schedule.instances)
-
-    def prepare(self, step: int) -> None:
-        window, first = divmod(step, self.schedule.steps_per_window)
-        rows = self.rows
-        if first == 0:
-            with self.stages("slide"):
-                rows.host.slide(rows.lanes.chosen(self.schedule.window_blocks(window)), step)
-        if first == 0 or not self._reads_ahead:
-            slides = range(window + 1, window + 1 + self.table.read_ahead)
-            ahead = [self.schedule.window_blocks(one) for one in slides]
-            rows.host.read_ahead(rows.lanes.chosen(np.concatenate(ahead)))
-            self._reads_ahead = True
-
-    def begin(self, batch: Batch, filled_RP: np.ndarray) -> None:
-        self._batch, self._slots_P = batch, None
 
     def add(self, micro: MicroBatch) -> tuple[float, torch.Tensor, bool]:
         z_XD = micro.z_XD.to(self.rows.w_KD.dtype)
-        if self._slots_P is None:  # once an optimizer step
-            with self.stages("admit"):
-                self._slots_P = self._admit(z_XD, micro.places_B)
-        samples = Samples(z_XD, self._slots_P[micro.places_B], micro.forward_RP, micro.weight_RP, self.rows_grad_V)
-        return self.softmax.add(samples)
+        slots_B = self.admitted(z_XD, micro)
+        return self.softmax.add(Samples(z_XD, slots_B, micro.forward_RP, micro.weight_RP, self.rows_grad_V))
 
     def apply(self, lr: float) -> None:
         eta = lr * self.table.lr_scale
         self.softmax.apply(eta)
-        self._end_step(eta)
+        self.end_step(eta)
 
     def discard(self) -> None:
         self.softmax.discard()
-        self._end_step(None)
-
-    def by_lane(self) -> LaneState:
-        rows, host = self.rows, self.rows.host
-        sizes = RowSizes(host.block, host.weight.shape[1], host.size, host.weight.dtype.name)
-        return LaneState(sizes, self._blocks_to_save(), {**rows.state(), "resident": np.array(host.blocks(), np.int64)})
-
-    def load_by_lane(self, checkpoint: SavedCheckpoint, log: dict[str, np.ndarray]) -> None:
-        load_rows(checkpoint, self.rows, last_window(self.schedule, checkpoint.step), log["eta"])
-
-    def log(self, first: int) -> dict[str, np.ndarray]:
-        """The learning rates of the rows, NaN where a step was skipped."""
-        return {"eta": self.rows.log.etas(first)}
-
-    def block_checks(self) -> np.ndarray:
-        return block_checks(RowReader(self.rows))
-
-    def figures(self, at_end: bool = False) -> dict[str, Figure]:
-        rows, host, store = self.rows, self.rows.host, self.rows.host.store
-        visits = {"visited": Figure(rows.visited), "readmitted": Figure(rows.readmitted)}
-        if at_end:
-            return {"active": Figure(rows.size), "store_bytes": Figure(store.bytes), **visits}
-        work = {
-            "blocks_read": Figure(host.blocks_read),
-            "block_read_seconds": Figure(host.read_seconds),
-            "blocks_written": Figure(store.blocks_written),
-            "block_write_seconds": Figure(store.write_seconds),
-            "blocks_stored": Figure(store.blocks_stored),
-        }
-        return {**work, "active": Figure(self.active_now()), **visits}
-
-    def take_waited_seconds(self) -> float:
-        waited, self.rows.host.waited_seconds = self.rows.host.waited_seconds, 0.0
-        return waited
-
-    def _admit(self, z_XD: torch.Tensor, places_B: np.ndarray) -> np.ndarray:
-        """The slot of each of this rank's places, int64 [P]; z_XD: of the first micro-batch."""
-        batch = self._batch
-        assert batch is not None
-        first_view_PD = None
-        if self.rows.start.feature:
-            first_view_PD = z_XD.new_zeros(len(batch.filled_G), z_XD.shape[1])
-            first_view_PD[torch.from_numpy(places_B)] = z_XD[: len(places_B)]
-        return self.rows.admit(batch.step, batch.positions_G, batch.ids_G, first_view_PD)
-
-    def _end_step(self, eta: float | None) -> None:
-        self.rows.log.append(eta)
-        self._batch = self._slots_P = None
-
-    def _blocks_to_save(self) -> Iterator[tuple[int, Any]]:
-        """Blocks of the host tier go to its store; from a store in memory, what the disk lacks goes on."""
-        store = self.rows.host.store
-        for block, block_rows in self.rows.host.take_unsaved():
-            store.write_for_checkpoint(block, block_rows)
-        yield from store.unsaved()
+        self.end_step(None)
 
 
 def make(settings: Settings, given: Given) -> Pic:

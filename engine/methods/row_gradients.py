@@ -5,7 +5,8 @@
               to be applied: so it waits for that, with the softmax's inputs in its hands
     written   the gradient of all K rows is written, added up over micro-batches, its norm cut if asked, and then applied
 
-`row_gradient` chooses by what the run asks for, and says why. Both work for every backend of the ops.
+`row_gradient` chooses by what the run asks for, and says why. Both work for every backend of the ops. A third, `NoGradient`, is for methods
+whose loss moves no row.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class SoftmaxInputs:
 
 
 class RowGradient(Protocol):
-    """name: "fused" or "written"; why: what in the config makes it so."""
+    """name: "fused", "written" or "none"; why: what makes it so."""
 
     name: str
     why: str
@@ -110,7 +111,7 @@ class FusedUpdate:
         return is_finite(whole_gradient(self.rows.w_KD, inputs, self.rows.kernels["sampled_softmax"]))
 
     def apply(self, eta: float) -> None:
-        assert self._inputs is not None
+        assert self._inputs is not None and self.rows.u_KD is not None
         inputs, log = self._inputs, self.rows.log
         softmax_rows_update_(
             inputs.z_XD,
@@ -132,6 +133,22 @@ class FusedUpdate:
 
     def discard(self) -> None:
         self._inputs = None
+
+
+class NoGradient:
+    """For rows that the loss does not move: nothing is made, and nothing is kept."""
+
+    name = "none"
+    why = "the loss does not move them"
+
+    def add(self, inputs: SoftmaxInputs) -> bool:
+        return True
+
+    def apply(self, eta: float) -> None:
+        pass
+
+    def discard(self) -> None:
+        pass
 
 
 def is_finite(values: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ versions of rows as checkpoints name. Between two checkpoints the rows change th
 its own, and a stride's more for each slide.
 
 A row on the disk that has left the window has the bytes that `store.dtype` and `store.fold` say; what a checkpoint writes of the pool
-is whole and exact, so rows of the pool are counted with 8D + 8 bytes.
+is whole and exact, so rows of the pool are counted with 8D + 8 bytes, or 4D + 8 where they have no momentum.
 """
 
 from dataclasses import dataclass

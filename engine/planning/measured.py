@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from engine.methods.pic import Pic
+from engine.methods.row_method import RowMethod
 from engine.planning import components as names
 from engine.planning.components import DEVICE, DISK, HOST
 from engine.rows.store import MemoryStore
@@ -37,7 +37,7 @@ def measured_components(run: Run) -> list[Held]:
     found = [Held(*_TRUNK[what], shared_bytes(tensors)) for what, tensors in run.trunk.held().items()]
     method, store = run.method, run.checkpoints.disk.disk
     log_bytes = run.totals.losses.buffer_info()[1] * run.totals.losses.itemsize
-    if isinstance(method, Pic):
+    if isinstance(method, RowMethod):
         found += _rows(method)
         log_bytes += method.rows.log.bytes
     else:
@@ -62,13 +62,13 @@ def held_bytes(run: Run) -> dict[str, int]:
     return tiers
 
 
-def _rows(method: Pic) -> list[Held]:
+def _rows(method: RowMethod) -> list[Held]:
     rows, host = method.rows, method.rows.host
     gathered = method.table.partitioned.zero.held() if method.table.partitioned else {}
-    written = getattr(getattr(method.softmax, "gradient", None), "_sum_KD", None)
+    written = getattr(getattr(getattr(method, "softmax", None), "gradient", None), "_sum_KD", None)
     return [
         Held(DEVICE, names.ACTIVE_ROWS, rows.w_KD.nbytes),
-        Held(DEVICE, names.ROWS_MOMENTUM, rows.u_KD.nbytes),
+        Held(DEVICE, names.ROWS_MOMENTUM, 0 if rows.u_KD is None else rows.u_KD.nbytes),
         Held(DEVICE, names.ROWS_GRADIENT, 0 if written is None else written.nbytes),
         Held(DEVICE, names.ROWS_GATHERED, shared_bytes(gathered.get("bucket", []))),
         Held(HOST, names.SLOTS, rows.slot_bytes),

@@ -1,6 +1,7 @@
 """What the row table of a rank takes: active rows and their softmax on the device, the tiers below them on the host.
 
-    device   K/R rows: weight and momentum, 4D bytes each; a gradient where it is written and not spent where it is made
+    device   K/R rows: weight and momentum, 4D bytes each (momentum where rows have one); a gradient where it is written and not spent where
+             it is made
     host     three whole numbers of a slot, and a queue of visits; the pool of blocks; blocks that wait to be written; the block map
 
 None of it depends on N, but a store in memory, the block map (24 bytes a stored block, and as much again when it is merged) and the
@@ -32,6 +33,7 @@ class ActiveSizes:
     lane_slots         slots of a lane, K/L, and the places of a batch that it has
     lanes              of this rank
     gathered           rows of all ranks that are gathered for the softmax, with their gradient; 0: rows stay where they are
+    has_momentum       whether a row has one beside its weight
     gradient_written   the rows' gradient is not spent where it is made (engine/methods/row_gradients.py)
     samples            of all ranks in a micro-batch: V G / A
     kernels            what computes the softmax: "cpu", "cuda" or "aten"
@@ -41,6 +43,7 @@ class ActiveSizes:
     dim: int
     lanes: int
     gathered: int
+    has_momentum: bool
     gradient_written: bool
     micro_batches: int
     samples: int
@@ -52,6 +55,7 @@ class TierSizes:
     """Of what lies below the active rows of a rank; counts are this rank's own.
 
     block             C                                        places       blocks of the pool
+    row               bytes of a row in memory that is not active
     in_memory         rows outside of the pool stay in host memory
     waiting           blocks that may wait to be written
     stored_blocks     on the disk, or in the store in memory, at the end of the run
@@ -61,6 +65,7 @@ class TierSizes:
     """
 
     block: int
+    row: int
     places: int
     in_memory: bool
     waiting: int
@@ -85,15 +90,20 @@ def host_places(
     return min(-(-(window + (2 + read_ahead) * stride + waiting) // block), every)
 
 
-def row_bytes(dim: int) -> int:
+def row_bytes(dim: int, has_momentum: bool = True) -> int:
     """Of a row in memory that is not active: weight, momentum, last_step."""
-    return 2 * dim * FLOAT_BYTES + INDEX_BYTES
+    return (2 if has_momentum else 1) * dim * FLOAT_BYTES + INDEX_BYTES
+
+
+def slot_bytes(dim: int, has_momentum: bool) -> int:
+    """Of an active row in a checkpoint: weight, momentum, position, stamp."""
+    return row_bytes(dim, has_momentum) + INDEX_BYTES
 
 
 def active_components(sizes: ActiveSizes) -> list[Component]:
     """On the device, and what the host keeps of each slot."""
     weights = sizes.active * sizes.dim * FLOAT_BYTES
-    momentum = weights
+    momentum = weights if sizes.has_momentum else 0
     gathered = written = 0
     if sizes.gathered:
         # ZeRO-3 has two more copies of its part. Whole on every rank are the rows, their gradient, what autograd makes of the
@@ -129,10 +139,10 @@ def softmax_bytes(sizes: ActiveSizes) -> int:
     return of_samples + (samples * tile + 3 * tile * dim) * FLOAT_BYTES + rows * 9
 
 
-def tier_components(sizes: TierSizes, dim: int) -> list[Component]:
+def tier_components(sizes: TierSizes) -> list[Component]:
     """On the host, of what is not active."""
-    block_bytes = sizes.block * row_bytes(dim)
-    place_bytes = sizes.block * (row_bytes(dim) + INDEX_BYTES)  # the pool knows the slot of each row
+    block_bytes = sizes.block * sizes.row
+    place_bytes = sizes.block * (sizes.row + INDEX_BYTES)  # the pool knows the slot of each row
     waiting = 0 if sizes.in_memory else sizes.waiting * block_bytes
     store = sizes.stored_blocks * block_bytes if sizes.in_memory else 0
     news = min(sizes.written_blocks, _MAP_NEWS)
@@ -149,5 +159,4 @@ def tier_components(sizes: TierSizes, dim: int) -> list[Component]:
 
 def snapshot_rows_bytes(active: ActiveSizes, tiers: TierSizes) -> tuple[int, int]:
     """(blocks that a checkpoint copies at most, arrays of the active rows) of a rank."""
-    slot_bytes = 2 * active.dim * FLOAT_BYTES + 2 * INDEX_BYTES
-    return tiers.places * tiers.block * row_bytes(active.dim), active.active * slot_bytes
+    return tiers.places * tiers.block * tiers.row, active.active * slot_bytes(active.dim, active.has_momentum)

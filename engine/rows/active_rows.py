@@ -15,6 +15,9 @@ would have put it at the start of the step, and a row outside is there after its
 
 Catching up in one go or in two differs in the last bit, so it happens at admission only; engine/rows/snapshots.py reads a copy for
 exports and leaves everything as it is.
+
+Rows of a method that does not train them by SGD have no momentum (engine/methods/instdisc.py). Nothing moves such a row while it is away,
+so its catch-up is a copy, and `update` is not for it.
 """
 
 from dataclasses import dataclass
@@ -44,7 +47,7 @@ class Start:
 
 
 class ActiveRows:
-    """Rows w and their momentum u in slots, [K, D] each.
+    """Rows w and their momentum u in slots, [K, D] each; u is None where the host tier has no momentum.
 
     host          the tier that rows come from and are evicted to
     log           the transitions applied so far; its length is the step
@@ -80,12 +83,15 @@ class ActiveRows:
         self.capacities = capacities
         self.first_slots = np.concatenate([[0], np.cumsum(capacities)])
         self.size = int(self.first_slots[-1])
+        self.u_KD: torch.Tensor | None = None
         if row_storage:
+            assert host.momentum is not None
             self.w_KD, self.u_KD = (rows[: self.size] for rows in row_storage)
             assert self.w_KD.shape == (self.size, dim) and self.w_KD.dtype == dtype, (self.w_KD.shape, self.w_KD.dtype)
         else:
             self.w_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
-            self.u_KD = torch.zeros(self.size, dim, dtype=dtype, device=device)
+            if host.momentum is not None:
+                self.u_KD = torch.zeros_like(self.w_KD)
         self.position_K = np.full(self.size, EMPTY, dtype=np.int64)
         self.stamp_K = np.full(self.size, EMPTY, dtype=np.int64)
         self.used = [0] * len(lanes)  # slots of a lane are taken from the left
@@ -167,6 +173,7 @@ class ActiveRows:
 
     def update(self, eta: float, drows_KD: torch.Tensor) -> None:
         """One SGD step of all rows: torch.optim.SGD(lr=eta, momentum, weight_decay, nesterov), dampening 0."""
+        assert self.u_KD is not None
         row_update_(
             self.w_KD,
             self.u_KD,
@@ -179,10 +186,10 @@ class ActiveRows:
         )
 
     def state(self) -> dict[str, np.ndarray]:
-        """A copy of what a resume needs, to the bit: slots as they are, since their order is the order of sums."""
+        """A copy of what a resume needs, to the bit: slots as they are, since their order is the order of sums. "u" where rows have one."""
+        numbers = {"w": self.w_KD} if self.u_KD is None else {"w": self.w_KD, "u": self.u_KD}
         return {
-            "w": self.w_KD.to("cpu", copy=True).numpy(),
-            "u": self.u_KD.to("cpu", copy=True).numpy(),
+            **{name: rows_KD.to("cpu", copy=True).numpy() for name, rows_KD in numbers.items()},
             "position": self.position_K.copy(),
             "stamp": self.stamp_K.copy(),
             "counters": np.array([self.visited, self.readmitted]),
@@ -205,7 +212,7 @@ class ActiveRows:
             slots = np.arange(first, first + len(there))
             assert len(there) <= self.capacities[lane], (number, len(there))
             if len(there):
-                self._put(slots, state["w"][there], state["u"][there])
+                self._put(slots, state["w"][there], None if self.u_KD is None else state["u"][there])
                 self.position_K[slots] = state["position"][there]
                 self.stamp_K[slots] = state["stamp"][there]
                 self.host.activate(self.host.indices(self.position_K[slots]), slots)
@@ -213,9 +220,11 @@ class ActiveRows:
         self._queues = self._make_queues()
 
     def caught_up(
-        self, w_BD: np.ndarray, u_BD: np.ndarray, last_step_B: np.ndarray, new_B: np.ndarray, step: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, w_BD: np.ndarray, u_BD: np.ndarray | None, last_step_B: np.ndarray, new_B: np.ndarray, step: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows as they are at `step`, given how they were after last_step_B transitions. new_B: bool [B], never visited before."""
+        if u_BD is None:
+            return w_BD, None
         if self.host.folding:
             return self.host.folding.catch_up(w_BD, u_BD, last_step_B, new_B, step)
         return catch_up(w_BD, u_BD, self.log.products(last_step_B, step))
@@ -223,7 +232,7 @@ class ActiveRows:
     @property
     def bytes(self) -> int:
         """Rows and momentum on the device."""
-        return self.w_KD.nbytes + self.u_KD.nbytes
+        return self.w_KD.nbytes + (0 if self.u_KD is None else self.u_KD.nbytes)
 
     @property
     def slot_bytes(self) -> int:
@@ -256,8 +265,8 @@ class ActiveRows:
             newborn = initial_rows(self.start.seed, ids[never], dim, self.start.norm)
             last_step = np.where(never, 0, last_step)
         newborn = newborn.astype(dtype, copy=False)
-        if self.host.folding:
-            w, u = self.host.weight[indices], self.host.momentum[indices]
+        if self.host.folding or self.host.momentum is None:
+            w, u = self.host.weight[indices], None if self.host.momentum is None else self.host.momentum[indices]
             w[never] = newborn
             self._put(slots, *self.caught_up(w, u, last_step, never, step))
         else:
@@ -267,7 +276,9 @@ class ActiveRows:
             rest = np.zeros_like(newborn)
             self._catch_up(slots[never], newborn, rest, np.arange(len(newborn)), products[never])
         if self.norm_floor:
-            self._put(slots, *raise_to_floor(*self._get(slots), self.norm_floor))
+            w, u = self._get(slots)
+            assert u is not None, "a length that nothing shrinks needs no floor"
+            self._put(slots, *raise_to_floor(w, u, self.norm_floor))
         self.position_K[slots] = positions
         self.host.activate(indices, slots)
 
@@ -279,16 +290,19 @@ class ActiveRows:
             slots, w, u, indices, products = (
                 torch.from_numpy(part) for part in (slots_M, w_PD, u_PD, indices_M, product_M22)
             )
+            assert self.u_KD is not None
             catch_up_(self.w_KD, self.u_KD, slots, w, u, indices, products, backend=self.kernels["catch_up"])
 
-    def _get(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _get(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         index = torch.from_numpy(slots).to(self.w_KD.device)
-        return self.w_KD[index].cpu().numpy(), self.u_KD[index].cpu().numpy()
+        return self.w_KD[index].cpu().numpy(), None if self.u_KD is None else self.u_KD[index].cpu().numpy()
 
-    def _put(self, slots: np.ndarray, w_BD: np.ndarray, u_BD: np.ndarray) -> None:
+    def _put(self, slots: np.ndarray, w_BD: np.ndarray, u_BD: np.ndarray | None) -> None:
         index = torch.from_numpy(slots).to(self.w_KD.device)
         self.w_KD[index] = torch.from_numpy(w_BD).to(self.w_KD)
-        self.u_KD[index] = torch.from_numpy(u_BD).to(self.u_KD)
+        if self.u_KD is not None:
+            assert u_BD is not None
+            self.u_KD[index] = torch.from_numpy(u_BD).to(self.u_KD)
 
     def _make_queues(self) -> list[VisitQueue]:
         bounds = zip(self.first_slots[:-1], self.first_slots[1:], strict=True)

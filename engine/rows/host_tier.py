@@ -32,7 +32,8 @@ class HostTier:
     store         where blocks come from and go to
     block         C
     size          one past the last position; offsets past it in the last block are never asked for
-    dim, dtype    D, and numpy float32 or float64
+    dim, dtype    D, and numpy float32, as in every run, or float64
+    has_momentum  whether a row has a momentum beside its weight
     places        blocks that the pool is planned for
     readers       threads that read ahead; 0: blocks are read when the window slides over them
     folding       None, or how blocks are folded before they leave
@@ -52,8 +53,9 @@ class HostTier:
         block: int,
         size: int,
         dim: int,
-        dtype: type,
         places: int,
+        dtype: type = np.float32,
+        has_momentum: bool = True,
         readers: int = 0,
         folding: Folding | None = None,
         rewrite: bool = False,
@@ -62,7 +64,7 @@ class HostTier:
         self.store, self.block, self.size = store, block, size
         self.folding, self._rewrite, self._pinned = folding, rewrite or folding is not None, pinned
         self.weight: np.ndarray = np.empty((0, dim), dtype=dtype)
-        self.momentum: np.ndarray = np.empty((0, dim), dtype=dtype)
+        self.momentum: np.ndarray | None = np.empty((0, dim), dtype=dtype) if has_momentum else None
         self.last_step = np.empty(0, dtype=np.int64)
         self.slot = np.empty(0, dtype=np.int64)
         # Of each place: active rows; whether its rows changed since it came, and since a checkpoint took them.
@@ -109,11 +111,12 @@ class HostTier:
         self.slot[indices_B] = slots_B
         np.add.at(self._active_rows, indices_B // self.block, 1)
 
-    def evict(self, positions_B: np.ndarray, weight_BD: np.ndarray, momentum_BD: np.ndarray, step: int) -> None:
-        """These rows come back from the device as they are at the start of `step`."""
+    def evict(self, positions_B: np.ndarray, weight_BD: np.ndarray, momentum_BD: np.ndarray | None, step: int) -> None:
+        """These rows come back from the device as they are at the start of `step`. momentum_BD: None where rows have none."""
         indices_B = self.indices(positions_B)
         self.weight[indices_B] = weight_BD
-        self.momentum[indices_B] = momentum_BD
+        if self.momentum is not None:
+            self.momentum[indices_B] = momentum_BD
         self.last_step[indices_B] = step
         self.slot[indices_B] = NOT_ACTIVE
         places_B = indices_B // self.block
@@ -157,7 +160,8 @@ class HostTier:
     @property
     def bytes(self) -> int:
         """What the pool occupies."""
-        return self.weight.nbytes + self.momentum.nbytes + self.last_step.nbytes + self.slot.nbytes
+        momentum_bytes = 0 if self.momentum is None else self.momentum.nbytes
+        return self.weight.nbytes + momentum_bytes + self.last_step.nbytes + self.slot.nbytes
 
     def _arrive(self, block: int) -> None:
         """Make a block resident: read ahead, or read now, or never visited."""
@@ -170,8 +174,9 @@ class HostTier:
         else:
             place = self._take_place()
             rows = self._rows_at(place)
-            assert rows.momentum is not None
-            rows.weight[:], rows.momentum[:], rows.last_step[:] = 0, 0, NEVER_VISITED
+            rows.weight[:], rows.last_step[:] = 0, NEVER_VISITED
+            if rows.momentum is not None:
+                rows.momentum[:] = 0
         self._place[block] = place
         self.slot[self._rows(place)] = NOT_ACTIVE
         self._active_rows[place] = 0
@@ -222,7 +227,7 @@ class HostTier:
 
     def _rows_at(self, place: int) -> Block:
         rows = self._rows(place)
-        return Block(self.weight[rows], self.momentum[rows], self.last_step[rows])
+        return Block(self.weight[rows], None if self.momentum is None else self.momentum[rows], self.last_step[rows])
 
     def _rows(self, place: int) -> slice:
         return slice(place * self.block, (place + 1) * self.block)
@@ -237,7 +242,8 @@ class HostTier:
         first = len(self._active_rows)
         rows, dim = places * self.block, self.weight.shape[1]
         self.weight = self._longer(self.weight, (rows, dim), 0)
-        self.momentum = self._longer(self.momentum, (rows, dim), 0)
+        if self.momentum is not None:
+            self.momentum = self._longer(self.momentum, (rows, dim), 0)
         self.last_step = self._longer(self.last_step, (rows,), NEVER_VISITED)
         self.slot = self._longer(self.slot, (rows,), NOT_ACTIVE)
         self._active_rows = np.concatenate([self._active_rows, np.zeros(places, dtype=np.int64)])

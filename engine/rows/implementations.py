@@ -6,16 +6,17 @@ from kernels.compiled import Choice, choose
 from kernels.sampled_softmax import backend
 
 
-def implementations(device: torch.device, dtype: torch.dtype, dim: int, wanted: str) -> dict[str, Choice]:
+def implementations(
+    device: torch.device, dtype: torch.dtype, dim: int, wanted: str, trained: bool = True
+) -> dict[str, Choice]:
     """op -> what runs it for rows of `dim` numbers of `dtype`. wanted: "auto", "compiled" or "aten".
+
+    trained: by SGD; other rows need the softmax alone.
 
     Compiles what was never compiled here, which takes up to a minute. Raises ValueError where "compiled" cannot be had.
     """
-    return {
-        "sampled_softmax": backend(device, dtype=dtype, features=dim, wanted=wanted),
-        "row_update": choose("row_update", device, wanted),
-        "catch_up": choose("catch_up", device, wanted),
-    }
+    softmax = {"sampled_softmax": backend(device, dtype=dtype, features=dim, wanted=wanted)}
+    return softmax | ({op: choose(op, device, wanted) for op in ("row_update", "catch_up")} if trained else {})
 
 
 def names(choices: dict[str, Choice]) -> dict[str, str]:

@@ -19,7 +19,8 @@ class RowReader:
     def __init__(self, rows: ActiveRows) -> None:
         self.rows = rows
         self.step = rows.log.steps
-        self._w, self._u = rows.w_KD.cpu().numpy(), rows.u_KD.cpu().numpy()
+        self._w = rows.w_KD.cpu().numpy()
+        self._u = None if rows.u_KD is None else rows.u_KD.cpu().numpy()
         occupied = np.flatnonzero(rows.position_K != EMPTY)
         order = occupied[np.argsort(rows.position_K[occupied])]
         self._slots, self._positions = order, rows.position_K[order]
@@ -31,31 +32,36 @@ class RowReader:
     def block(self, number: int) -> Block:
         """The block as the schedule left it: an active row has last_step = the number of steps done."""
         host = self.rows.host
-        rows = empty_block(host.block, host.weight.shape[1], host.weight.dtype)
+        rows = empty_block(host.block, host.weight.shape[1], host.weight.dtype, momentum=self._u is not None)
         weight, momentum, last_step = rows.weight, rows.momentum, rows.last_step
-        assert momentum is not None
         if number in host:
             fill(rows, host.resident(number))
         elif host.store.holds(number):
             host.store.read_block(number, rows)
         else:
-            weight[:], momentum[:], last_step[:] = 0, 0, NEVER_VISITED
+            weight[:], last_step[:] = 0, NEVER_VISITED
+            if momentum is not None:
+                momentum[:] = 0
             return rows
         first, last = np.searchsorted(self._positions, [number * host.block, (number + 1) * host.block])
         slots, offsets = self._slots[first:last], self._positions[first:last] - number * host.block
-        weight[offsets], momentum[offsets], last_step[offsets] = self._w[slots], self._u[slots], self.step
+        weight[offsets], last_step[offsets] = self._w[slots], self.step
+        if momentum is not None and self._u is not None:
+            momentum[offsets] = self._u[slots]
         return rows
 
-    def caught_up(self, number: int, instances: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(w, u) of a block's rows as dense SGD has them now, [C or fewer, D]; rows never visited included.
+    def caught_up(
+        self, number: int, instances: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """(w, u) of a block's rows as they are now, [C or fewer, D]; rows never visited included. u is None where rows have none.
 
         instances   the schedule's map from positions to instances. With rows that start at a feature, one never visited is NaN.
         """
         host, start = self.rows.host, self.rows.start
         positions = np.arange(number * host.block, min((number + 1) * host.block, host.size))
         rows = self.block(number)
-        assert rows.momentum is not None
-        w, u, last_step = (part[: len(positions)] for part in (rows.weight, rows.momentum, rows.last_step))
+        w, last_step = rows.weight[: len(positions)], rows.last_step[: len(positions)]
+        u = None if rows.momentum is None else rows.momentum[: len(positions)]
         never = last_step == NEVER_VISITED
         if start.feature:
             w[never] = np.nan

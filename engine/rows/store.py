@@ -24,7 +24,7 @@ class Block:
     """C rows.
 
     weight      float32 (or float64) [C, D]
-    momentum    the same; None where every visited row is folded (engine/rows/folding.py) and needs none
+    momentum    the same; None where rows have none, or where every visited row is folded (engine/rows/folding.py) and needs none
     last_step   int64 [C], transitions included so far; -1 = never visited; -2 - s = folded, transitions included before: s
     """
 
@@ -64,7 +64,7 @@ class Store(Protocol):
         """Whether the block was ever written."""
 
     def read_block(self, block: int, out: Block) -> None:
-        """Fill `out` with a block that is held; where that has no momentum, with zeros.
+        """Fill `out` with a block that is held; its momentum, where `out` has room for one and the block has none, with zeros.
 
         Raises Damaged where the bytes are not those that were written.
         """
@@ -94,7 +94,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Blocks in a dict. For runs whose visited rows fit the host: (8D + 8) bytes a row."""
+    """Blocks in a dict. For runs whose visited rows fit the host: (8D + 8) bytes a row, (4D + 8) without momentum."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, Block] = {}
@@ -148,11 +148,13 @@ class MemoryStore:
 
 def fill(out: Block, rows: Block) -> None:
     """Copy `rows` into `out`."""
-    assert out.momentum is not None
+    assert out.momentum is not None or rows.momentum is None
     out.weight[:], out.last_step[:] = rows.weight, rows.last_step
-    out.momentum[:] = 0 if rows.momentum is None else rows.momentum
+    if out.momentum is not None:
+        out.momentum[:] = 0 if rows.momentum is None else rows.momentum
 
 
-def empty_block(rows: int, dim: int, dtype: np.dtype | type) -> Block:
-    """Room for a block."""
-    return Block(np.empty((rows, dim), dtype), np.empty((rows, dim), dtype), np.empty(rows, np.int64))
+def empty_block(rows: int, dim: int, dtype: np.dtype | type, momentum: bool = True) -> Block:
+    """Room for a block. momentum: whether its rows have one."""
+    u_CD = np.empty((rows, dim), dtype) if momentum else None
+    return Block(np.empty((rows, dim), dtype), u_CD, np.empty(rows, np.int64))

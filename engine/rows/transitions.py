@@ -115,6 +115,11 @@ class TransitionLog:
             kept[start:stop] = multiply(halves[1::2], halves[::2])
 
 
+def still_log() -> TransitionLog:
+    """The log of rows that nothing moves while they are not visited: it keeps learning rates, and its products are the identity on w."""
+    return TransitionLog(momentum=0.0, weight_decay=0.0, nesterov=False)
+
+
 def _with_room(array: np.ndarray, count: int) -> np.ndarray:
     """The array, or a longer one that begins with it: of 2^n times its length, so that to append costs little on the whole.
 

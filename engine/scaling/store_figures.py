@@ -2,12 +2,12 @@
 
     rows read or written      blocks x C
     microseconds a row        seconds inside of the reading or writing calls / rows
-    GiB a second              rows x (8D + 8) bytes / the same seconds
+    GiB a second              rows x (8D + 8) bytes, or (4D + 8) for a bank of vectors / the same seconds
     rows on the disk (E)      blocks x C, each block once, whichever versions of it checkpoints keep
 
 Seconds are added up over threads and ranks. So these are the figures of one thread, and two that read at once move twice the bytes.
 A block that still waits to be written is read from memory, and counts as read. Bytes of a row are known where all rows are
-float32 with their momentum: where they are rounded (`store.dtype`) or folded (`store.fold`), GiB a second is left out.
+float32 and whole: where they are rounded (`store.dtype`) or folded (`store.fold`), GiB a second is left out.
 """
 
 import json
@@ -34,6 +34,9 @@ def store_figures(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     block, dim = config["schedule"]["block"], config["method"]["dim"]
     found: dict[str, float] = {"dim": dim, "rows_on_disk": line["blocks_stored"] * block}
     are_whole = config["store"]["dtype"] == "float32" and not config["store"]["fold"]
+    row = row_bytes(
+        dim, has_momentum="bank_momentum" not in config["method"]
+    )  # which only a bank has, see configs/methods.py
     for word, blocks, seconds in (
         ("read", line["blocks_read"], line["block_read_seconds"]),
         ("write", line["blocks_written"], line["block_write_seconds"]),
@@ -41,5 +44,5 @@ def store_figures(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
         if blocks and seconds:
             found[f"{word}_row_microseconds"] = 1e6 * seconds / (blocks * block)
             if are_whole:
-                found[f"{word}_gib_per_second"] = blocks * block * row_bytes(dim) / seconds / 2**30
+                found[f"{word}_gib_per_second"] = blocks * block * row / seconds / 2**30
     return found

@@ -9,6 +9,7 @@ import torch
 
 from datasets.batch import Batch
 from datasets.schedule import Schedule
+from engine.methods.instdisc import InstDisc
 from engine.methods.lane_softmax import LaneSoftmax
 from engine.methods.pic import Pic
 from engine.methods.row_gradients import row_gradient
@@ -23,7 +24,7 @@ from engine.rows.initial_rows import initial_rows
 from engine.rows.row_table import RowTable
 from engine.rows.snapshots import RowReader
 from engine.rows.store import MemoryStore
-from engine.rows.transitions import TransitionLog
+from engine.rows.transitions import TransitionLog, still_log
 from engine.training.learning_rate import learning_rate
 from engine.training.step import Dealing, train_step
 from tests.datasets.schedule_inverse import positions_of
@@ -140,6 +141,11 @@ class Case:
     readers: int = 0
     read_ahead: int = 1
     kernels: str = "auto"
+    bank_momentum: float | None = None  # of InstDisc; None: the method is PIC
+
+    @property
+    def start_norm(self):
+        return 0.3 if self.bank_momentum is None else 1.0
 
     @property
     def schedule(self):
@@ -175,7 +181,8 @@ def make_engine(
     full = case.active >= case.size
     everything_active = full and not case.feature_init
     places = (case.window + 2 * case.stride) // case.block
-    log = log_class(case.momentum, case.weight_decay, case.nesterov)
+    trained = case.bank_momentum is None
+    log = log_class(case.momentum, case.weight_decay, case.nesterov) if trained else still_log()
     host = HostTier(
         MemoryStore() if store is None else store,
         block=case.block,
@@ -183,6 +190,7 @@ def make_engine(
         dim=case.dim,
         dtype=case.dtype,
         places=places,
+        has_momentum=trained,
         readers=case.readers,
         folding=Folding(log) if case.fold else None,
         rewrite=case.bfloat16,
@@ -192,7 +200,7 @@ def make_engine(
         log,
         lanes=lanes,
         capacities=capacities(case, lanes),
-        start=Start(case.seed, 0.3, case.feature_init),
+        start=Start(case.seed, case.start_norm, case.feature_init),
         full=everything_active,
         norm_floor=case.norm_floor,
         device=torch.device("cpu"),
@@ -202,6 +210,7 @@ def make_engine(
                 {np.float64: torch.float64, np.float32: torch.float32}[case.dtype],
                 case.dim,
                 case.kernels,
+                trained,
             )
         ),
         row_storage=row_storage,
@@ -246,8 +255,11 @@ def lane_softmax(case, rows, ranks=ALONE):
 
 
 def method_of(case, rows, ranks=ALONE, softmax=None):
-    """PIC with these rows."""
+    """The method of the case with these rows; softmax: of PIC."""
     table = RowTable(rows, partitioned=None, lr_scale=1.0, clip=0.0, read_ahead=case.read_ahead)
+    if case.bank_momentum is not None:
+        settings = {"temperature": case.temperature, "bank_momentum": case.bank_momentum}
+        return InstDisc(table, ranks, case.schedule, **settings)
     softmax = softmax or lane_softmax(case, rows, ranks)
     return Pic(table, softmax, ranks, case.schedule, rows_grad_V=list(case.rows_grad) or [True] * case.views)
 
@@ -303,7 +315,8 @@ def rows_of_engine(case, rows):
     for block in rows.lanes.chosen(range(-(-case.size // case.block))).tolist():
         positions = np.arange(block * case.block, min((block + 1) * case.block, case.size))
         ids = schedule.instances(positions)
-        w[ids], u[ids] = reader.caught_up(block, schedule.instances)
+        w[ids], block_u = reader.caught_up(block, schedule.instances)
+        u[ids] = 0 if block_u is None else block_u
     return w, u
 
 

@@ -47,7 +47,7 @@ def make_rows(case, ranks, sharding, **options):
     """(rows, softmax) in one of the two ways to share rows out."""
     if sharding == "lanes":
         rows = make_engine(case, ranks=ranks, **options)
-        return rows, lane_softmax(case, rows, ranks)
+        return rows, lane_softmax(case, rows, ranks) if case.bank_momentum is None else None
     from engine.methods.zero3_softmax import Zero3Softmax
 
     held = held_rows(case, ranks)

@@ -54,6 +54,14 @@ def test_a_worked_example():
     }
 
 
+def test_rows_of_a_bank_have_no_momentum_to_be_read_or_written():
+    bank = config()
+    bank["method"]["bank_momentum"] = 0.5
+    whole, half = (store_figures(work(1000, 1.0, 2000, 8.0), one) for one in (config(), bank))
+    for name in ("read_gib_per_second", "write_gib_per_second"):
+        assert half[name] / whole[name] == pytest.approx(520 / 1032)
+
+
 seconds = st.floats(1e-6, 1e5)
 
 
