@@ -51,7 +51,15 @@ def network_of(config: schema.Config) -> "Network":
         raise ValueError(
             f'backbone.name is "given": there is no network, which job={config.job} needs; set it to a network'
         )
-    return make_network(backbone.name, backbone.layers, backbone.grid, backbone.hidden, config.method.dim, config.seed)
+    return make_network(
+        backbone.name,
+        backbone.layers,
+        backbone.grid,
+        backbone.hidden,
+        config.method.dim,
+        config.seed,
+        head=backbone.head,
+    )
 
 
 def make_trunk(
