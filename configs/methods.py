@@ -116,9 +116,10 @@ class MoCo(MethodSettings):
         _two_views(self.kind, config)
         batch, window = config.schedule.batch, config.schedule.window
         if self.queue % batch:
+            near = " or ".join(str(parts * batch) for parts in (self.queue // batch, self.queue // batch + 1) if parts)
             raise ValueError(
                 f"method.queue is {self.queue}, which schedule.batch {batch} does not divide; a step's keys would not lie together. "
-                f"Set method.queue to {self.queue // batch * batch or batch} or {(self.queue // batch + 1) * batch}"
+                f"Set method.queue to {near}"
             )
         if window and self.queue > window:
             raise ValueError(
