@@ -165,7 +165,7 @@ class SimClr(MethodSettings):
             )
 
     def planned_bytes(self, batch: int, places: int, trunk_weights: int) -> dict[str, dict[str, int]]:
-        logits = 4 * 2 * places * 2 * batch
+        logits = 8 * 2 * places * 2 * batch
         # The logits, their shares and one temporary; the features of all ranks, and what becomes of them.
         return {"device": {f"method {self.kind}": 3 * logits + 3 * 4 * 2 * batch * self.dim}}
 

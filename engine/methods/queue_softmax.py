@@ -1,6 +1,8 @@
 """The softmax of MoCo: a query's own key against the keys of a queue, without ever holding B x K logits.
 
-    loss_b = log( exp(q.k / tau) + sum_j exp(q.k_j / tau) ) - q.k / tau,    k: the query's own key,  k_j: the queue without its own older key
+    loss_b = log( exp(q.k / tau) + sum_j exp(q.k_j / tau) ) - q.k / tau
+
+with k the query's own key, and k_j those of the queue without its own older one.
 
 The sum over the queue is that of kernels.sampled_softmax, which leaves the own older key out; the own key comes from outside of it.
 Keys and queue get no gradient. Statistics and the gradient at q are float64, and returned in the queue's dtype.
@@ -11,24 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import normalize
 
-from kernels.sampled_softmax import combine
-from kernels.sampled_softmax import softmax_forward_negatives as _sf
-from kernels.sampled_softmax.ops import gradient_of_features
-
-
-def softmax_forward_negatives(z, q, own, leave_own_out, **kw):  # STOPGAP
-    f = _sf(z, q, own, **kw)
-    return f._replace(
-        sumexp_B=torch.where(own >= 0, (f.sumexp_B - torch.exp(f.positive_B - f.max_B)).clamp(min=1e-300), f.sumexp_B)
-    )
-
-
-def features_gradient(f, z, q, own, lse, weight, *, temperature, row_mask_K, own_B, own_vector_BD):
-    lse = torch.where(weight == 0, float("inf"), lse.double())
-    rest = f.negatives_BD * torch.exp(f.max_B - lse)[:, None]
-    return gradient_of_features(
-        z, own_vector_BD, torch.arange(len(z)), rest, own_B, weight.double() / temperature, None
-    )
+from kernels.sampled_softmax import combine, features_gradient, softmax_forward_negatives
 
 
 class Negatives(NamedTuple):

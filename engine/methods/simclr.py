@@ -39,7 +39,7 @@ class Samples(NamedTuple):
     """The samples of all ranks, both views, and which are this rank's. X: all, the two views one after the other. M: this rank's.
 
     z_XD      features of unit length
-    weight_X  what each loss weighs, in z's dtype; 0: an empty place
+    weight_X  float64, what each loss weighs; 0: an empty place
     mine_M    int64, where this rank's samples are among them
     """
 
@@ -56,9 +56,11 @@ class Contrast:
         z_XD, mine_M = samples.z_XD, samples.mine_M
         partner_X = torch.arange(len(z_XD), device=z_XD.device).roll(len(z_XD) // 2)
         self.partner_M = partner_X[mine_M]
-        logits_MX = z_XD[mine_M] @ z_XD.T / temperature
-        self.positive_M = logits_MX.gather(1, self.partner_M[:, None])[:, 0].double()
-        logits_MX.masked_fill_(samples.weight_X == 0, -math.inf)
+        # float64 from here on: a share of e^-20 is to keep its digits beside a log-sum-exp of 10.
+        logits_MX = (z_XD[mine_M] @ z_XD.T).double() / temperature
+        self.positive_M = logits_MX.gather(1, self.partner_M[:, None])[:, 0]
+        is_empty_X = samples.weight_X == 0
+        logits_MX.masked_fill_(is_empty_X | is_empty_X[mine_M, None], -math.inf)
         logits_MX.scatter_(1, mine_M[:, None], -math.inf)
         self.logits_MX = logits_MX
         self.finds_M = logits_MX.argmax(1) == self.partner_M
@@ -67,31 +69,31 @@ class Contrast:
 
     def lse(self) -> torch.Tensor:
         """The log-sum-exp of each of this rank's samples, float64 [M]; -inf where nothing is left to be told from."""
-        return torch.logsumexp(self.logits_MX, 1).double()
+        return torch.logsumexp(self.logits_MX, 1)
 
     def loss_and_gradient(self, lse_X: torch.Tensor) -> tuple[float, torch.Tensor]:
         """(weighted loss of this rank's samples, the gradient of all ranks' loss at them [M, D]). lse_X: of all samples."""
         z_XD, weight_X, mine_M = self.samples
         lse_M, partner_M = lse_X[mine_M], self.partner_M
         # A sample with nothing to be told from has no loss: DCL of a single image.
-        weight_X = torch.where(lse_X == -math.inf, 0.0, weight_X.double())
+        weight_X = torch.where(lse_X == -math.inf, 0.0, weight_X)
         weight_M = weight_X[mine_M]
         has_M = weight_M > 0
         loss_M = torch.where(has_M, (lse_M - self.positive_M) * weight_M, 0.0)
 
         def share(logits: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
-            return torch.exp(logits - lse.masked_fill(lse == -math.inf, math.inf).to(logits))
+            return torch.exp(logits - lse.masked_fill(lse == -math.inf, math.inf))
 
-        # exp(-inf) is 0, so what takes no part has no share; an empty place's own sums weigh 0.
-        toward_MX = share(self.logits_MX, lse_M[:, None]) * weight_M[:, None].to(z_XD)
-        toward_MX += share(self.logits_MX, lse_X[None, :]) * weight_X.to(z_XD)
+        # What takes no part has a logit of -inf, and so no share.
+        toward_MX = share(self.logits_MX, lse_M[:, None]) * weight_M[:, None]
+        toward_MX += share(self.logits_MX, lse_X[None, :]) * weight_X
         pair_M = torch.zeros_like(weight_M)
         for weight, lse in ((weight_M, lse_M), (weight_X[partner_M], lse_X[partner_M])):
             # p - 1 without cancellation, where the positive is among the sum.
             own = -torch.ones_like(lse) if self.dcl else torch.expm1(self.positive_M - lse)
             pair_M += torch.where(weight > 0, weight * own, 0.0)
-        toward_MX.scatter_(1, partner_M[:, None], pair_M[:, None].to(z_XD))
-        return float(loss_M.sum()), toward_MX @ z_XD / self.temperature
+        toward_MX.scatter_(1, partner_M[:, None], pair_M[:, None])
+        return float(loss_M.sum()), toward_MX.to(z_XD.dtype) @ z_XD / self.temperature
 
 
 class SimClr(Method):

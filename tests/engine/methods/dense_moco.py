@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 class DenseMoco:
     def __init__(self, make_network, keys_KD, *, temperature, momentum):
         self.q, self.k = make_network(), make_network().requires_grad_(False)
-        self.keys_KD, self.ids, self.pointer = keys_KD.double().clone(), [-1] * len(keys_KD), 0
+        self.keys_KD, self.ids, self.pointer = normalize(keys_KD.double()), [-1] * len(keys_KD), 0
         self.temperature, self.momentum, self.masked = temperature, momentum, 0
 
     def step(self, views, ids, query_groups, key_groups, lr):

@@ -71,7 +71,7 @@ def test_loss_and_gradient_are_as_exact_as_the_slow_line(dcl, near):
     z_XD = features(64, near=near)
 
     def slow(dtype):
-        leaf = z_XD.to(dtype).requires_grad_()
+        leaf = z_XD.to(dtype, copy=True).requires_grad_()
         loss = slow_loss(leaf, dcl, 0.1)
         return float(loss.detach()), torch.autograd.grad(loss, leaf)[0].double()
 
@@ -91,7 +91,7 @@ def test_loss_and_gradient_are_as_exact_as_the_slow_line(dcl, near):
 def test_empty_places_weigh_nothing_and_are_nobodys_negative(dcl):
     z_XD = features(12)
     filled_X = torch.tensor([True, True, False, True, True, False] * 2)
-    loss, dz_XD = contrast_of(z_XD, filled_X / 8, dcl)
+    loss, dz_XD = contrast_of(z_XD, filled_X.double() / 8, dcl)
     left, dleft_XD = contrast_of(z_XD[filled_X], torch.full((8,), 1 / 8, dtype=torch.float64), dcl)
     assert loss == pytest.approx(left, rel=1e-12)
     torch.testing.assert_close(dz_XD[filled_X], dleft_XD, rtol=1e-12, atol=1e-15)
