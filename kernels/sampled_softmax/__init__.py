@@ -2,11 +2,13 @@
 
     loss_b = logsumexp_k(logit_bk) - logit_b,target(b),    logit_bk = cos(feature_b, row_k) / temperature
 
-The sum runs over the rows that `row_mask_K` lets take part. Features and rows come as they are: both normalisations and
-their gradients belong to the op, because rows become short over a long training (and squares of short rows underflow).
+The sum runs over the rows that `row_mask_K` lets take part; with `leave_own_out` over these without the sample's own. Features
+and rows come as they are: both normalisations and their gradients belong to the op, because rows become short over a long
+training (and squares of short rows underflow).
 
 `sampled_softmax` is the whole, for one process. Its parts are for ranks that hold a part of the rows each, and for training, which
-wants the features' gradient first and the rows' last and pays for each product once (two forward, two for the rows):
+wants the features' gradient first and the rows' last and pays for each product once (two forward, two for the rows). A loss of
+another form may give them the coefficient of the own term:
 
     softmax_forward            (max, sumexp, positive) over the rows held here; ranks combine the first two and sum the third
     softmax_forward_negatives  the same, and what the features' gradient needs of the rows
@@ -19,7 +21,6 @@ Left out: gradients of temperature and of gradients; targets that are probabilit
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from kernels.compiled import Choice, choose
 from kernels.sampled_softmax import ops
+from kernels.sampled_softmax.arguments import check, check_own, expect, in_rows_dtype
 from kernels.sampled_softmax.ops import combine
 
 __all__ = [
@@ -70,6 +72,7 @@ def sampled_softmax(
     temperature: float,
     row_mask_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
+    leave_own_out: bool = False,
     backend: str | None = None,
     products: str = "float32",
 ) -> Tensor:
@@ -85,6 +88,9 @@ def sampled_softmax(
     row_mask_K        bool, True = the row takes part; what a row that does not holds is never looked at.
                       The loss of a sample whose own row is left out is inf (NaN where every row is)
     rows_need_grad_B  bool, False = this sample's loss sends no gradient into rows; its own feature's is unaffected
+    leave_own_out     True: the log-sum-exp is over all rows but the sample's own, the loss that of decoupled contrastive
+                      learning (arXiv 2110.06848, equation 6 with weight 1). It may be negative, and is -inf where
+                      no other row takes part (K = 1); gradients are finite there too
     backend           "aten", "cpu" or "cuda"; None: what the function `backend` chooses
     products          what the numbers of the matrix products are rounded to; sums are float32. Only "cuda" knows others
                       than "float32" (the rows' own dtype): "tf32", "bfloat16", "float16"
@@ -95,8 +101,8 @@ def sampled_softmax(
     looking at them would stall the stream: there such a sample's loss is NaN.
     """
     # Converted out here, so that autograd takes the gradient back to the caller's dtype.
-    features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(
+    features_BD = in_rows_dtype(features_BD, rows_KD)
+    check(
         features_BD,
         rows_KD,
         targets_B,
@@ -107,7 +113,7 @@ def sampled_softmax(
     chosen = _named(backend, rows_KD, products)
     loss_B: Tensor
     loss_B, *_ = ops.sampled_softmax(
-        features_BD, rows_KD, targets_B, temperature, row_mask_K, rows_need_grad_B, chosen, products
+        features_BD, rows_KD, targets_B, temperature, row_mask_K, rows_need_grad_B, leave_own_out, chosen, products
     )
     return loss_B
 
@@ -120,6 +126,8 @@ class Forward(NamedTuple):
     positive_B    the logit of the sample's own row; 0 where the target is -1: it lives elsewhere or nowhere
     negatives_BD  sum over rows, without the sample's own, of exp(logit - max_B) row / |row|
     shortest      the length of the shortest row that takes part and is not all zeros; inf where there is none
+
+    With `leave_own_out` the first two are over all rows but the sample's own: -inf and 0 where no other takes part.
     """
 
     max_B: Tensor
@@ -137,15 +145,17 @@ def softmax_forward(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
+    leave_own_out: bool = False,
     backend: str | None = None,
     products: str = "float32",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward half over the rows held here: (max_B, sumexp_B, positive_B) of `Forward`.
 
-    Arguments and errors as for `sampled_softmax`. Takes no part in autograd.
+    leave_own_out: max_B and sumexp_B do not count the row targets_B[b]; where that is -1 all rows count. The other
+    arguments and errors as for `sampled_softmax`. Takes no part in autograd.
     """
-    features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K)
+    features_BD = in_rows_dtype(features_BD, rows_KD)
+    check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K)
     max_B, sumexp_B, positive_B, *_ = ops.softmax_forward(
         features_BD,
         rows_KD,
@@ -153,6 +163,7 @@ def softmax_forward(
         temperature,
         row_mask_K,
         False,
+        leave_own_out,
         _named(backend, rows_KD, products),
         products,
     )
@@ -167,18 +178,21 @@ def softmax_forward_negatives(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
+    leave_own_out: bool = False,
     backend: str | None = None,
     products: str = "float32",
 ) -> Forward:
     """The forward half with all that `features_gradient` needs: a second product, and B x D numbers, which ranks sum.
 
-    Arguments and errors as for `sampled_softmax`. Takes no part in autograd.
+    leave_own_out as for `softmax_forward`. Other arguments and errors as for `sampled_softmax`. Takes no part in autograd.
     """
-    features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K)
+    features_BD = in_rows_dtype(features_BD, rows_KD)
+    check(features_BD, rows_KD, targets_B, temperature, row_mask_K=row_mask_K)
     chosen = _named(backend, rows_KD, products)
     return Forward(
-        *ops.softmax_forward(features_BD, rows_KD, targets_B, temperature, row_mask_K, True, chosen, products)
+        *ops.softmax_forward(
+            features_BD, rows_KD, targets_B, temperature, row_mask_K, True, leave_own_out, chosen, products
+        )
     )
 
 
@@ -193,6 +207,8 @@ def features_gradient(
     *,
     temperature: float,
     row_mask_K: Tensor | None = None,
+    own_B: Tensor | None = None,
+    own_vector_BD: Tensor | None = None,
 ) -> Tensor:
     """d(sum_b weight_b (lse_b - positive_b)) / d(features), as far as the rows held here make it; [B, D] in the rows' dtype.
 
@@ -200,17 +216,29 @@ def features_gradient(
               to float32 adds an error to 1 - p that is many times the gradient of a well-classified sample
     weight_B  floating, d(objective)/d(loss_b); 0 for an empty place, whose lse_b may then be anything. With float32 rows those
               under 1e-22 lose digits in the gradient of rows: scale them up, and the gradient down
+    own_B     floating (float64 keeps its digits), the coefficient of the own term, in the place of p_own - 1. -1 where the sum
+              of `lse_B` is without the own row; lse_B = -inf then means that it is over no row, and gives the others p = 0
+    own_vector_BD  floating, the sample's own vector in the place of the row targets_B[b], for instance a key that is not
+              among the rows; any length. It counts for every sample that weighs something, whatever its target, which
+              then says only what `negatives_BD` is without. Of ranks that sum their gradients one is to give it
 
     With p the softmax and f the feature: (1/temperature) weight (sum_{k != own} p_k u_k - (1 - p_own) u_own), projected
-    onto the plane that f is normal to and divided by |f|. Computed in float64.
+    onto the plane that f is normal to and divided by |f|. Computed in float64. ValueError where the last two do not fit.
     """
-    features_BD = _in_rows_dtype(features_BD, rows_KD)
-    lse_B = torch.where(weight_B == 0, math.inf, lse_B.double())
+    features_BD = in_rows_dtype(features_BD, rows_KD)
+    check_own(features_BD, rows_KD, own_B, own_vector_BD)
+    is_empty_B = weight_B == 0
+    lse_B = torch.where(is_empty_B, math.inf, lse_B.double())
+    if own_B is None:
+        own_B = torch.expm1(forward.positive_B - lse_B)
+    else:
+        own_B = own_B.double().masked_fill(is_empty_B, 0.0)
+        lse_B = torch.where(lse_B == -math.inf, math.inf, lse_B)
     rest_BD = forward.negatives_BD * torch.exp(forward.max_B - lse_B)[:, None]
-    own_B = torch.expm1(forward.positive_B - lse_B)
-    return ops.gradient_of_features(
-        features_BD, rows_KD, targets_B, rest_BD, own_B, weight_B.double() / temperature, row_mask_K
-    )
+    scale_B = weight_B.double() / temperature
+    if own_vector_BD is not None:
+        return ops.gradient_towards(features_BD, own_vector_BD, rest_BD, own_B, scale_B)
+    return ops.gradient_of_features(features_BD, rows_KD, targets_B, rest_BD, own_B, scale_B, row_mask_K)
 
 
 @torch.no_grad()
@@ -224,15 +252,17 @@ def softmax_rows_gradient(
     temperature: float,
     row_mask_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
+    own_B: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
 ) -> Tensor:
     """d(sum_b weight_b (lse_b - positive_b)) / d(rows), complete for the rows held here; [K, D] in the rows' dtype.
 
-    lse_B and weight_B as for `features_gradient`, the others as for `sampled_softmax`. Takes no part in autograd.
+    lse_B, weight_B and own_B as for `features_gradient`, the others as for `sampled_softmax`. own_B = 0: the own row gets nothing
+    from its sample. In float32 |own_B| up to 1e19, with products in float16 up to 2. Takes no part in autograd.
     """
-    features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(
+    features_BD = in_rows_dtype(features_BD, rows_KD)
+    check(
         features_BD,
         rows_KD,
         targets_B,
@@ -241,6 +271,7 @@ def softmax_rows_gradient(
         weight_B=weight_B,
         row_mask_K=row_mask_K,
         rows_need_grad_B=rows_need_grad_B,
+        own_B=own_B,
     )
     chosen = _named(backend, rows_KD, products)
     drows_KD: Tensor = ops.softmax_rows_gradient(
@@ -252,6 +283,7 @@ def softmax_rows_gradient(
         temperature,
         row_mask_K,
         rows_need_grad_B,
+        own_B,
         chosen,
         products,
     )
@@ -274,6 +306,7 @@ def softmax_rows_update_(
     nesterov: bool,
     row_mask_K: Tensor | None = None,
     rows_need_grad_B: Tensor | None = None,
+    own_B: Tensor | None = None,
     backend: str | None = None,
     products: str = "float32",
 ) -> None:
@@ -284,8 +317,8 @@ def softmax_rows_update_(
     gradient and at `Forward.shortest` (the gradient of row k is at most sum_b |weight_b| / (temperature |row_k|)).
     The other arguments and errors as for `softmax_rows_gradient`.
     """
-    features_BD = _in_rows_dtype(features_BD, rows_KD)
-    _check(
+    features_BD = in_rows_dtype(features_BD, rows_KD)
+    check(
         features_BD,
         rows_KD,
         targets_B,
@@ -294,8 +327,9 @@ def softmax_rows_update_(
         weight_B=weight_B,
         row_mask_K=row_mask_K,
         rows_need_grad_B=rows_need_grad_B,
+        own_B=own_B,
     )
-    _expect("momentum_KD", momentum_KD, rows_KD.shape, rows_KD.device, (rows_KD.dtype,))
+    expect("momentum_KD", momentum_KD, rows_KD.shape, rows_KD.device, (rows_KD.dtype,))
     if momentum_KD.numel() and momentum_KD.data_ptr() == rows_KD.data_ptr():
         raise ValueError("momentum_KD and rows_KD are the same memory: give the momentum its own")
     for name, tensor in (("rows_KD", rows_KD), ("momentum_KD", momentum_KD)):
@@ -311,6 +345,7 @@ def softmax_rows_update_(
         temperature,
         row_mask_K,
         rows_need_grad_B,
+        own_B,
         eta,
         momentum,
         weight_decay,
@@ -330,64 +365,3 @@ def _named(name: str | None, rows_KD: Tensor, products: str) -> str:
             f"products is {products!r}; {chosen} knows {'/'.join(PRODUCTS) if chosen == 'cuda' else 'float32'}"
         )
     return chosen
-
-
-_FLOATS = (torch.float32, torch.float64)
-_HALVES = (torch.bfloat16, torch.float16)
-
-
-def _in_rows_dtype(features_BD: Tensor, rows_KD: Tensor) -> Tensor:
-    return features_BD.to(rows_KD.dtype) if features_BD.dtype in _HALVES else features_BD
-
-
-def _expect(
-    name: str, tensor: Tensor, shape: Sequence[int], device: torch.device, dtypes: Sequence[torch.dtype]
-) -> None:
-    if tensor.shape != torch.Size(shape):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-    if tensor.dtype not in dtypes:
-        expected = " or ".join(str(dtype) for dtype in dtypes)
-        raise ValueError(f"{name} is {tensor.dtype}, expected {expected}: convert it")
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}, rows_KD on {device}: move it there")
-
-
-def _check(
-    features_BD: Tensor,
-    rows_KD: Tensor,
-    targets_B: Tensor,
-    temperature: float,
-    *,
-    row_mask_K: Tensor | None,
-    lse_B: Tensor | None = None,
-    weight_B: Tensor | None = None,
-    rows_need_grad_B: Tensor | None = None,
-) -> None:
-    """ValueError if the arguments do not fit together."""
-    if rows_KD.ndim != 2 or rows_KD.shape[1] == 0:
-        raise ValueError(f"rows_KD has shape {tuple(rows_KD.shape)}, expected [rows, features] with features >= 1")
-    if features_BD.ndim != 2 or features_BD.shape[1] != rows_KD.shape[1]:
-        raise ValueError(
-            f"features_BD has shape {tuple(features_BD.shape)}, expected [samples, {rows_KD.shape[1]}] to fit rows_KD "
-            f"{tuple(rows_KD.shape)}"
-        )
-    samples, rows, device = features_BD.shape[0], rows_KD.shape[0], rows_KD.device
-    _expect("rows_KD", rows_KD, rows_KD.shape, device, _FLOATS)
-    _expect("features_BD", features_BD, features_BD.shape, device, (rows_KD.dtype,))
-    _expect("targets_B", targets_B, (samples,), device, (torch.int64,))
-    for name, tensor, shape, dtypes in (
-        ("row_mask_K", row_mask_K, (rows,), (torch.bool,)),
-        ("lse_B", lse_B, (samples,), _FLOATS),
-        ("weight_B", weight_B, (samples,), _FLOATS),
-        ("rows_need_grad_B", rows_need_grad_B, (samples,), (torch.bool,)),
-    ):
-        if tensor is not None:
-            _expect(name, tensor, shape, device, dtypes)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}: it divides the logits, give a finite number above 0")
-    if device.type == "cpu" and samples > 0:
-        low, high = int(targets_B.min()), int(targets_B.max())
-        if low < -1 or high >= rows:
-            raise ValueError(
-                f"targets_B reaches from {low} to {high}, expected -1 (none) or a row from 0 to {rows - 1}"
-            )

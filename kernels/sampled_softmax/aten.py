@@ -9,7 +9,8 @@ The gradient of rows computes the same tile again (to the bit: same call, same s
 
     p_BT = weight_B (2^(l - lse) - [k is the target]) / temperature,    du_TD = p^T f_BD,    dw = (du - u (u . du)) / |w|
 
-which makes four matrix products where a softmax that keeps its logits has three. The last step is the Jacobian of w -> w/|w|.
+where own_B stands for what 2^(l - lse) - 1 is at the target, if it is given. That
+makes four matrix products where a softmax that keeps its logits has three. The last step is the Jacobian of w -> w/|w|.
 
 Powers of two are no matter of taste: on x86 torch's exp is MKL's, which takes 10 to 35 times as long where the result
 underflows, as many do at temperature 0.01; exp2 takes a third of exp's usual time, everywhere.
@@ -49,6 +50,7 @@ def forward(
     temperature: float,
     row_mask_K: Tensor | None,
     with_negatives: bool,
+    leave_own_out: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(max_B, sumexp_B, positive_B, negatives_BD, shortest); see `softmax_forward_negatives`. Arguments are checked.
 
@@ -64,11 +66,13 @@ def forward(
         logits_BT = tiles.logits(start)
         inside_B, column_B1 = _own_column(targets_B, start, logits_BT.shape[1])
         positive_B = torch.where(inside_B, logits_BT.gather(1, column_B1)[:, 0].double(), positive_B)
+        # Beside a well-classified sample's own term, about 1, a sum in the rows' dtype would round the others away.
+        others_B1 = logits_BT.gather(1, column_B1).masked_fill_(inside_B[:, None], -math.inf)
+        if leave_own_out:  # before the maximum: against an own logit far above all others their sum would underflow
+            logits_BT.scatter_(1, column_B1, others_B1)
         new_max_B = torch.maximum(max_B, logits_BT.amax(1))
         # While every row so far is masked the maximum is -inf, and -inf - -inf would be NaN.
         shift_B = new_max_B.masked_fill(new_max_B == -math.inf, 0.0)
-        # Beside a well-classified sample's own term, about 1, a sum in the rows' dtype would round the others away.
-        others_B1 = logits_BT.gather(1, column_B1).masked_fill_(inside_B[:, None], -math.inf)
         logits_BT.scatter_(1, column_B1, others_B1).sub_(shift_B[:, None]).exp2_()
         rescale_B = torch.exp2(max_B - shift_B)
         sumexp_B = sumexp_B * rescale_B + logits_BT.sum(1)
@@ -76,8 +80,9 @@ def forward(
             negatives_BD.mul_(rescale_B[:, None]).addmm_(logits_BT, tiles.unit_TD)
         max_B = new_max_B
         shortest = torch.minimum(shortest, tiles.length_T1.min().double())
-    has_own_B = (targets_B >= 0) & (targets_B < len(rows_KD)) & (positive_B != -math.inf)
-    sumexp_B += torch.where(has_own_B, torch.exp2(positive_B - max_B.double()), 0.0)
+    if not leave_own_out:
+        has_own_B = (targets_B >= 0) & (targets_B < len(rows_KD)) & (positive_B != -math.inf)
+        sumexp_B += torch.where(has_own_B, torch.exp2(positive_B - max_B.double()), 0.0)
     return max_B.double() * _LN_2, sumexp_B, positive_B * _LN_2, negatives_BD, shortest
 
 
@@ -90,11 +95,12 @@ def rows_gradient(
     temperature: float,
     row_mask_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
+    own_B: Tensor | None,
 ) -> Tensor:
     """drows_KD in the rows' dtype; see `softmax_rows_gradient`. Arguments are checked by the caller."""
     drows_KD = torch.empty_like(rows_KD, memory_format=torch.contiguous_format)
     tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K)
-    for start, drows_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B):
+    for start, drows_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B, own_B):
         drows_KD[start : start + len(drows_TD)] = drows_TD
     return drows_KD
 
@@ -109,6 +115,7 @@ def rows_update_(
     temperature: float,
     row_mask_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
+    own_B: Tensor | None,
     eta: float,
     momentum: float,
     weight_decay: float,
@@ -116,7 +123,7 @@ def rows_update_(
 ) -> None:
     """One step of SGD, in place; see `softmax_rows_update_`. Arguments are checked by the caller."""
     tiles = _Tiles(features_BD, rows_KD, temperature, row_mask_K)
-    for start, gradient_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B):
+    for start, gradient_TD in _gradients(tiles, targets_B, lse_B, weight_B, temperature, rows_need_grad_B, own_B):
         w_TD = rows_KD[start : start + len(gradient_TD)]
         u_TD = momentum_KD[start : start + len(gradient_TD)]
         gradient_TD.add_(w_TD, alpha=weight_decay)
@@ -131,14 +138,18 @@ def _gradients(
     weight_B: Tensor,
     temperature: float,
     rows_need_grad_B: Tensor | None,
+    own_B: Tensor | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """(first row, the gradient of the rows of a tile [T, D], which the caller may overwrite), tile by tile."""
     unit_BD = tiles.unit_features_BD
     # lse = high + low with `high` in the rows' dtype: 2^(l - high) is computed per logit, 2^-low goes into the weight.
-    # An empty place must not count whatever its lse is: 2^(l - inf) = 0.
-    lse_B = torch.where(weight_B == 0, math.inf, lse_B.double() * _LOG2_E)
+    # An empty place must not count whatever its lse is: 2^(l - inf) = 0. So it is for one whose own row alone may get something.
+    none_B = weight_B == 0 if own_B is None else (weight_B == 0) | (lse_B == -math.inf)
+    lse_B = torch.where(none_B, math.inf, lse_B.double() * _LOG2_E)
     high_B = lse_B.to(unit_BD.dtype)
-    low_B = torch.where(weight_B == 0, 0.0, lse_B - high_B.double())
+    low_B = torch.where(none_B, 0.0, lse_B - high_B.double())
+    if own_B is not None:
+        own_B = torch.where(weight_B == 0, 0.0, own_B.double()) * torch.exp2(low_B)
     scale_B = (weight_B.double() * torch.exp2(-low_B) / temperature).to(unit_BD.dtype)
     if rows_need_grad_B is not None:
         scale_B = scale_B * rows_need_grad_B
@@ -146,11 +157,14 @@ def _gradients(
     for start in tiles.starts():
         p_BT = tiles.logits(start)
         inside_B, column_B1 = _own_column(targets_B, start, p_BT.shape[1])
-        # p - 1 in one go: for a well-classified sample it is far smaller than what p is rounded by. Differences that the
-        # log-sum-exp, itself rounded and converted, cannot tell from 0 are 0.
-        difference_B = p_BT.gather(1, column_B1)[:, 0].double() - lse_B
-        unknown_B = difference_B.abs() <= 4 * torch.finfo(torch.float64).eps * lse_B.abs()
-        less_one_B = (torch.expm1(difference_B * _LN_2) * torch.exp2(low_B)).masked_fill(unknown_B, 0.0)
+        if own_B is None:
+            # p - 1 in one go: for a well-classified sample it is far smaller than what p is rounded by. Differences that the
+            # log-sum-exp, itself rounded and converted, cannot tell from 0 are 0.
+            difference_B = p_BT.gather(1, column_B1)[:, 0].double() - lse_B
+            unknown_B = difference_B.abs() <= 4 * torch.finfo(torch.float64).eps * lse_B.abs()
+            less_one_B = (torch.expm1(difference_B * _LN_2) * torch.exp2(low_B)).masked_fill(unknown_B, 0.0)
+        else:
+            less_one_B = own_B
         p_BT.sub_(high_B[:, None]).exp2_()
         # Each sample has one column, so scatter writes every place once: deterministic on a GPU too.
         own_B1 = torch.where(inside_B, less_one_B.to(p_BT.dtype), p_BT.gather(1, column_B1)[:, 0])[:, None]

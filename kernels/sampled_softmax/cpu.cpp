@@ -170,7 +170,7 @@ struct Features {
 };
 
 // What forward knows of each sample after some rows: max and own logit in powers of two, sums of kScale 2^(l - max) over all rows
-// but the own.
+// but the own. The max is over all rows, or over all but the own where that is left out.
 template <typename T>
 struct Sums {
   explicit Sums(const Problem<T>& problem, bool with_negatives)
@@ -194,7 +194,7 @@ void scale_row(T* row, int64_t count, T factor) {
 // The logits of a panel become kScale 2^(l - max), the panel's maxima and sums are brought up to date.
 template <typename T>
 void forward_panel(Tile<T>& tile, const Features<T>& features, Sums<T>& sums, int64_t sample, int64_t column,
-                   bool with_negatives) {
+                   bool with_negatives, bool leave_own_out) {
   constexpr int64_t stride = Tile<T>::logits_stride();
   const Problem<T>& problem = tile.problem;
   T* logits = tile.panel(features.packed.get() + sample / kPanel<T> * features.panel_size, column);
@@ -203,6 +203,8 @@ void forward_panel(Tile<T>& tile, const Features<T>& features, Sums<T>& sums, in
   for (int64_t lane = 0; lane < samples; ++lane) {
     own[lane] = tile.own(sample + lane, logits, lane);
     if (own[lane]) sums.positive[sample + lane] = *own[lane];
+    // Before the maximum is taken: against an own logit far above all others their sum would underflow.
+    if (own[lane] && leave_own_out) *own[lane] = T(-kInfinity);
   }
   alignas(kVectorBytes) T before[kPanel<T>], total[kPanel<T>];
   for (int half = 0; half < 2; ++half) {
@@ -251,7 +253,7 @@ void forward_panel(Tile<T>& tile, const Features<T>& features, Sums<T>& sums, in
 
 template <typename T>
 void forward_split(const Problem<T>& problem, const Features<T>& features, int64_t first, int64_t last,
-                   bool with_negatives, Tile<T>& tile, Sums<T>& sums) {
+                   bool with_negatives, bool leave_own_out, Tile<T>& tile, Sums<T>& sums) {
   for (int64_t start = first; start < last; start += kTileRows) {
     tile.load(start);
     tile.rows = std::min(tile.rows, last - start);
@@ -259,7 +261,7 @@ void forward_split(const Problem<T>& problem, const Features<T>& features, int64
     for (int64_t block = 0; block < problem.samples; block += kBlockSamples) {
       const int64_t samples = std::min(kBlockSamples, problem.samples - block);
       for (int64_t column = 0; column < samples; column += kPanel<T>) {
-        forward_panel(tile, features, sums, block + column, column, with_negatives);
+        forward_panel(tile, features, sums, block + column, column, with_negatives, leave_own_out);
       }
       if (with_negatives) {
         multiply<T>(samples, problem.feature_panels(), tile.rows, tile.logits.get(), 1, Tile<T>::logits_stride(),
@@ -287,7 +289,7 @@ using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename T>
 Forward forward_of(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, double temperature,
-                   const OptionalTensor& row_mask_K, bool with_negatives) {
+                   const OptionalTensor& row_mask_K, bool with_negatives, bool leave_own_out) {
   std::vector<Tensor> held;
   held.reserve(8);
   const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, held);
@@ -301,7 +303,7 @@ Forward forward_of(const Tensor& features_BD, const Tensor& rows_KD, const Tenso
     for (int64_t split = begin; split < end; ++split) {
       sums[split] = std::make_unique<Sums<T>>(problem, with_negatives);
       forward_split(problem, features, split * split_rows, std::min((split + 1) * split_rows, problem.count),
-                    with_negatives, tile, *sums[split]);
+                    with_negatives, leave_own_out, tile, *sums[split]);
     }
   });
 
@@ -324,7 +326,9 @@ Forward forward_of(const Tensor& features_BD, const Tensor& rows_KD, const Tenso
       }
     }
     const int64_t target = problem.targets[b];
-    if (target >= 0 && target < problem.count && positive != -kInfinity) total += std::exp2(positive - max);
+    if (!leave_own_out && target >= 0 && target < problem.count && positive != -kInfinity) {
+      total += std::exp2(positive - max);
+    }
     max_B.mutable_data_ptr<double>()[b] = max * kLn2;
     sumexp_B.mutable_data_ptr<double>()[b] = total;
     positive_B.mutable_data_ptr<double>()[b] = positive * kLn2;
@@ -333,10 +337,11 @@ Forward forward_of(const Tensor& features_BD, const Tensor& rows_KD, const Tenso
   return {max_B, sumexp_B, positive_B, negatives_BD, shortest};
 }
 
-// The gradient of whole tiles of rows, handed on as sink(first row, tile, du [rows, stride]).
+// The gradient of whole tiles of rows, handed on as sink(first row, tile, du [rows, stride]). own_B: null, or what stands in the place
+// of p_own - 1; the sum of exponentials may then be over no row at all, lse -inf.
 template <typename T, typename Sink>
 void rows_of(const Problem<T>& problem, const Tensor& features_BD, const Tensor& lse_B, const Tensor& weight_B,
-             double temperature, const OptionalTensor& rows_need_grad_B, const Sink& sink) {
+             double temperature, const OptionalTensor& rows_need_grad_B, const OptionalTensor& own_B, const Sink& sink) {
   if (problem.count == 0) return;
   const Features<T> features(features_BD.contiguous(), problem, temperature);
   const int64_t stride = problem.stride();
@@ -344,15 +349,21 @@ void rows_of(const Problem<T>& problem, const Tensor& features_BD, const Tensor&
   // An empty place must not count whatever its lse is: 2^(l - inf) = 0.
   const Tensor lse = lse_B.to(at::kDouble).contiguous(), weight = weight_B.to(at::kDouble).contiguous();
   const Tensor need = rows_need_grad_B ? rows_need_grad_B->contiguous() : Tensor();
+  const Tensor given = own_B ? own_B->to(at::kDouble).contiguous() : Tensor();
   Buffer<T> high(problem.sample_panels() * kPanel<T>), weighted(problem.samples * stride);
   Buffer<double> exact(problem.samples);
+  Buffer<T> own_term(given.defined() ? problem.samples : 0);  // times kScale, as the probabilities
   std::fill_n(high.get(), problem.sample_panels() * kPanel<T>, T(kInfinity));
   for (int64_t b = 0; b < problem.samples; ++b) {
     const double weight_b = weight.const_data_ptr<double>()[b];
     if (weight_b == 0 || (need.defined() && !need.const_data_ptr<bool>()[b])) continue;
     exact[b] = lse.const_data_ptr<double>()[b] * kLog2E;
+    // Its own row alone may send something: each p is 0 then.
+    if (given.defined() && exact[b] == -kInfinity) exact[b] = kInfinity;
     high[b] = T(exact[b]);
-    const T scale = T(weight_b * std::exp2(double(high[b]) - exact[b]) / temperature / kScale);
+    const double low = given.defined() && exact[b] == kInfinity ? 0 : exact[b] - double(high[b]);
+    if (given.defined()) own_term[b] = T(given.const_data_ptr<double>()[b] * std::exp2(low) * kScale);
+    const T scale = T(weight_b * std::exp2(-low) / temperature / kScale);
     for (int64_t d = 0; d < problem.features; ++d) weighted[b * stride + d] = features.unit[b * stride + d] * scale;
   }
 
@@ -374,6 +385,11 @@ void rows_of(const Problem<T>& problem, const Tensor& features_BD, const Tensor&
           const int64_t in_panel = std::min(kPanel<T>, problem.samples - sample);
           for (int64_t lane = 0; lane < in_panel; ++lane) {
             const int64_t b = sample + lane;
+            if (given.defined()) {
+              place[lane] = tile.own(b, logits, lane);
+              own[lane] = own_term[b];
+              continue;
+            }
             place[lane] = high[b] == T(kInfinity) ? nullptr : tile.own(b, logits, lane);
             // p - 1 in one go: for a well-classified sample it is far smaller than what p is rounded by. Differences that the
             // log-sum-exp, itself rounded and converted, cannot tell from 0 are 0.
@@ -411,39 +427,39 @@ void rows_of(const Problem<T>& problem, const Tensor& features_BD, const Tensor&
 }
 
 Forward forward(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, double temperature,
-                const OptionalTensor& row_mask_K, bool with_negatives) {
+                const OptionalTensor& row_mask_K, bool with_negatives, bool leave_own_out) {
   const auto run = rows_KD.scalar_type() == at::kDouble ? forward_of<double> : forward_of<float>;
-  return run(features_BD, rows_KD, targets_B, temperature, row_mask_K, with_negatives);
+  return run(features_BD, rows_KD, targets_B, temperature, row_mask_K, with_negatives, leave_own_out);
 }
 
 template <typename T>
 void gradient_into(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                    const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                   const OptionalTensor& rows_need_grad_B, Tensor& drows_KD) {
+                   const OptionalTensor& rows_need_grad_B, const OptionalTensor& own_B, Tensor& drows_KD) {
   std::vector<Tensor> held;
   held.reserve(8);
   const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, held);
   T* drows = drows_KD.mutable_data_ptr<T>();
-  rows_of<T>(problem, features_BD, lse_B, weight_B, temperature, rows_need_grad_B, [&](int64_t row, const T* gradient) {
+  const auto write = [&](int64_t row, const T* gradient) {
     std::copy_n(gradient, problem.features, drows + row * problem.features);
-  });
+  };
+  rows_of<T>(problem, features_BD, lse_B, weight_B, temperature, rows_need_grad_B, own_B, write);
 }
 
 Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                      const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                     const OptionalTensor& rows_need_grad_B) {
+                     const OptionalTensor& rows_need_grad_B, const OptionalTensor& own_B) {
   Tensor drows_KD = at::empty(rows_KD.sizes(), rows_KD.options());
   const auto run = rows_KD.scalar_type() == at::kDouble ? gradient_into<double> : gradient_into<float>;
-  run(features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, rows_need_grad_B, drows_KD);
+  run(features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, rows_need_grad_B, own_B, drows_KD);
   return drows_KD;
 }
 
 template <typename T>
 void update_in_place(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& momentum_KD,
                      const Tensor& targets_B, const Tensor& lse_B, const Tensor& weight_B, double temperature,
-                     const OptionalTensor& row_mask_K,
-                     const OptionalTensor& rows_need_grad_B, double eta, double momentum, double weight_decay,
-                     bool nesterov) {
+                     const OptionalTensor& row_mask_K, const OptionalTensor& rows_need_grad_B,
+                     const OptionalTensor& own_B, double eta, double momentum, double weight_decay, bool nesterov) {
   std::vector<Tensor> held;
   held.reserve(8);
   const auto problem = problem_of<T>(features_BD, rows_KD, targets_B, row_mask_K, held);
@@ -451,20 +467,21 @@ void update_in_place(const Tensor& features_BD, const Tensor& rows_KD, const Ten
   T* rows = rows_KD.mutable_data_ptr<T>();
   T* momenta = momentum_KD.mutable_data_ptr<T>();
   // A tile's rows are read before its first row is written, and nobody else reads them.
-  rows_of<T>(problem, features_BD, lse_B, weight_B, temperature, rows_need_grad_B, [&](int64_t row, const T* gradient) {
+  const auto spend = [&](int64_t row, const T* gradient) {
     T* w = rows + row * problem.features;
     T* u = momenta + row * problem.features;
     for (int64_t d = 0; d < problem.features; ++d) step(gradient[d], w[d], u[d]);
-  });
+  };
+  rows_of<T>(problem, features_BD, lse_B, weight_B, temperature, rows_need_grad_B, own_B, spend);
 }
 
 void rows_update_(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& momentum_KD, const Tensor& targets_B,
                   const Tensor& lse_B, const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                  const OptionalTensor& rows_need_grad_B, double eta, double momentum,
+                  const OptionalTensor& rows_need_grad_B, const OptionalTensor& own_B, double eta, double momentum,
                   double weight_decay, bool nesterov) {
   const auto run = rows_KD.scalar_type() == at::kDouble ? update_in_place<double> : update_in_place<float>;
   run(features_BD, rows_KD, momentum_KD, targets_B, lse_B, weight_B, temperature, row_mask_K,
-      rows_need_grad_B, eta, momentum, weight_decay, nesterov);
+      rows_need_grad_B, own_B, eta, momentum, weight_decay, nesterov);
 }
 
 }  // namespace

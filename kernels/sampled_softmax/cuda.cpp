@@ -61,15 +61,17 @@ struct Checked {
 };
 
 struct HeldObjective {
-  Tensor lse_B, weight_B, rows_need_grad_B;
+  Tensor lse_B, weight_B, rows_need_grad_B, own_B;
   Objective objective;
 
-  HeldObjective(const Tensor& lse, const Tensor& weight, const OptionalTensor& need) {
+  HeldObjective(const Tensor& lse, const Tensor& weight, const OptionalTensor& need, const OptionalTensor& own) {
     lse_B = as(lse, at::kDouble);
     weight_B = as(weight, at::kDouble);
     if (need) rows_need_grad_B = need->contiguous();
+    if (own) own_B = as(*own, at::kDouble);
     objective = {lse_B.const_data_ptr<double>(), weight_B.const_data_ptr<double>(),
-                 need ? rows_need_grad_B.const_data_ptr<bool>() : nullptr};
+                 need ? rows_need_grad_B.const_data_ptr<bool>() : nullptr,
+                 own ? own_B.const_data_ptr<double>() : nullptr};
   }
 };
 
@@ -84,7 +86,7 @@ void check(cudaError_t error, const char* what) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& features_BD, const Tensor& rows_KD,
                                                            const Tensor& targets_B, double temperature,
                                                            const OptionalTensor& row_mask_K, bool with_negatives,
-                                                           std::string_view products) {
+                                                           bool leave_own_out, std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
   const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
   const Problem& problem = checked.problem;
@@ -97,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& feature
   const Tensor space = workspace(pic::sampled_softmax::forward_workspace_bytes(problem, wanted), rows_KD);
   check(
       pic::sampled_softmax::forward(
-          problem,
+          problem, leave_own_out,
           {max_B.mutable_data_ptr<double>(), sumexp_B.mutable_data_ptr<double>(), positive_B.mutable_data_ptr<double>(),
            wanted ? negatives_BD.mutable_data_ptr<float>() : nullptr, shortest.mutable_data_ptr<double>()},
           space.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()),
@@ -107,11 +109,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& feature
 
 Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Tensor& targets_B, const Tensor& lse_B,
                      const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                     const OptionalTensor& rows_need_grad_B,
-                     std::string_view products) {
+                     const OptionalTensor& rows_need_grad_B, const OptionalTensor& own_B, std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
   const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
-  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B);
+  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B, own_B);
   const Tensor drows_KD = at::empty(rows_KD.sizes(), rows_KD.options());
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
   check(pic::sampled_softmax::rows_gradient(checked.problem, sum.objective, drows_KD.mutable_data_ptr<float>(),
@@ -122,11 +123,11 @@ Tensor rows_gradient(const Tensor& features_BD, const Tensor& rows_KD, const Ten
 
 void rows_update_(const Tensor& features_BD, Tensor rows_KD, Tensor momentum_KD, const Tensor& targets_B,
                   const Tensor& lse_B, const Tensor& weight_B, double temperature, const OptionalTensor& row_mask_K,
-                  const OptionalTensor& rows_need_grad_B, double eta, double momentum,
+                  const OptionalTensor& rows_need_grad_B, const OptionalTensor& own_B, double eta, double momentum,
                   double weight_decay, bool nesterov, std::string_view products) {
   const c10::cuda::OptionalCUDAGuard guard(rows_KD.is_cuda() ? std::optional(rows_KD.device()) : std::nullopt);
   const Checked checked(features_BD, rows_KD, targets_B, temperature, row_mask_K, products);
-  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B);
+  const HeldObjective sum(lse_B, weight_B, rows_need_grad_B, own_B);
   const Tensor space = workspace(pic::sampled_softmax::rows_workspace_bytes(checked.problem), rows_KD);
   const pic::SgdStep<float> step{static_cast<float>(eta), static_cast<float>(momentum),
                                  static_cast<float>(weight_decay), nesterov};

@@ -5,7 +5,8 @@
 //
 //     l_ST = z_SD u_TD^T log2(e) / temperature,    p = 2^(l - shift),    sum += p,    n_SD += p u_TD
 //
-// A second kernel adds up the stretches, always in the same order, and puts in the target's own term: no float atomics,
+// A second kernel adds up the stretches, always in the same order, and puts in the target's own term, unless that is to
+// be left out (then the maximum is taken without it, by kernels of their own): no float atomics,
 // and the number of stretches follows from the shapes alone, so the bits do not depend on the GPU's size.
 //
 // `shift` is a whole number that follows the running maximum only when that is 8 above it. So rescaling n is rare,
@@ -16,6 +17,7 @@
 //
 //     p_ST = weight_s (2^(l - lse) - [own]) / temperature,    du_TD += p^T z,    dw = (du - u (u . du)) / |w|
 //
+// (with own_B: weight_s own_s / temperature where k is the target)
 // and either writes dw or steps the rows with it, which it alone reads. There are neither K x D copies nor atomics.
 //
 // Left out: D other than 64, 128, 256; loading the next tile while this one is worked on (blocks that share an SM hide
@@ -164,12 +166,14 @@ cudaError_t launch_rows(const Problem& problem, const Objective& objective, RowT
   samples.lse_B = objective.lse_B;
   samples.weight_B = objective.weight_B;
   samples.rows_need_grad_B = objective.rows_need_grad_B;
+  samples.own_is_given = objective.own_B != nullptr;
   samples.temperature = problem.temperature;
   samples.high_B = workspace.high_B;
   samples.scale_B = workspace.scale_B;
   given.row_mask_K = problem.row_mask_K;
   given.targets_B = problem.targets_B;
   given.lse_B = objective.lse_B;
+  given.own_B = objective.own_B;
   given.high_B = workspace.high_B;
   given.scale_B = workspace.scale_B;
   given.samples = problem.samples;
@@ -201,7 +205,8 @@ std::int64_t rows_workspace_bytes(const Problem& problem) {
   return RowsWorkspace(problem, plan(problem), nullptr).bytes;
 }
 
-cudaError_t forward(const Problem& problem, const Statistics& statistics, void* start, cudaStream_t stream) {
+cudaError_t forward(const Problem& problem, bool leave_own_out, const Statistics& statistics, void* start,
+                    cudaStream_t stream) {
   if (!supports(problem.features)) return cudaErrorInvalidValue;
   const Plan sizes = plan(problem);
   const ForwardWorkspace workspace(problem, sizes, statistics.negatives_BD != nullptr, start);
@@ -237,13 +242,14 @@ cudaError_t forward(const Problem& problem, const Statistics& statistics, void* 
     return with_features(problem.features, [&](auto features) {
       constexpr int D = decltype(features)::value;
       const dim3 grid(static_cast<unsigned>(sizes.padded / sizes.tile_samples), static_cast<unsigned>(sizes.stretches));
-      return launch_tiles(&forward_stretch<Kind, D>, grid, ForwardShared<Kind, D>::kBytes, stream, given,
+      return launch_tiles(leave_own_out ? &forward_stretch<Kind, D, true> : &forward_stretch<Kind, D, false>, grid,
+                          ForwardShared<Kind, D>::kBytes, stream, given,
                           static_cast<const typename Kind::Element*>(workspace.z_BD));
     });
   });
   if (error != cudaSuccess || problem.samples == 0) return error;
   PIC_LAUNCH(combine_stretches, blocks_of_warps(problem.samples * (problem.features / 32)), kThreads, 0, stream, given,
-             sizes.stretches, problem.features, statistics);
+             sizes.stretches, problem.features, leave_own_out, statistics);
   return cudaGetLastError();
 }
 

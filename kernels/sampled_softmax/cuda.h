@@ -40,17 +40,20 @@ struct Statistics {
   double* shortest;     // one number
 };
 
-// sum_b weight_b (lse_b - positive_b)
+// sum_b weight_b (lse_b - positive_b), or with own_B whatever gives the own logit that derivative in the place of p_own - 1
 struct Objective {
   const double* lse_B;
   const double* weight_B;
   const bool* rows_need_grad_B;  // or null: all do
+  const double* own_B;           // or null
 };
 
 bool supports(int features);
 
 std::int64_t forward_workspace_bytes(const Problem& problem, bool with_negatives);
-cudaError_t forward(const Problem& problem, const Statistics& statistics, void* workspace, cudaStream_t stream);
+// leave_own_out: the largest logit and the sum are over all rows but the sample's own.
+cudaError_t forward(const Problem& problem, bool leave_own_out, const Statistics& statistics, void* workspace,
+                    cudaStream_t stream);
 
 std::int64_t rows_workspace_bytes(const Problem& problem);
 cudaError_t rows_gradient(const Problem& problem, const Objective& objective, float* drows_KD, void* workspace,

@@ -20,6 +20,7 @@ struct Samples {
   const double* lse_B;
   const double* weight_B;
   const bool* rows_need_grad_B;
+  bool own_is_given;
   double temperature;
   float* high_B;
   float* scale_B;
@@ -38,7 +39,8 @@ __global__ void __launch_bounds__(kThreads) prepare_samples(Samples given, typen
         real && given.weight_B[b] != 0.0 && (given.rows_need_grad_B == nullptr || given.rows_need_grad_B[b]);
     if (counts) {
       const HighLow lse = split(given.lse_B[b]);
-      high = lse.high;
+      // Where no other row takes part, its own alone may send something: each p is 0 then.
+      high = given.own_is_given && lse.high == -INFINITY ? INFINITY : lse.high;
       scale = static_cast<float>(given.weight_B[b] * exp2(-lse.low) / given.temperature);
     }
     if (lane == 0) {
@@ -100,7 +102,8 @@ struct ForwardShared : Tile<Kind, D> {
   static_assert(kBytes <= 160 * 1024 && kBytes % 128 == 0);
 };
 
-template <class Kind, int D>
+// kLeaveOwnOut: the sample's own row takes part in nothing but its own logit.
+template <class Kind, int D, bool kLeaveOwnOut>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<D>)
     forward_stretch(Stretches given, const typename Kind::Element* z_BD) {
   using Element = typename Kind::Element;
@@ -153,6 +156,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<D>)
 
     Four<float> value[Sizes::kChunks];
     own_logits<Kind, D>(logit_ST + s * Sizes::kLogitStride, added_T, given.alpha, part, value);
+    int own = target >= row && target < row + kTileRows ? static_cast<int>(target - row) : -1;
+    if constexpr (kLeaveOwnOut) {
+      // Before the maximum is taken: against an own logit far above all others their sum would underflow.
+#pragma unroll
+      for (int c = 0; c < Sizes::kChunks; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (Sizes::column(part, c) + e == own) {
+            given.own_logit_B[b] = value[c].x[e];
+            value[c].x[e] = -INFINITY;
+          }
+        }
+      }
+      own = -1;
+    }
     float tile_largest = -INFINITY;
 #pragma unroll
     for (int c = 0; c < Sizes::kChunks; ++c) {
@@ -179,7 +197,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<D>)
 
     // While every row so far is masked the shift is -inf, and -inf - -inf would be NaN.
     const float base = shift == -INFINITY ? 0.0f : shift;
-    const int own = target >= row && target < row + kTileRows ? static_cast<int>(target - row) : -1;
     float tile_sum = 0.0f;
     Four<Element> rounded[Sizes::kChunks];
 #pragma unroll
@@ -224,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<D>)
 
 // A warp adds up 32 of a sample's features over the stretches; the first of them also does the sample's three numbers.
 __global__ void __launch_bounds__(kThreads)
-    combine_stretches(Stretches given, int64_t stretches, int features, Statistics out) {
+    combine_stretches(Stretches given, int64_t stretches, int features, bool leave_own_out, Statistics out) {
   const int lane = threadIdx.x % 32, chunks = features / 32;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int64_t b = warp / chunks;
@@ -252,7 +269,7 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) {
       sum *= to_max;
       const float own = given.own_logit_B[b];
-      if (own != -INFINITY) sum += exp2(static_cast<double>(own) - static_cast<double>(largest));
+      if (own != -INFINITY && !leave_own_out) sum += exp2(static_cast<double>(own) - static_cast<double>(largest));
       const int64_t target = given.targets_B[b];
       const bool outside = target < -1 || target >= given.rows;
       out.max_B[b] = static_cast<double>(largest) * kLn2;

@@ -13,6 +13,7 @@ struct RowTiles {
   const bool* row_mask_K;
   const int64_t* targets_B;
   const double* lse_B;
+  const double* own_B;  // or null
   const float* high_B;
   const float* scale_B;
   int64_t samples, padded, rows;
@@ -104,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<D>)
           // p - 1, from the same product by ln 2 that forward made of this logit (a fused one would round otherwise):
           // exactly 0 where nothing but its own row takes part. 2^low undoes what the weight has for the others.
           const double natural = __dmul_rn(static_cast<double>(logit), kLn2) - given.lse_B[b];
-          p = static_cast<float>(expm1(natural) * exp2(split(given.lse_B[b]).low));
+          const double less_one = given.own_B != nullptr ? given.own_B[b] : expm1(natural);
+          p = static_cast<float>(less_one * exp2(split(given.lse_B[b]).low));
         }
         rounded[c].x[e] = Kind::round(p * weight);
       }

@@ -41,6 +41,7 @@ def softmax_forward(
     temperature: float,
     row_mask_K: Tensor | None,
     with_negatives: bool,
+    leave_own_out: bool,
     backend: str,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -51,6 +52,7 @@ def softmax_forward(
         temperature,
         row_mask_K,
         with_negatives,
+        leave_own_out,
         *_extra(backend, products),
     )
     if rows_KD.device.type != "cpu":
@@ -84,6 +86,7 @@ def softmax_rows_gradient(
     temperature: float,
     row_mask_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
+    own_B: Tensor | None,
     backend: str,
     products: str,
 ) -> Tensor:
@@ -96,6 +99,7 @@ def softmax_rows_gradient(
         temperature,
         row_mask_K,
         rows_need_grad_B,
+        own_B,
         *_extra(backend, products),
     )
     return drows_KD
@@ -117,6 +121,7 @@ def softmax_rows_update_(
     temperature: float,
     row_mask_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
+    own_B: Tensor | None,
     eta: float,
     momentum: float,
     weight_decay: float,
@@ -134,6 +139,7 @@ def softmax_rows_update_(
         temperature,
         row_mask_K,
         rows_need_grad_B,
+        own_B,
         eta,
         momentum,
         weight_decay,
@@ -155,16 +161,19 @@ def sampled_softmax(
     temperature: float,
     row_mask_K: Tensor | None,
     rows_need_grad_B: Tensor | None,
+    leave_own_out: bool,
     backend: str,
     products: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """loss_B in the rows' dtype, lse_B, and rest_BD: the sum over all rows but the own of p row / |row|."""
     max_B, sumexp_B, positive_B, negatives_BD, _ = softmax_forward(
-        features_BD, rows_KD, targets_B, temperature, row_mask_K, True, backend, products
+        features_BD, rows_KD, targets_B, temperature, row_mask_K, True, leave_own_out, backend, products
     )
     lse_B = combine([(max_B, sumexp_B)])
     loss_B = torch.where(targets_B == -1, 0.0, lse_B - positive_B).to(rows_KD.dtype)
-    return loss_B, lse_B, negatives_BD * torch.exp(max_B - lse_B)[:, None]
+    # Where its own row alone takes part, the others' p is 0, and -inf - -inf would be NaN.
+    finite_B = torch.where(lse_B == -math.inf, math.inf, lse_B) if leave_own_out else lse_B
+    return loss_B, lse_B, negatives_BD * torch.exp(max_B - finite_B)[:, None]
 
 
 @sampled_softmax.register_fake
@@ -174,9 +183,11 @@ def _(features_BD: Tensor, rows_KD: Tensor, targets_B: Tensor, *arguments: Any) 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    features_BD, rows_KD, targets_B, temperature, row_mask_K, rows_need_grad_B, backend, products = inputs
+    features_BD, rows_KD, targets_B, temperature, row_mask_K, rows_need_grad_B, leave_own_out, backend, products = (
+        inputs
+    )
     ctx.save_for_backward(features_BD, rows_KD, targets_B, row_mask_K, rows_need_grad_B, *output)
-    ctx.temperature, ctx.backend, ctx.products = temperature, backend, products
+    ctx.temperature, ctx.backend, ctx.products, ctx.leave_own_out = temperature, backend, products, leave_own_out
 
 
 def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -187,8 +198,9 @@ def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | No
     features_BD, rows_KD, targets_B, row_mask_K, rows_need_grad_B, loss_B, lse_B, rest_BD = ctx.saved_tensors
     weight_B = torch.where(targets_B == -1, 0.0, dloss_B)
     dfeatures_BD = drows_KD = None
+    given_B = torch.full_like(lse_B, -1.0) if ctx.leave_own_out else None
     if ctx.needs_input_grad[0]:
-        own_B = torch.expm1(-loss_B.double())
+        own_B = torch.expm1(-loss_B.double()) if given_B is None else given_B
         dfeatures_BD = gradient_of_features(
             features_BD, rows_KD, targets_B, rest_BD, own_B, weight_B.double() / ctx.temperature, row_mask_K
         )
@@ -202,10 +214,11 @@ def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | No
             ctx.temperature,
             row_mask_K,
             rows_need_grad_B,
+            given_B,
             ctx.backend,
             ctx.products,
         )
-    return dfeatures_BD, drows_KD, None, None, None, None, None, None
+    return dfeatures_BD, drows_KD, None, None, None, None, None, None, None
 
 
 sampled_softmax.register_autograd(_backward, setup_context=_keep)
@@ -231,7 +244,7 @@ def gradient_of_features(
 ) -> Tensor:
     """scale (rest + own unit_row_target) through the Jacobian of f/|f|, in float64, returned in the features' dtype.
 
-    rest_BD, own_B, scale_B   float64: sum over the other rows of p u, p_own - 1, weight / temperature
+    rest_BD, own_B, scale_B   float64: sum over the other rows of p u, p_own - 1 or what is given for it, weight / temperature
     """
     if len(targets_B) == 0 or len(rows_KD) == 0:
         return torch.zeros_like(features_BD)
@@ -241,7 +254,25 @@ def gradient_of_features(
     own_BD = rows_KD[own_row_B].double()
     unit_own_BD = torch.empty_like(own_BD)
     normalise(own_BD, takes_part_B, unit_own_BD, torch.empty_like(own_BD))
-    dunit_BD = rest_BD + torch.where(here_B, own_B, 0.0)[:, None] * unit_own_BD
+    return _through_features(features_BD, rest_BD, torch.where(here_B, own_B, 0.0), unit_own_BD, scale_B)
+
+
+def gradient_towards(
+    features_BD: Tensor, own_vector_BD: Tensor, rest_BD: Tensor, own_B: Tensor, scale_B: Tensor
+) -> Tensor:
+    """`gradient_of_features` with own_vector_BD, floating and of any length, for each sample's own row."""
+    if len(features_BD) == 0:
+        return torch.zeros_like(features_BD)
+    own_BD = own_vector_BD.double()
+    unit_own_BD = torch.empty_like(own_BD, memory_format=torch.contiguous_format)
+    normalise(own_BD, None, unit_own_BD, torch.empty_like(unit_own_BD))
+    return _through_features(features_BD, rest_BD, own_B, unit_own_BD, scale_B)
+
+
+def _through_features(
+    features_BD: Tensor, rest_BD: Tensor, own_B: Tensor, unit_own_BD: Tensor, scale_B: Tensor
+) -> Tensor:
+    dunit_BD = rest_BD + own_B[:, None] * unit_own_BD
     dunit_BD *= scale_B[:, None]
     source_BD = features_BD.double()
     unit_BD = torch.empty_like(source_BD, memory_format=torch.contiguous_format)

@@ -45,6 +45,8 @@ class Problem:
         self.weight_B = torch.rand(samples, generator=g, dtype=torch.float64) + 0.5
         self.row_mask_K: Tensor | None = None
         self.need_B: Tensor | None = None
+        self.leave_own_out = False
+        self.own_B: Tensor | None = None  # what stands for p_own - 1
         if options:
             self.targets_B[1::5] = -1
             self.row_mask_K = torch.rand(rows, generator=g) < 0.6
@@ -67,6 +69,7 @@ class Problem:
             self.temperature,
             self.row_mask_K,
             with_negatives,
+            self.leave_own_out,
             products,
         )
 
@@ -80,6 +83,7 @@ class Problem:
             self.temperature,
             self.row_mask_K,
             self.need_B,
+            self.own_B,
             products,
         )
 
@@ -94,6 +98,7 @@ class Problem:
             self.temperature,
             self.row_mask_K,
             self.need_B,
+            self.own_B,
             *step,
             products,
         )
@@ -125,13 +130,17 @@ def slow(problem: Problem, products: str, dtype: torch.dtype) -> dict[str, Tenso
     has_B = problem.targets_B >= 0
     own_BK = torch.zeros_like(l_BK)
     own_BK[has_B, problem.targets_B[has_B]] = 1
-    max_B, lse_B = l_BK.amax(1), l_BK.logsumexp(1)
+    counted_BK = l_BK.masked_fill(own_BK > 0, -math.inf) if problem.leave_own_out else l_BK
+    max_B, lse_B = counted_BK.amax(1), counted_BK.logsumexp(1)
     positive_B = torch.where(has_B, l_BK.gather(1, problem.targets_B.clamp(0)[:, None])[:, 0], 0)
-    e_BK = rounded((l_BK - max_B[:, None]).exp() * (1 - own_BK), products)
+    e_BK = rounded((l_BK.masked_fill(own_BK > 0, -math.inf) - max_B[:, None]).exp(), products)
     weight_B = problem.weight_B.to(dtype)
     if problem.need_B is not None:
         weight_B = weight_B * problem.need_B
-    p_BK = ((l_BK - lse_B[:, None]).exp() - own_BK) * weight_B[:, None] / problem.temperature
+    p_BK = (l_BK - lse_B[:, None]).exp() - own_BK
+    if problem.own_B is not None:
+        p_BK = torch.where(own_BK > 0, problem.own_B.to(dtype)[:, None], p_BK)
+    p_BK = p_BK * weight_B[:, None] / problem.temperature
     du_KD = rounded(p_BK, products).T @ z_BD
     dw_KD = (du_KD - unit_KD * (unit_KD * du_KD).sum(1, keepdim=True)) / problem.rows_KD.to(dtype).norm(
         dim=1, keepdim=True

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.sampled_softmax import features_gradient, softmax_forward_negatives, softmax_rows_gradient
 
@@ -58,3 +59,16 @@ def loss_and_gradients(
     assert features_BD.grad is not None
     assert rows_KD.grad is not None
     return loss_B.detach(), features_BD.grad, rows_KD.grad
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest number of elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result

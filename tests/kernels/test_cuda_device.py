@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from kernels import compiled
-from tests.kernels.cuda_claims import CudaClaims
+from tests.kernels.cuda_own_claims import OwnTermClaims
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class TestDevice(CudaClaims):
+class TestDevice(OwnTermClaims):
     @pytest.fixture(scope="class")
     def op(self):
         compiled.load("sampled_softmax", "cuda")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tests.conftest import REPOSITORY
 from tests.kernels.compile_once import made_once, shared_directory
-from tests.kernels.cuda_claims import PRODUCTS, CudaClaims, rounded
+from tests.kernels.cuda_claims import PRODUCTS, rounded
+from tests.kernels.cuda_own_claims import OwnTermClaims
 
 SOURCES = REPOSITORY / "tests" / "kernels" / "emulated_cuda"
 FLAGS = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-Wno-unknown-pragmas"]
@@ -45,7 +46,7 @@ class Emulated:
         library.forward_bytes.restype = library.rows_bytes.restype = ctypes.c_int64
 
     def forward(
-        self, features_BD, rows_KD, targets_B, temperature, row_mask_K, with_negatives, products
+        self, features_BD, rows_KD, targets_B, temperature, row_mask_K, with_negatives, leave_own_out, products
     ) -> tuple[Tensor, ...]:
         problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, products)
         samples, features = features_BD.shape
@@ -58,6 +59,7 @@ class Emulated:
             self.library.run_forward,
             self.library.forward_bytes(ctypes.byref(problem), int(wanted is not None)),
             ctypes.byref(problem),
+            int(leave_own_out),
             at(max_B),
             at(sumexp_B),
             at(positive_B),
@@ -68,7 +70,7 @@ class Emulated:
         return max_B, sumexp_B, positive_B, negatives_BD, shortest
 
     def rows_gradient(
-        self, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, need_B, products
+        self, features_BD, rows_KD, targets_B, lse_B, weight_B, temperature, row_mask_K, need_B, own_B, products
     ) -> Tensor:
         problem, kept = self._problem(features_BD, rows_KD, targets_B, temperature, row_mask_K, products)
         drows_KD = torch.full_like(rows_KD, torch.nan)
@@ -79,6 +81,7 @@ class Emulated:
             at(lse_B),
             at(weight_B),
             at(need_B),
+            at(own_B),
             at(drows_KD),
         )
         del kept
@@ -95,6 +98,7 @@ class Emulated:
         temperature,
         row_mask_K,
         need_B,
+        own_B,
         eta,
         momentum,
         weight_decay,
@@ -109,6 +113,7 @@ class Emulated:
             at(lse_B),
             at(weight_B),
             at(need_B),
+            at(own_B),
             at(rows_KD),
             at(momentum_KD),
             (ctypes.c_float * 3)(eta, momentum, weight_decay),
@@ -145,7 +150,7 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(made_once(shared_directory(tmp_path_factory) / "emulated.so", build)))
 
 
-class TestEmulated(CudaClaims):
+class TestEmulated(OwnTermClaims):
     repeats = 1
 
     @pytest.fixture

@@ -8,11 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.sampled_softmax import aten, combine, sampled_softmax, softmax_forward, softmax_rows_gradient
 from kernels.sampled_softmax.reference import sampled_softmax_reference
-from tests.kernels.sampled_softmax_inputs import backward_half, draw, loss_and_gradients, options
+from tests.kernels.sampled_softmax_inputs import LargestTensor, backward_half, draw, loss_and_gradients, options
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -270,25 +269,12 @@ def test_the_same_inputs_give_the_same_bits() -> None:
         torch.testing.assert_close(got, first, rtol=0, atol=0)
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Notes the largest number of elements that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
 def test_no_tensor_is_as_large_as_the_logits() -> None:
     samples, rows, features = 512, 20_000, 8
     arguments = draw(samples, rows, features, dtype=torch.float32)
-    with _LargestTensor() as slow:
+    with LargestTensor() as slow:
         loss_and_gradients(sampled_softmax_reference, *arguments, temperature=0.1)
-    with _LargestTensor() as ours:
+    with LargestTensor() as ours:
         loss_and_gradients(sampled_softmax, *arguments, temperature=0.1)
     assert slow.elements == samples * rows
     assert ours.elements <= aten.tile_rows(samples, features, torch.device("cpu")) * samples < samples * rows / 4

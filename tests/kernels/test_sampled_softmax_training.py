@@ -206,14 +206,16 @@ def test_schemas_fakes_and_autograd_pass_opcheck(implementation: str) -> None:
     last = (implementation, "float32")
     grad = (features_BD.clone().requires_grad_(), rows_KD.clone().requires_grad_(), targets_B, 0.2)
     common = (targets_B, lse_B, weight_B, 0.2, mask_K, need_B)
-    torch.library.opcheck(ops.sampled_softmax, (*grad, mask_K, need_B, *last))
-    for with_negatives in (False, True):
-        arguments = (features_BD, rows_KD, targets_B, 0.2, mask_K, with_negatives, *last)
+    for leave_own_out in (False, True):
+        torch.library.opcheck(ops.sampled_softmax, (*grad, mask_K, need_B, leave_own_out, *last))
+    for with_negatives, leave_own_out in ((False, False), (True, False), (True, True)):
+        arguments = (features_BD, rows_KD, targets_B, 0.2, mask_K, with_negatives, leave_own_out, *last)
         torch.library.opcheck(ops.softmax_forward, arguments)
-    torch.library.opcheck(ops.softmax_rows_gradient, (features_BD, rows_KD, *common, *last))
+    for own_B in (None, -weight_B):
+        torch.library.opcheck(ops.softmax_rows_gradient, (features_BD, rows_KD, *common, own_B, *last))
     sgd = (0.1, 0.9, 1e-3, True)
     torch.library.opcheck(
-        ops.softmax_rows_update_, (features_BD, rows_KD.clone(), rows_KD.clone(), *common, *sgd, *last)
+        ops.softmax_rows_update_, (features_BD, rows_KD.clone(), rows_KD.clone(), *common, -weight_B, *sgd, *last)
     )
 
 

@@ -30,19 +30,19 @@ std::int64_t forward_bytes(const CProblem* c, int with_negatives) {
 }
 std::int64_t rows_bytes(const CProblem* c) { return rows_workspace_bytes(problem_of(*c)); }
 
-int run_forward(const CProblem* c, double* max_B, double* sumexp_B, double* positive_B, float* negatives_BD,
-                double* shortest, void* workspace) {
-  return forward(problem_of(*c), {max_B, sumexp_B, positive_B, negatives_BD, shortest}, workspace, nullptr);
+int run_forward(const CProblem* c, int leave_own_out, double* max_B, double* sumexp_B, double* positive_B,
+                float* negatives_BD, double* shortest, void* workspace) {
+  return forward(problem_of(*c), leave_own_out != 0, {max_B, sumexp_B, positive_B, negatives_BD, shortest}, workspace, nullptr);
 }
 
 int run_rows_gradient(const CProblem* c, const double* lse_B, const double* weight_B, const bool* need_B,
-                      float* drows_KD, void* workspace) {
-  return rows_gradient(problem_of(*c), {lse_B, weight_B, need_B}, drows_KD, workspace, nullptr);
+                      const double* own_B, float* drows_KD, void* workspace) {
+  return rows_gradient(problem_of(*c), {lse_B, weight_B, need_B, own_B}, drows_KD, workspace, nullptr);
 }
 
-int run_rows_update(const CProblem* c, const double* lse_B, const double* weight_B, const bool* need_B, float* rows_KD,
-                    float* momentum_KD, const float* step, int nesterov, void* workspace) {
-  return rows_update(problem_of(*c), {lse_B, weight_B, need_B}, rows_KD, momentum_KD,
+int run_rows_update(const CProblem* c, const double* lse_B, const double* weight_B, const bool* need_B,
+                    const double* own_B, float* rows_KD, float* momentum_KD, const float* step, int nesterov, void* workspace) {
+  return rows_update(problem_of(*c), {lse_B, weight_B, need_B, own_B}, rows_KD, momentum_KD,
                      {step[0], step[1], step[2], nesterov != 0}, workspace, nullptr);
 }
 
