@@ -62,6 +62,10 @@ class MethodSettings(Section):
         """
         return {}
 
+    def shared_bytes(self, trunk_weights: int) -> int:
+        """Bytes that every checkpoint has beyond trunk and row table. trunk_weights: as for `planned_bytes`."""
+        return 0
+
 
 class RowTableSettings(Protocol):
     """What a row table is told, whichever of it a method leaves to its user; see RowsSettings for what the names mean.
@@ -149,10 +153,97 @@ class InstDisc(MethodSettings):
             )
 
 
+class MoCo(MethodSettings):
+    """Momentum contrast: two views, the second through a momentum network, and a queue of its keys. v1 and v2 by values."""
+
+    may_differ: ClassVar[tuple[str, ...]] = ("kernels",)
+
+    kind: Literal["moco"] = "moco"
+    temperature: AboveZero = 0.2
+    queue: Positive = 65536  # K, keys of the queue; a multiple of the batch, and not more than the window
+    key_momentum: Fraction = 0.999  # m, by which the momentum network follows the trunk
+    # what computes the softmax over the queue; auto: compiled for this machine, or ATen where that cannot be
+    kernels: Literal["auto", "compiled", "aten"] = "auto"
+
+    def trunk_views(self, sides: Sequence[int]) -> tuple[int, ...]:
+        """The first: the second is for the momentum network."""
+        return (0,)
+
+    def check(self, config: "Config") -> None:
+        """ValueError for other than two views, a queue that does not fit the order of visits, and weights that are shared out."""
+        super().check(config)
+        _two_views(self.kind, config)
+        batch, window = config.schedule.batch, config.schedule.window
+        if self.queue % batch:
+            near = " or ".join(str(parts * batch) for parts in (self.queue // batch, self.queue // batch + 1) if parts)
+            raise ValueError(
+                f"method.queue is {self.queue}, which schedule.batch {batch} does not divide; a step's keys would not lie together. "
+                f"Set method.queue to {near}"
+            )
+        if window and self.queue > window:
+            raise ValueError(
+                f"method.queue is {self.queue}, more than schedule.window {window}: an image would have several older keys of its own "
+                f"among its negatives; set method.queue to at most {window // batch * batch}"
+            )
+        zero = config.deepspeed.get("zero_optimization")
+        if isinstance(zero, dict) and zero.get("stage") == 3:
+            raise ValueError(
+                f"method {self.kind} follows the whole network on every rank, which stage 3 of deepspeed.zero_optimization shares out; "
+                "set the stage to 0, 1 or 2"
+            )
+        if config.backbone.is_given:
+            raise ValueError(
+                f'method {self.kind} has a copy of the network, and backbone.name "given" has none; set backbone.name to a network'
+            )
+
+    def planned_bytes(self, batch: int, places: int, trunk_weights: int) -> dict[str, dict[str, int]]:
+        device = 4 * (trunk_weights + self.queue * self.dim + places * self.dim)
+        # The numbers of the keys, and where the keys of each number are.
+        return {"device": {f"method {self.kind}": device}, "host": {f"method {self.kind}": 200 * self.queue}}
+
+    def shared_bytes(self, trunk_weights: int) -> int:
+        return 4 * (trunk_weights + self.queue * self.dim) + 8 * self.queue
+
+
+class SimClr(MethodSettings):
+    """SimCLR: two views, and each is told from all other views of the batch."""
+
+    kind: Literal["simclr"] = "simclr"
+    temperature: AboveZero = 0.1
+    # "dcl": the other view of the image is left out of the sum that it is told from
+    loss: Literal["cross_entropy", "dcl"] = "cross_entropy"
+
+    def check(self, config: "Config") -> None:
+        """ValueError for other than two views, and for a batch that is split, which has other negatives."""
+        super().check(config)
+        _two_views(self.kind, config)
+        if config.schedule.micro_batches > 1:
+            raise ValueError(
+                f"method {self.kind} takes its negatives from the whole batch, and schedule.micro_batches is "
+                f"{config.schedule.micro_batches}; set it to 1"
+            )
+
+    def planned_bytes(self, batch: int, places: int, trunk_weights: int) -> dict[str, dict[str, int]]:
+        logits = 8 * 2 * places * 2 * batch
+        # The logits, their shares and one temporary; the features of all ranks, and what becomes of them.
+        return {"device": {f"method {self.kind}": 3 * logits + 3 * 4 * 2 * batch * self.dim}}
+
+
+def _two_views(kind: str, config: "Config") -> None:
+    count = len(config.data.sides)
+    if count != 2:
+        where = "views" if config.data.augment.kind == "grey" else "crops"
+        raise ValueError(
+            f"method {kind} wants two views of each image, and there are {count}; set data.augment.{where} for two"
+        )
+
+
 # kind -> its settings, and the module of the engine whose function `make` makes it. A new method is one line here.
 REGISTRY: dict[str, tuple[type[MethodSettings], str]] = {
     "pic": (Pic, "engine.methods.pic"),
     "instdisc": (InstDisc, "engine.methods.instdisc"),
+    "moco": (MoCo, "engine.methods.moco"),
+    "simclr": (SimClr, "engine.methods.simclr"),
 }
 DEFAULT_KIND = "pic"  # of a section that names none
 

@@ -100,7 +100,9 @@ class Backbone(Section):
     # vgg: widths of its 3x3 convolutions, "M" = halve the image
     layers: Layers | None = None
     grid: Few = 2  # vgg: features are averaged over grid x grid cells of the image
-    hidden: Width = 512  # width of the head's hidden layer
+    # Between the features that people keep and z: engine/trunk/heads.py.
+    head: Literal["linear", "mlp", "mlp_bn2", "mlp_bn3"] = "mlp"
+    hidden: Width = 512  # width of the head's hidden layers
 
     @property
     def is_given(self) -> bool:

@@ -68,6 +68,7 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
         augmentation = make_augmentation(config.data.augment.model_dump(), config.data.image_size, source.channels)
     if not history:
         config = sized(config, len(source))
+        config.method.check(config)  # as far as it depends on sizes that were left to be chosen
     history, size = history or [[len(source), 0]], size or len(source)
     wanted = config.schedule
     assert wanted.block and wanted.lanes

@@ -69,6 +69,7 @@ def network_of(config: schema.Config) -> "Network":
         config.seed,
         stem=backbone.stem,
         side=config.data.image_size,
+        head=backbone.head,
     )
 
 

@@ -216,7 +216,7 @@ def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) ->
         rewritten = facts.all_visited or steps > schedule.steps_per_pass
         older = checkpoints * min(stored, changed if rewritten else pool)
     return CheckpointSizes(
-        trunk=trunk_state_bytes(trunk) if trunk else 0,
+        trunk=(trunk_state_bytes(trunk) if trunk else 0) + config.method.shared_bytes(trunk.weights if trunk else 0),
         active=active,
         pool_blocks=min(pool, stored),
         stored_blocks=stored,

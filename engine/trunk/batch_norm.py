@@ -70,7 +70,9 @@ class SynchronisedOnGpu(nn.SyncBatchNorm):
         wide = _wide(input)
         nothing = super().forward(wide) + wide  # for the gradient of what is before this layer
         if self.affine:
-            nothing = nothing * _per_channel(self.weight, wide) + _per_channel(self.bias, wide)
+            nothing = nothing * _per_channel(self.weight, wide)
+        if self.bias is not None:
+            nothing = nothing + _per_channel(self.bias, wide)
         return nothing.to(input.dtype)
 
 
@@ -189,8 +191,8 @@ class _Normalise(torch.autograd.Function):
             through = wide - _per_channel(mean_C, wide)
             through.mul_(_per_channel(scale_C * invstd_C * sums_2C[1], wide))
             dx = dx.sub_(through.add_(_per_channel(scale_C * sums_2C[0], wide))).to(x.dtype)
-        affine = weight_C is not None
-        return dx, dweight_C if affine else None, dbias_C if affine else None, None, None, None, None, None
+        scales, shifts = ctx.needs_input_grad[1:3]
+        return dx, dweight_C if scales else None, dbias_C if shifts else None, None, None, None, None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,9 @@
 """The network: a backbone (engine/trunk/backbones.py), the head, and L2 normalisation.
 
-    views -> backbone -> h (the features people keep) -> Linear-ReLU-Linear -> z / |z|
+    views -> backbone -> h (the features people keep) -> head (engine/trunk/heads.py) -> z / |z|
 
-The head has no batch normalisation, as in the PIC paper; residual networks start with a gamma of 0 in each block's last batch
-normalisation. Grey images are repeated to three channels, so a backbone trained here loads into the model of the same name, of
-torchvision or timm, once its classifier is replaced by Identity.
+Residual networks start with a gamma of 0 in each block's last batch normalisation. Grey images are repeated to three channels, so a
+backbone trained here loads into the model of the same name, of torchvision or timm, once its classifier is replaced by Identity.
 """
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from engine.trunk.backbones import make_backbone
 from engine.trunk.by_shape import reason_of, run_by_shape
+from engine.trunk.heads import make_head
 
 # The mean and deviation that torchvision's models expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,10 +26,10 @@ class Network(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, width: int, hidden: int, dim: int) -> None:
+    def __init__(self, backbone: nn.Module, width: int, hidden: int, dim: int, head: str = "mlp") -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.head = make_head(head, width, hidden, dim)
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -80,12 +80,13 @@ def make_network(
     *,
     stem: str = "imagenet",
     side: int = 224,
+    head: str = "mlp",
 ) -> Network:
     """A network with weights keyed by seed; engine.trunk.backbones.make_backbone tells the arguments, and what it refuses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone, width = make_backbone(name, layers, grid, stem=stem, side=side)
-        network = Network(backbone, width, hidden, dim)
+        network = Network(backbone, width, hidden, dim, head)
     return network
 
 

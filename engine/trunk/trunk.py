@@ -6,6 +6,7 @@ gradient at z of the loss of all ranks, as the scalar (z * dz).sum(). Batch stat
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -43,6 +44,10 @@ class Trunk:
                 before.copy_(buffer)
         self._zero.engine.train()
         return self._zero.engine([view.to(self._ranks.device, non_blocking=True) for view in views])
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """What `forward` computes in, for a network that is to compute as this one does."""
+        return self._zero.autocast()
 
     def backward(self, z_XD: torch.Tensor, dz_XD: torch.Tensor) -> None:
         """Accumulate the gradient, given the loss's gradient at z (already divided by the global count of places)."""

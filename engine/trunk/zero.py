@@ -19,6 +19,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -130,6 +132,10 @@ class ZeroEngine:
     def is_new_step(self) -> bool:
         """Whether nothing was added since the last step."""
         return self._micro == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """What the engine's forward pass computes in."""
+        return autocast_if_enabled(self.engine)  # type: ignore[no-any-return]
 
     def backward(self, scalar: torch.Tensor) -> None:
         """Add the scalar's gradient; summed over ranks, it is that of the loss over the places of all of them."""

@@ -1,17 +1,22 @@
-"""Two methods that have nothing in common with PIC go through run, step, checkpoints and report as PIC does.
+"""Methods that have nothing in common with PIC go through run, step, checkpoints and report as PIC does: MoCo, SimCLR, and two of tests.
 
 `momentum_queue.py` has state that is the same on every rank, sends one of two views through the trunk, and looks at the other before it.
 `whole_batch.py` has a loss that no micro-batch can be cut out of. Neither has rows. Nothing else in the repository knows of them.
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from configs.methods import REGISTRY
+from datasets.batch import UnreadableImage
+from datasets.digits import Digits
 from engine.training import run as run_module
 from engine.training.reading import UNREADABLE
 from tests.conftest import TINY
@@ -19,14 +24,23 @@ from tests.engine.methods.hard import HARD, register
 from tests.engine.methods.momentum_queue import MomentumQueue
 from tests.test_launch_ranks import Runs
 
-KINDS = sorted(HARD)
-FIGURE = {"momentum_queue": "keys_enqueued", "whole_batch": "view_agreement"}
+KINDS = [*sorted(HARD), "moco", "simclr"]
+FIGURE = {
+    "momentum_queue": "keys_enqueued",
+    "whole_batch": "view_agreement",
+    "moco": "own_keys_masked",
+    "simclr": "own_view_found",
+}
+SETTINGS = {
+    "momentum_queue": {"temperature": 0.1, "momentum": 0.99},
+    "moco": {"temperature": 0.1, "key_momentum": 0.99, "queue": 256},
+}
 OPTIMIZER = {"lr": 0.1, "warmup_epochs": 0.5}
 
 
 def config_of(kind, **changes):
     data = {**TINY["data"], "augment": {"kind": "grey", "views": 2}}
-    settings = {"kind": kind, "dim": 16} | ({"temperature": 0.1, "momentum": 0.99} if kind == "momentum_queue" else {})
+    settings = {"kind": kind, "dim": 16} | SETTINGS.get(kind, {})
     return {**TINY, "epochs": 3, "data": data, "method": settings, "optimizer": OPTIMIZER, **changes}
 
 
@@ -135,6 +149,58 @@ def test_two_ranks_take_the_steps_of_one_and_go_on_to_the_bit_from_their_checkpo
     assert two.summary()[FIGURE[kind]] == pytest.approx(one[FIGURE[kind]], rel=5e-3)
 
 
+@pytest.mark.parametrize("kind", ["moco", "simclr"])
+def test_a_killed_rank_costs_no_checkpoint_and_the_run_ends_as_one_that_was_never_killed(tmp_path, kind):
+    changes = {"log_every": 1, "checkpoint": {"every_steps": 4, "keep": 2}, "ranks": {"timeout_seconds": 30}}
+    config = config_of(kind, **changes)
+    del config["output"]
+    whole, killed = HardRuns(tmp_path / "whole", **config), HardRuns(tmp_path / "killed", **config)
+    whole.on_two_ranks("steps=20")
+    with killed.running(2, "steps=20") as running:
+        killed.wait_for(6, lambda: not all(map(psutil.pid_exists, running.pids)))
+        os.kill(running.pids[1], signal.SIGKILL)
+        assert running.wait().code != 0
+    killed.on_two_ranks("steps=20")
+    assert killed.summary()["digest"] == whole.summary()["digest"]
+    assert killed.losses() == whole.losses()
+
+
+@pytest.mark.parametrize("kind", ["moco", "simclr"])
+def test_images_that_cannot_be_read_and_empty_places_take_no_part_and_the_run_goes_on_to_the_bit(
+    run, kind, monkeypatch, tmp_path
+):
+    """TINY's last batches of a pass have empty places; here every eleventh image is unreadable, too."""
+    real = Digits.image
+
+    def image(source, instance):
+        if instance % 11 == 5:
+            raise UnreadableImage(f"digit {instance}", "for the test")
+        return real(source, instance)
+
+    monkeypatch.setattr(Digits, "image", image)
+    config = config_of(kind, log_every=1)
+    config["data"]["max_unreadable"] = 0.5
+    assert run("steps=30", f"output={tmp_path / 'whole'}", config=config) == 0
+    whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    for words in (["steps=20"], ["steps=30"]):
+        assert run(*words, config=config) == 0
+    assert (
+        run.summary()["digest"] == whole["digest"] and whole["unreadable_images"] > 20 and whole["skipped_steps"] == 0
+    )
+    assert np.isfinite([line["loss"] for line in run.lines()]).all()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_momentum_network_follows_a_trunk_under_zero_as_it_does_without(run, tmp_path, stage):
+    config = config_of("moco", log_every=1)
+    assert run("steps=6", config=config) == 0
+    whole = [line["loss"] for line in run.lines()]
+    words = (f"deepspeed.zero_optimization.stage={stage}", f"output={tmp_path / 'other'}")
+    assert run("steps=6", *words, config=config) == 0
+    other = [json.loads(line)["loss"] for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(whole, other, rtol=1e-4)
+
+
 def test_micro_batches_of_a_queue_make_the_step_of_the_whole_batch(run, tmp_path):
     config = config_of(
         "momentum_queue", log_every=1, optimizer={"lr": 1e-6}, backbone={"name": "vgg", "layers": [8], "hidden": 16}
@@ -197,6 +263,6 @@ def test_another_method_does_not_go_on_with_the_run(run, capsys):
 
 
 def test_the_two_methods_are_files_of_less_than_90_lines():
-    for kind in KINDS:
+    for kind in HARD:
         path = Path(__file__).with_name(f"{kind}.py")
         assert len(path.read_text().splitlines()) < 90
