@@ -57,7 +57,7 @@ def test_a_rate_for_another_batch_is_scaled_by_the_batch_in_either_schedule_and_
     for asked in (plain, scaled):  # the end is not scaled
         assert parts.learning_rate_at(asked, ORDER, 200, 200) == 1e-6
     # TINY has no decay of rows; with much of it, and a rate that only the scaling makes large, the rows would be lost.
-    lost = {"rows_weight_decay": 0.5, "rows_lr_scale": 1.0, "lr": 1e-4}
+    lost = {"rows_weight_decay": 10.0, "rows_lr_scale": 1.0, "lr": 1e-4}
     sizes.check_shrink(config(**lost), ORDER, 200)
     with pytest.raises(ValueError, match="rows_weight_decay"):
         sizes.check_shrink(config(**lost, lr_batch=1), ORDER, 200)
