@@ -9,7 +9,8 @@ One table a size, every line timed in one interleaved run (kernels/measure.py). 
     linear_cross_entropy    torch's, at the fastest of its chunk sizes, on normalised rows; cce_exact and liger where installed
     four products           what never holding the logits costs, at the fastest of several tile sizes; no other work at all
     three products          what an op that holds the logits pays: z W^T, p W, p^T z on whole matrices
-    step, ...               the same and one step of SGD for all rows: fused, written and applied, eager with torch.optim.SGD
+    step, ...               the same and one step of SGD for all rows: fused (also with the own row left out of the sum), written
+                            and applied, eager with torch.optim.SGD
 
 GFLOP/s counts the products of the line, 2 B K D each: four where logits are computed twice, else three. GB/s counts what has to
 move at least: features and rows read twice, gradients written. The limit is the four products, or those bytes at the speed
@@ -180,11 +181,12 @@ def steps(
 
     hyper: dict[str, Any] = {"eta": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
 
-    def ours(fused: bool) -> None:
+    def ours(fused: bool, leave_own_out: bool = False) -> None:
         shared: dict[str, Any] = {"temperature": temperature}
         kind: dict[str, Any] = {"backend": backend, "products": products}
-        forward = softmax_forward_negatives(z_BD, rows_KD, targets_B, **shared, **kind)
+        forward = softmax_forward_negatives(z_BD, rows_KD, targets_B, leave_own_out=leave_own_out, **shared, **kind)
         lse_B = combine([(forward.max_B, forward.sumexp_B)])
+        shared["own_B"] = torch.full_like(lse_B, -1.0) if leave_own_out else None
         features_gradient(forward, z_BD, rows_KD, targets_B, lse_B, weight_B, **shared)
         if fused:
             softmax_rows_update_(z_BD, rows_KD, momentum_KD, targets_B, lse_B, weight_B, **shared, **hyper, **kind)
@@ -194,6 +196,7 @@ def steps(
 
     runs: dict[str, Run] = {
         f"step, fused ({backend})": lambda: ours(True),
+        f"step, fused, own row left out ({backend})": lambda: ours(True, True),
         f"step, written and applied ({backend})": lambda: ours(False),
     }
     if "eager" in loss_names:
