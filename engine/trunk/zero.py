@@ -136,7 +136,7 @@ class ZeroEngine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """What the engine's forward pass computes in."""
-        return autocast_if_enabled(self.engine)  # type: ignore[no-any-return]
+        return autocast_if_enabled(self.engine)
 
     def backward(self, scalar: torch.Tensor) -> None:
         """Add the scalar's gradient; summed over ranks, it is that of the loss over the places of all of them."""
