@@ -74,7 +74,9 @@ def test_losses_weights_keys_and_queue_equal_the_dense_twin_in_the_published_ord
             moved = MOMENTUM * weight + (1 - MOMENTUM) * dict(twin.q.named_parameters())[name].detach()
             np.testing.assert_allclose(np.asarray(key[name]), moved, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(np.asarray(queue["keys"]), twin.keys_KD, rtol=1e-10, atol=1e-10)
-        assert np.asarray(queue["instances"]).tolist() == twin.ids and np.asarray(queue["pointer"]).item() == twin.pointer
+        assert (
+            np.asarray(queue["instances"]).tolist() == twin.ids and np.asarray(queue["pointer"]).item() == twin.pointer
+        )
         assert np.asarray(queue["found"]).item() == twin.masked
 
 
