@@ -120,6 +120,7 @@ class Pic(RowsSettings):
 
     kind: Literal["pic"] = "pic"
     temperature: AboveZero = 0.2
+    loss: Literal["cross_entropy", "dcl"] = "cross_entropy"  # "dcl": an image's own row is left out of the sum
 
 
 class InstDisc(MethodSettings):

@@ -15,16 +15,17 @@ class DensePIC:
     all_active      every row is active from step 0 on (full PIC)
     feature_norm    None, or a row starts at this times the feature of its first view and does not exist before
     norm_floor      a row that becomes active while shorter than this is rescaled to it, with its momentum
+    decoupled       the own row is left out of the sum of the softmax
     """
 
     def __init__(self, rows_ND, lanes, capacity, *, momentum, weight_decay, nesterov, temperature,
-                 all_active=False, feature_norm=None, norm_floor=0.0):  # fmt: skip
+                 all_active=False, feature_norm=None, norm_floor=0.0, decoupled=False):  # fmt: skip
         self.rows = torch.nn.Parameter(rows_ND.clone().double())
         self.sgd = torch.optim.SGD([self.rows], lr=1.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
         self.momentum = torch.zeros_like(self.rows)
         self.sgd.state[self.rows]["momentum_buffer"] = self.momentum
         self.lanes, self.capacity, self.temperature = lanes, capacity, temperature
-        self.feature_norm, self.norm_floor = feature_norm, norm_floor
+        self.feature_norm, self.norm_floor, self.decoupled = feature_norm, norm_floor, decoupled
         self.born = torch.full((len(rows_ND),), feature_norm is None)
         self.visits = {lane: [] for lane in set(lanes)}  # instances of a lane, most recent last
         if all_active:
@@ -64,7 +65,11 @@ class DensePIC:
         for view, z_GD in enumerate(z):
             rows = self.rows if rows_grad is None or rows_grad[view] else self.rows.detach()
             logits = F.normalize(z_GD[filled]) @ F.normalize(rows[active]).T / self.temperature
-            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            loss = F.cross_entropy(logits, targets, reduction="none")
+            if self.decoupled:
+                own = logits.gather(1, targets[:, None])
+                loss = logits.scatter(1, targets[:, None], -torch.inf).logsumexp(1) - own[:, 0]
+            losses.append(loss)
         loss = torch.cat(losses).mean()
         loss.backward()
         if self.rows.grad is None:

@@ -69,7 +69,7 @@ def test_without_a_kind_or_a_section_it_is_pic(read):
     assert Pic().planned_bytes(64, 64, 1000) == {}
     assert json.loads(read(TINY).model_dump_json())["method"] == {
         **{"kind": "pic", "active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},
-        **{"norm_floor": 0.0, "sharding": "lanes", "kernels": "auto"},
+        **{"norm_floor": 0.0, "sharding": "lanes", "kernels": "auto", "loss": "cross_entropy"},
     }
 
 
@@ -77,8 +77,8 @@ def test_without_a_kind_or_a_section_it_is_pic(read):
     ("words", "said"),
     [
         (
-            "method.kind=moco",
-            'method.kind is "moco", which is no known method; set it to one of "pic", ',
+            "method.kind=byol",
+            'method.kind is "byol", which is no known method; set it to one of "pic", ',
         ),
         ("method.kind=null", "method.kind is null"),
         ('method.kind={"pic":1}', 'method.kind is {"pic": 1}'),

@@ -198,7 +198,7 @@ def test_every_config_that_ships_is_read_and_planned(path, capsys, tmp_path):
             Image.new("RGB", (40, 30), (number % 256, 0, 0)).save(image)
     assert launch.main(["--config", str(path), "--dry-run", *words]) == 0
     is_sweep = json.loads(path.read_text())["job"] == "scale"
-    assert ("cells" if is_sweep else "active rows") in capsys.readouterr().out
+    assert ("cells" if is_sweep else "steps of") in capsys.readouterr().out
 
 
 def test_the_config_for_imagenet_has_the_published_sizes():

@@ -25,12 +25,19 @@ from kernels.sampled_softmax import combine, softmax_forward_negatives
 
 
 class LaneSoftmax:
-    """Implements engine.methods.softmax.Softmax. gradient: how the rows' gradient becomes their step."""
+    """Implements engine.methods.softmax.Softmax.
+
+    gradient    how the rows' gradient becomes their step
+    decoupled   a sample's own row is left out of its sum
+    """
 
     name = "lanes"
 
-    def __init__(self, rows: ActiveRows, ranks: Ranks, gradient: RowGradient, *, temperature: float) -> None:
+    def __init__(
+        self, rows: ActiveRows, ranks: Ranks, gradient: RowGradient, *, temperature: float, decoupled: bool = False
+    ) -> None:
         self.rows, self.ranks, self.gradient, self.temperature = rows, ranks, gradient, temperature
+        self.decoupled = decoupled
         self.why = f"the gradient of rows is {gradient.name}: {gradient.why}"
         if gradient.name == "fused":  # the softmax's own code makes the rows' step
             self.rows_step = f"{rows.kernels['sampled_softmax']} (fused)"
@@ -52,11 +59,20 @@ class LaneSoftmax:
             targets_X,
             temperature=self.temperature,
             row_mask_K=mask_K,
+            leave_own_out=self.decoupled,
             backend=rows.kernels["sampled_softmax"],
         )
         lse_X = self._over_all_rows(forward.max_B, forward.sumexp_B)
         inputs = SoftmaxInputs(
-            z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
+            z_XD,
+            targets_X,
+            lse_X,
+            weight_X,
+            mask_K,
+            rows_need_grad_X,
+            forward.shortest,
+            self.temperature,
+            self.decoupled,
         )
         loss, part_XD = loss_and_features_gradient(forward, rows.w_KD, inputs)
         dz_XD = travel.give_back(part_XD)

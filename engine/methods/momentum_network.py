@@ -13,6 +13,9 @@ image travels, and the groups are the same for every number of ranks. With one g
 nothing is drawn. (The publication shuffles the batch over GPUs instead; there a group is what one GPU has.)
 """
 
+from contextlib import AbstractContextManager
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import nn
@@ -53,14 +56,22 @@ def _drawn_order(seed: int, step: int, lane: int, count: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
+class Followed(Protocol):
+    """What is asked of the trunk, of which every rank has all weights."""
+
+    @property
+    def network(self) -> nn.Module: ...
+    def autocast(self) -> AbstractContextManager[None]: ...
+
+
 class MomentumNetwork:
     """
-    trunk      what is followed; anything with `network` and `autocast`, every rank with all weights
+    trunk      what is followed
     network    as the trunk's before any training; it becomes this object's
     momentum   m
     """
 
-    def __init__(self, trunk, network: nn.Module, ranks: Ranks, *, momentum: float) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, trunk: Followed, network: nn.Module, ranks: Ranks, *, momentum: float) -> None:
         self.trunk, self.ranks = trunk, ranks
         self.network = synchronised(network.to(ranks.device), ranks).requires_grad_(False).train()
         followed = dict(trunk.network.named_parameters())

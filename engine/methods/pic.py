@@ -2,6 +2,8 @@
 
     loss = -log( exp(z.w_i / tau) / sum over the active rows of exp(z.w_j / tau) ),    z and w of unit length
 
+or, with `method.loss` "dcl" (decoupled, Yeh et al., ECCV 2022), the same over the other active rows: w_i is not in the sum.
+
 The rows are those of the row table (engine/rows): a step admits the rows of its images, takes the softmax over all active rows, and
 makes one step of SGD for them. Rows that are not active are where dense SGD would have put them as soon as they are admitted. There
 are two ways to share the active rows out among ranks, and a run takes one of them (`method.sharding`):
@@ -28,6 +30,8 @@ class Settings(Protocol):
 
     @property
     def temperature(self) -> float: ...
+    @property
+    def loss(self) -> str: ...
 
 
 class Pic(RowMethod):
@@ -71,12 +75,15 @@ class Pic(RowMethod):
 def make(settings: Settings, given: Given) -> Pic:
     """The method of a run; see configs/methods.py and Given."""
     table, ranks = given.table(), given.ranks
+    decoupled = settings.loss == "dcl"
     softmax: Softmax
     if table.partitioned:
         from engine.methods.zero3_softmax import Zero3Softmax  # deepspeed comes with it
 
-        softmax = Zero3Softmax(table.rows, table.partitioned, ranks, temperature=settings.temperature)
+        softmax = Zero3Softmax(
+            table.rows, table.partitioned, ranks, temperature=settings.temperature, decoupled=decoupled
+        )
     else:
         gradient = row_gradient(table.rows, ranks, micro_batches=given.micro_batches, clip=table.clip)
-        softmax = LaneSoftmax(table.rows, ranks, gradient, temperature=settings.temperature)
+        softmax = LaneSoftmax(table.rows, ranks, gradient, temperature=settings.temperature, decoupled=decoupled)
     return Pic(table, softmax, ranks, given.schedule, rows_grad_V=given.rows_grad_V)

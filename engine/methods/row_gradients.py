@@ -21,7 +21,11 @@ from kernels.sampled_softmax import softmax_rows_gradient, softmax_rows_update_
 
 @dataclass
 class SoftmaxInputs:
-    """What the gradient of rows is made from; see kernels.sampled_softmax. shortest: the length of the shortest row."""
+    """What the gradient of rows is made from; see kernels.sampled_softmax.
+
+    shortest    the length of the shortest row
+    decoupled   the own row is left out of the sum that its sample is told from
+    """
 
     z_XD: torch.Tensor
     targets_X: torch.Tensor
@@ -31,6 +35,12 @@ class SoftmaxInputs:
     rows_need_grad_X: torch.Tensor
     shortest: torch.Tensor
     temperature: float
+    decoupled: bool = False
+
+    @property
+    def own_X(self) -> torch.Tensor | None:
+        """The coefficient of the own row's term, where it is not p - 1; float64 [X]."""
+        return -torch.ones_like(self.lse_X, dtype=torch.float64) if self.decoupled else None
 
 
 class RowGradient(Protocol):
@@ -127,6 +137,7 @@ class FusedUpdate:
             nesterov=log.nesterov,
             row_mask_K=inputs.row_mask_K,
             rows_need_grad_B=inputs.rows_need_grad_X,
+            own_B=inputs.own_X,
             backend=self.rows.kernels["sampled_softmax"],
         )
         self.discard()
@@ -170,5 +181,6 @@ def whole_gradient(rows_KD: torch.Tensor, inputs: SoftmaxInputs, backend: str) -
         temperature=inputs.temperature,
         row_mask_K=inputs.row_mask_K,
         rows_need_grad_B=inputs.rows_need_grad_X,
+        own_B=inputs.own_X,
         backend=backend,
     )

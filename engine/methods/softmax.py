@@ -69,5 +69,6 @@ def loss_and_features_gradient(
         inputs.weight_X,
         temperature=inputs.temperature,
         row_mask_K=inputs.row_mask_K,
+        own_B=inputs.own_X,
     )
     return loss, dz_XD

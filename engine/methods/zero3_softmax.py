@@ -27,8 +27,17 @@ class Zero3Softmax:
     why = "ZeRO-3 gathers the rows on every rank and reduces their gradient"
     rows_step = "deepspeed (SGD)"
 
-    def __init__(self, rows: ActiveRows, partitioned: PartitionedRows, ranks: Ranks, *, temperature: float) -> None:
+    def __init__(
+        self,
+        rows: ActiveRows,
+        partitioned: PartitionedRows,
+        ranks: Ranks,
+        *,
+        temperature: float,
+        decoupled: bool = False,
+    ) -> None:
         self.rows, self.partitioned, self.ranks, self.temperature = rows, partitioned, ranks, temperature
+        self.decoupled = decoupled
 
     def add(self, samples: Samples) -> tuple[float, torch.Tensor, bool]:
         rows, views = self.rows, len(samples.rows_grad_V)
@@ -47,11 +56,25 @@ class Zero3Softmax:
         def gradient_of(rows_KD: torch.Tensor) -> torch.Tensor:
             nonlocal loss, finite, dz_XD
             forward = softmax_forward_negatives(
-                samples.z_XD, rows_KD, targets_X, temperature=self.temperature, row_mask_K=mask_K, backend=backend
+                samples.z_XD,
+                rows_KD,
+                targets_X,
+                temperature=self.temperature,
+                row_mask_K=mask_K,
+                leave_own_out=self.decoupled,
+                backend=backend,
             )
             lse_X = combine([(forward.max_B, forward.sumexp_B)])
             inputs = SoftmaxInputs(
-                samples.z_XD, targets_X, lse_X, weight_X, mask_K, rows_need_grad_X, forward.shortest, self.temperature
+                samples.z_XD,
+                targets_X,
+                lse_X,
+                weight_X,
+                mask_K,
+                rows_need_grad_X,
+                forward.shortest,
+                self.temperature,
+                self.decoupled,
             )
             loss, dz_XD = loss_and_features_gradient(forward, rows_KD, inputs)
             drows_KD = whole_gradient(rows_KD, inputs, backend)

@@ -16,6 +16,7 @@ STAGES = (
         "between steps",
         "data",
         "slide",
+        "keys",
         "trunk_forward",
         "admit",
         "softmax",

@@ -21,7 +21,12 @@ _STAGES = {
     "slide": "slide the window",
 }
 # What earlier versions did not time, and runs without a network do not do.
-_OTHERS = {"trunk_update": "update backbone", "checkpoint": "begin checkpoints", "evaluation": "evaluate"}
+_OTHERS = {
+    "keys": "keys of the momentum network",
+    "trunk_update": "update backbone",
+    "checkpoint": "begin checkpoints",
+    "evaluation": "evaluate",
+}
 _BETWEEN_STEPS = ("checkpoint", "evaluation")
 _STAGES_OF_ROWS = ("admit", "slide")
 _SHARES = "Shares of the time by stage: see the table"

@@ -3,6 +3,8 @@
 It answers all that a run asks of engine/trunk/trunk.py. Neither DeepSpeed nor torchvision is imported.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
@@ -21,6 +23,10 @@ class GivenTrunk:
     def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
         """V tensors float32 [B, D] on the host -> z [V*B, D]."""
         return torch.cat([view.to(self._device, non_blocking=True) for view in views])
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Features are handed on as they are."""
+        return nullcontext()
 
     def backward(self, z_XD: torch.Tensor, dz_XD: torch.Tensor) -> None:
         """There is nothing behind z."""

@@ -127,6 +127,7 @@ class Case:
     weight_decay: float = 1e-3
     nesterov: bool = False
     temperature: float = 0.2
+    decoupled: bool = False
     lr: float = 0.5
     passes: float = 3.3
     seed: int = 3
@@ -235,6 +236,7 @@ def make_oracle(case):
         all_active=case.active >= case.size and not case.feature_init,
         feature_norm=0.3 if case.feature_init else None,
         norm_floor=case.norm_floor,
+        decoupled=case.decoupled,
     )
 
 
@@ -251,7 +253,7 @@ def make_batch(case, step, lanes=None):
 
 def lane_softmax(case, rows, ranks=ALONE):
     gradient = row_gradient(rows, ranks, micro_batches=case.micro_batches, clip=0.0)
-    return LaneSoftmax(rows, ranks, gradient, temperature=case.temperature)
+    return LaneSoftmax(rows, ranks, gradient, temperature=case.temperature, decoupled=case.decoupled)
 
 
 def method_of(case, rows, ranks=ALONE, softmax=None):

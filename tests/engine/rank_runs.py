@@ -52,7 +52,7 @@ def make_rows(case, ranks, sharding, **options):
 
     held = held_rows(case, ranks)
     rows = make_engine(case, ranks=ranks, row_storage=(held.w_SD, held.u_SD), **options)
-    return rows, Zero3Softmax(rows, held, ranks, temperature=case.temperature)
+    return rows, Zero3Softmax(rows, held, ranks, temperature=case.temperature, decoupled=case.decoupled)
 
 
 def all_rows(case, ranks, rows):

@@ -12,8 +12,10 @@ from engine.methods.moco import MoCo
 from engine.methods.momentum_network import MomentumNetwork, dealt_places
 from engine.methods.queue import Queue
 from engine.methods.queue_softmax import Negatives, queue_loss
+from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
 from engine.training.step import Dealing, train_step
+from kernels.measure import peak_of
 from tests.engine.harness import ALONE
 from tests.engine.methods.dense_moco import DenseMoco
 from tests.engine.methods.plain_runs import Case, PlainTrunk, given, part_of_rank, train, weights_of
@@ -72,8 +74,10 @@ def test_losses_weights_keys_and_queue_equal_the_dense_twin_in_the_published_ord
             moved = MOMENTUM * weight + (1 - MOMENTUM) * dict(twin.q.named_parameters())[name].detach()
             np.testing.assert_allclose(np.asarray(key[name]), moved, rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(np.asarray(queue["keys"]), twin.keys_KD, rtol=1e-10, atol=1e-10)
-        assert np.asarray(queue["instances"]).tolist() == twin.ids and int(queue["pointer"]) == twin.pointer
-        assert int(queue["found"]) == twin.masked
+        assert (
+            np.asarray(queue["instances"]).tolist() == twin.ids and np.asarray(queue["pointer"]).item() == twin.pointer
+        )
+        assert np.asarray(queue["found"]).item() == twin.masked
 
 
 def slow_loss(z_BD, keys_BD, queue_KD, own_B, weight_B, temperature):
@@ -113,6 +117,26 @@ def test_loss_and_gradient_are_as_exact_as_the_slow_line(near, temperature):
     ]
     assert errors[0][0] <= 2 * errors[1][0] + 1e-7 * abs(exact[0])
     assert errors[0][1] <= 2 * errors[1][1]
+
+
+def peak_bytes(ranks, samples, rows, backend):
+    """Of a loss and its gradient, beyond the queue; in a process of its own."""
+
+    def run(count):
+        generator = torch.Generator().manual_seed(0)
+        z_BD, keys_BD, queue_KD = (torch.randn(n, 16, generator=generator) for n in (samples, samples, count))
+        negatives = Negatives(queue_KD, torch.arange(samples) % 3 - 1, None)
+        weight_B = torch.full((samples,), 1 / samples)
+        return lambda: queue_loss(z_BD, keys_BD, negatives, weight_B, temperature=0.2, backend=backend)
+
+    return peak_of(run(rows), run(64), ranks.device)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "aten"])
+def test_no_logits_of_a_queue_of_65536_keys_are_held(backend):
+    samples, rows = 256, 65_536
+    (peak,) = on_ranks(1, peak_bytes, samples, rows, backend)
+    assert peak < samples * rows * 4 / (20 if backend == "cpu" else 4)
 
 
 def test_at_w_of_2k_an_eighth_of_the_revisits_would_have_met_their_own_key_and_none_does():
@@ -202,8 +226,6 @@ def test_a_step_that_is_discarded_leaves_statistics_queue_and_counts_as_they_wer
     batch = part_of_rank(case, ALONE, 3)
     batch.views[0] = batch.views[0] * float("nan")
     dealing = Dealing(case.lanes, 1, (0,))
-    from engine.methods.stages import Stages
-
     result = train_step(batch, trunk, method, ALONE, lr=case.lr, dealing=dealing, stages=Stages())
     assert not result.applied
     method.discard()  # and once more, as for a step of which nothing could be read
@@ -221,8 +243,6 @@ def test_what_is_loaded_goes_on_to_the_bit():
     second[0].network.load_state_dict(first[0].network.state_dict())
     second[1].load_shared(first[1].shared())
     dealing = Dealing(case.lanes, 2, (0,))
-    from engine.methods.stages import Stages
-
     rest = [
         train_step(
             part_of_rank(case, ALONE, step), second[0], second[1], ALONE, lr=case.lr, dealing=dealing, stages=Stages()

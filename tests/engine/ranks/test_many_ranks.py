@@ -51,6 +51,7 @@ def assert_error_at_most_twice(case, w, u, truth, dense_float32):
         (4, {"active": 200}),
         (2, {"active": 16, "nesterov": True, "kernels": "aten"}),
         (2, {"micro_batches": 2}),
+        (2, {"decoupled": True}),
         (2, {"feature_init": True}),
         (2, {"views": 3, "rows_grad": (True, False, True), "skips": frozenset({0, 5, 40, 41})}),
         (3, {"lanes": 6, "batch": 12, "active": 60, "block": 2, "window": 96, "stride": 48}),
@@ -89,6 +90,7 @@ def test_a_rank_without_any_image_takes_part():
         (2, {"micro_batches": 2, "skips": frozenset({0, 5, 40, 41})}),
         (2, {"feature_init": True, "views": 2, "rows_grad": (True, False), "nesterov": True}),
         (2, {"momentum": 0.0}),
+        (2, {"decoupled": True}),
     ],
     ids=str,
 )

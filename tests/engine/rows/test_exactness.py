@@ -52,6 +52,8 @@ def test_rows_equal_dense_sgd_after_three_passes(active, nesterov, kernels):
         {"feature_init": True, "active": 200},
         {"lanes": 1, "block": 24},
         {"norm_floor": 0.5, "weight_decay": 0.02},
+        {"decoupled": True, "kernels": "compiled"},
+        {"decoupled": True, "kernels": "aten", "micro_batches": 2, "views": 3, "rows_grad": (True, False, True)},
     ],
     ids=str,
 )
