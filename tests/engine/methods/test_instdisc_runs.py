@@ -194,13 +194,14 @@ def test_the_published_command_has_the_published_settings():
     assert (config.optimizer.lr, config.schedule.batch, config.optimizer.warmup_epochs) == (0.03, 256, 200 / 40)
 
 
-def test_a_disk_has_room_for_nearly_twice_as_many_images_as_with_rows_that_are_trained(run, capsys):
+def test_a_disk_has_room_for_about_twice_as_many_images_as_with_rows_that_are_trained(run, capsys):
     words = ["job=plan", "plan.fit.disk_gib=0.05", "method.dim=128"]
     found = []
     for config in (ALL_GIVEN, {**GIVEN, "optimizer": {}}):
         assert run(*words, config=config) == 0
         found.append(int(re.search(r"N alone: .*data\.limit=(\d+)", capsys.readouterr().out)[1]))
-    assert 1.7 < found[0] / found[1] < 2
+    # 520 bytes a row instead of 1,032; beside the rows there are files of checkpoints, which are smaller too.
+    assert 1.9 < found[0] / found[1] < 2.2
 
 
 def test_pic_does_not_go_on_with_a_bank(run, capsys):
