@@ -5,6 +5,8 @@ Some networks, transformers above all, are made for images of one side; they get
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -27,8 +29,11 @@ def make(name: str, side: int) -> tuple[nn.Module, int]:
     options: dict[str, Any] = {"img_size": side} if is_fixed else {}
     looked_at = side if is_fixed else 224
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
-        features = run_by_shape(model, lambda: torch.zeros(1, 3, looked_at, looked_at))
+        with _not_fake() as fake:
+            model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+            features = run_by_shape(model, lambda: torch.zeros(1, 3, looked_at, looked_at))
+        if fake:
+            model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"timm cannot make {name} for images of side {side} ({reason_of(error)}); change backbone.name or data.image_size"
@@ -40,6 +45,18 @@ def make(name: str, side: int) -> tuple[nn.Module, int]:
             f"set data.image_size to {side // patch * patch + patch}, or change backbone.name"
         )
     return model, features.flatten(1).shape[1]
+
+
+@contextmanager
+def _not_fake() -> Iterator[bool]:
+    """Whether torch makes fake tensors; inside, they are those of the meta device, since timm reads numbers while it makes a network."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None:
+        yield False
+        return
+    from torch._subclasses.fake_tensor import unset_fake_temporarily  # imported by whoever makes them
+
+    with unset_fake_temporarily(), torch.device("meta"):
+        yield True
 
 
 def has_one_side(name: str) -> bool:

@@ -29,7 +29,9 @@ def moved(network):
     with torch.no_grad():
         for tensor in network.backbone.state_dict().values():
             if tensor.is_floating_point():
-                tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
+                tensor.add_(
+                    0.02 * torch.rand(tensor.shape, generator=generator) * (1 if tensor.dim() < 2 else tensor.std())
+                )
     return network.eval()
 
 
@@ -38,7 +40,10 @@ def assert_loads_with_the_same_features(network, theirs, path, about):
     theirs.load_state_dict(load_file(path), strict=True)
     images = torch.randint(256, (3, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        ours, other = network.features([images]), theirs.eval()((images / 255 - MEAN) / STD)
+        ours, other = (
+            network.features([images]),
+            theirs.eval()(((images / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)),
+        )
     assert ours.std() > 0
     assert float((ours - other).norm() / other.norm()) <= 1e-6
     with safe_open(path, "pt") as file:
