@@ -42,7 +42,6 @@ from safetensors.torch import save as torch_save
 from engine.disk import manifest
 from engine.disk.body import FORMAT, Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty
-from engine.disk.freed_memory import give_back_freed_memory
 from engine.disk.manifest import SavedCheckpoint
 from engine.disk.patrol import Found, Patrol, all_found, look, naming
 from engine.disk.recovery import named_by_all
@@ -98,7 +97,6 @@ class Checkpoints:
         self._patrol: Patrol | None = None
         self._map = _Chain()
         self._log = _Chain()
-        self._wrote_full = False  # a table, in the last commit
         self._changed = np.empty(0, np.int64)  # blocks whose entry is not that of the last full map, ascending
         self._on_way = False
         self._is_keeper = True
@@ -210,7 +208,6 @@ class Checkpoints:
         )
         self._on_way = True
         self.disk.submit(lambda: self._commit(snapshot))
-        self.disk.submit(self._give_back)  # behind it, when nothing holds the snapshot any more
 
     def finish(self) -> None:
         """Return when everything is on the disk. Raises what went wrong."""
@@ -254,7 +251,6 @@ class Checkpoints:
             self.files.put_whole(path, [content_bytes])
             files[path] = hashlib.sha256(content_bytes).hexdigest()
             sizes[path] = len(content_bytes)
-        self._wrote_full = any(table and table.full in files for table in (part.blocks, log))
         for table in (part.blocks, log):  # the full table may be an earlier checkpoint's
             if table and table.full not in files:
                 assert self.newest
@@ -283,10 +279,6 @@ class Checkpoints:
         self._drop_old()
         self._remove_garbage()
         self._on_way = False
-
-    def _give_back(self) -> None:
-        if self._wrote_full:
-            give_back_freed_memory()
 
     def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[Part, dict[str, Buffer]]:
         """What the manifest says of this rank's lanes, and the files to write for it."""

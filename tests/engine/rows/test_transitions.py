@@ -1,12 +1,13 @@
 """The closed form of missed steps equals taking them one by one, for any learning rates."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.disk.freed_memory import give_back_freed_memory
 from engine.ranks.process_table import resident_bytes
 from engine.rows.active_rows import catch_up, raise_to_floor
 from engine.rows.transitions import EXTENDED, TransitionLog, multiply, transition
@@ -101,6 +102,11 @@ def test_a_product_of_two_has_the_bits_of_the_sum_over_an_axis():
         rng.normal(size=(2000, 2, 2)).astype(EXTENDED) * 10.0 ** rng.integers(-300, 300, (2000, 1, 1)) for _ in range(2)
     )
     np.testing.assert_array_equal(multiply(later, earlier), (later[:, :, :, None] * earlier[:, None, :, :]).sum(axis=2))
+
+
+def give_back_freed_memory():
+    """What glibc keeps of freed pieces, whoever had them."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def test_a_log_takes_memory_for_its_steps_and_not_for_its_room():
