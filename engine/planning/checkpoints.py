@@ -3,8 +3,8 @@
 While a checkpoint is made there are, one after the other,
 
     blocks + A + T      copies of the blocks that the disk lacks, of the active rows (A) and of the trunk with its optimizer (T)
-    3A + T              the blocks are on the disk; the file of the active rows is put together
-    2A + 2T + F         and those of the trunk and of its optimizer, of which the larger one (F) is copied once more
+    A + 2T + F          the blocks are on the disk; the files of the trunk and of its optimizer are put together, of which the larger
+                        one (F) is copied once more. Those of rows and tables are written from the arrays themselves
 
 On the disk are, for each kept checkpoint, A + T and the tables of blocks and steps; every visited row once; and as many older
 versions of rows as checkpoints name. Between two checkpoints the rows change that are in the pool at one time of it:
@@ -83,17 +83,9 @@ def snapshot_component(*, trunk: int, optimizer: int, active: int, blocks: int, 
     file = max(trunk // 2, optimizer)  # the larger of the two
     # Of each moment (bytes, bytes of a piece); 0: small pieces.
     begin = [(blocks, 0), (active, active // 2), (trunk, 0)]
-    # A file's arrays are copied once, and then put together.
-    rows = [(active, active // 2), (2 * active, active), (trunk, 0)]
-    files = [
-        (active, active // 2),
-        (active, active),
-        (trunk, 0),
-        (trunk, trunk // 2),
-        (file, 0),
-        (2 * tables, tables),
-    ]
-    moments = (begin, rows, files)
+    # The tensors of a file of the trunk are copied once, and then put together.
+    files = [(active, active // 2), (trunk, 0), (trunk, trunk // 2), (file, 0), (tables, tables)]
+    moments = (begin, files)
     small, large = (
         max(sum(count for count, piece in moment if (piece < SMALL_BYTES) == is_small) for moment in moments)
         for is_small in (True, False)

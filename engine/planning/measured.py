@@ -36,7 +36,7 @@ def measured_components(run: Run) -> list[Held]:
     """Of this rank, between two steps; the disk as far as it is this rank's."""
     found = [Held(*_TRUNK[what], shared_bytes(tensors)) for what, tensors in run.trunk.held().items()]
     method, store = run.method, run.checkpoints.disk.disk
-    log_bytes = run.totals.losses.buffer_info()[1] * run.totals.losses.itemsize
+    log_bytes = run.totals.losses.bytes
     if isinstance(method, RowMethod):
         found += _rows(method)
         log_bytes += method.rows.log.bytes

@@ -53,8 +53,8 @@ class TransitionLog:
         self.extend(np.array([_SKIPPED if eta is None else eta]))
 
     def etas(self, first: int = 0) -> np.ndarray:
-        """The learning rates from step `first` on, float64 [steps - first], NaN where skipped: what a checkpoint keeps."""
-        return self._eta_T[first : self.steps].copy()
+        """The learning rates from step `first` on, float64 [steps - first], NaN where skipped: what a checkpoint keeps. A view."""
+        return self._eta_T[first : self.steps]  # what is appended is written behind it, or into a longer array
 
     def extend(self, eta_T: np.ndarray) -> None:
         """Log many steps, float64 [T], NaN where skipped: what a checkpoint kept. The same, to the bit, as one after the other."""

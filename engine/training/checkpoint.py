@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save as numpy_save
 from safetensors.torch import save as torch_save
 
 from engine.disk import manifest
+from engine.disk.array_file import parts_of
 from engine.disk.body import FORMAT, Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty
 from engine.disk.manifest import SavedCheckpoint
@@ -52,6 +52,7 @@ from engine.methods.method import Method
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
+from engine.training.series import Series
 from engine.trunk.optimizers import misfit
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Checkpoints:
         step: int,
         method: Method,
         trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
-        losses: Sequence[float],
+        losses: Series | Sequence[float],
         state: dict[str, Any],
     ) -> None:
         """Begin a checkpoint of the state after `step` steps; it is there when `finish`, or the next save, returns.
@@ -190,7 +191,7 @@ class Checkpoints:
         for block, rows in by_lane.blocks if by_lane else ():
             self.disk.write_for_checkpoint(block, rows)
         first = 0 if self._log.full_is_due(step - self._log.rows) else self._log.rows
-        log = {**method.log(first), "loss": np.array(losses[first:step], dtype=np.float64)} if is_first else {}
+        log = {**method.log(first), "loss": np.asarray(losses[first:step], dtype=np.float64)} if is_first else {}
         assert not (is_first and by_lane) or log.keys() == {"eta", "loss"}, (
             "state by lane is a row table's: it logs eta"
         )
@@ -244,13 +245,16 @@ class Checkpoints:
             log, content = _table(self._log, snapshot.first_logged == 0, snapshot.log, f"{directory}/log")
             contents |= content
             for name, tensors in snapshot.components.items():
-                contents[f"{directory}/{name}.safetensors"] = torch_save(tensors)
+                contents[f"{directory}/{name}.safetensors"] = [torch_save(tensors)]
 
         files, sizes = {}, {}
-        for path, content_bytes in contents.items():
-            self.files.put_whole(path, [content_bytes])
-            files[path] = hashlib.sha256(content_bytes).hexdigest()
-            sizes[path] = len(content_bytes)
+        for path, parts in contents.items():
+            self.files.put_whole(path, parts)
+            digest = hashlib.sha256()
+            for one in parts:
+                digest.update(one)
+            files[path] = digest.hexdigest()
+            sizes[path] = sum(map(len, parts))
         for table in (part.blocks, log):  # the full table may be an earlier checkpoint's
             if table and table.full not in files:
                 assert self.newest
@@ -280,7 +284,7 @@ class Checkpoints:
         self._remove_garbage()
         self._on_way = False
 
-    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[Part, dict[str, Buffer]]:
+    def _part(self, snapshot: "_Snapshot", directory: str) -> tuple[Part, dict[str, list[Buffer]]]:
         """What the manifest says of this rank's lanes, and the files to write for it."""
         store, lanes = self.disk.disk, self.lanes
         if snapshot.arrays is None:
@@ -294,7 +298,7 @@ class Checkpoints:
         if full:
             self._changed = self._changed[:0]
         part = Part(lanes.rank, lanes.ranks, active, blocks, store.entry_count())
-        return part, {active: numpy_save(snapshot.arrays), **contents}
+        return part, {active: parts_of(snapshot.arrays), **contents}
 
     def _drop_old_manifests(self) -> None:
         """Those that the checkpoint just published is to replace; rank 0's work."""
@@ -351,7 +355,9 @@ class _Snapshot:
     state: dict[str, Any]
 
 
-def _table(chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str) -> tuple[Table, dict[str, bytes]]:
+def _table(
+    chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str
+) -> tuple[Table, dict[str, list[Buffer]]]:
     """(what the manifest says of a table, the file to write): a full copy, or what changed since the last."""
     count = len(next(iter(arrays.values())))
     name = f"{path}-{'full' if full else 'delta'}.safetensors"
@@ -361,7 +367,7 @@ def _table(chain: _Chain, full: bool, arrays: dict[str, np.ndarray], path: str) 
         chain.since += count
     assert chain.full
     table = Table(full=chain.full, delta=None if full else name, rows=chain.rows, since=chain.since)
-    return table, {name: numpy_save(arrays)}
+    return table, {name: parts_of(arrays)}
 
 
 def load_trunk(checkpoint: SavedCheckpoint, trunk: "Trunk | GivenTrunk", ranks: Ranks) -> None:

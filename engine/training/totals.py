@@ -1,12 +1,12 @@
 """What a run has added up so far, and when that says that it is no use to go on."""
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from engine.training.series import Series
 from engine.training.step import StepResult
 
 _SKIPS_THAT_STOP = 3
@@ -29,9 +29,7 @@ class Totals:
     trunk_seconds: float = 0.0
     peak_host_bytes: int = 0
     peak_device_bytes: int = 0
-    losses: array = field(
-        default_factory=lambda: array("d")
-    )  # of every step, nan where it was skipped; kept with the log
+    losses: Series = field(default_factory=Series)  # of every step, nan where it was skipped; kept with the log
 
     def add(self, result: StepResult) -> None:
         """Take up a step, but for its seconds."""
@@ -54,16 +52,14 @@ class Totals:
     def restored(cls, state: dict[str, Any], losses: Sequence[float] | np.ndarray) -> "Totals":
         """What `state` gave, also in an earlier version, which counted visits to images that could not be read."""
         names = {one.name for one in fields(cls)} - {"losses"}
-        kept = array("d")
-        kept.frombytes(np.asarray(losses, dtype=np.float64).tobytes())  # there may be millions
-        return cls(**{name: state[name] for name in names & state.keys()}, losses=kept)
+        return cls(**{name: state[name] for name in names & state.keys()}, losses=Series(np.asarray(losses)))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps of it."""
         return {name: value for name, value in vars(self).items() if name != "losses"}
 
 
-def mean_of_finite(losses: Sequence[float]) -> float | None:
+def mean_of_finite(losses: Sequence[float] | np.ndarray) -> float | None:
     """The mean of the losses that are finite; None where none is."""
     values = np.asarray(losses, dtype=np.float64)
     finite = values[np.isfinite(values)]
