@@ -104,6 +104,7 @@ def test_every_key_of_the_old_section_has_its_place_in_the_new_one(read):
         **{"norm_floor": 0.1, "sharding": "zero3", "kernels": "aten"},
     }
     method = read({**NO_SECTION, "classifier": given}).method.model_dump()
+    assert method.pop("loss") == "cross_entropy"  # the old section had no other
     assert method == {"kind": "pic", **{key: value for key, value in given.items() if key != "method"}}
     assert read({**NO_SECTION, "classifier": {}}) == read(NO_SECTION)
 
@@ -181,7 +182,7 @@ def test_a_section_that_is_none_is_refused_by_the_name_that_it_was_given(refusal
         ("classifier.active=no", "method.active is"),
         ("classifier.temperature=0", "method.temperature is 0"),
         ("classifier.actve=192", "unknown key method.actve; the nearest known one is method.active"),
-        ("classifier.method=moco", 'method.kind is "moco", which is no known method; set it to one of "pic"'),
+        ("classifier.method=byol", 'method.kind is "byol", which is no known method; set it to one of "pic"'),
         ("classifier.method=[]", "method.kind is []"),
         ("classifier.method.x=1", "method.kind is {"),
         ("classifier.active.x=1", "method.active is {"),
