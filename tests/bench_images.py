@@ -9,8 +9,8 @@ in a folder, in a stored zip with a map file, in tar shards (WebDataset) and in 
     read             the encoded bytes of images in a random order from the page cache, one process; tars in the order they have
     views            decode and PIC's four published views, through the loader, with 1 and 2 workers, batches of 64
 
-Ways take turns in each round; told are the median, the least and the most of images a second. Peers that are not installed are left out:
-pip install -e '.[bench]'. MosaicML streaming is not among them: it asks for numpy below 2.2.
+Ways take turns in each round; told are the median, the least and the most of images a second. Peers that are not installed are left out
+(`pip install webdataset litdata`). MosaicML streaming is not among them: it asks for numpy below 2.2.
 """
 
 import argparse
