@@ -17,7 +17,6 @@ import argparse
 import importlib.util
 import io
 import itertools
-import json
 import random
 import re
 import subprocess
@@ -35,7 +34,6 @@ import sklearn.datasets
 import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from datasets.catalog import Kept, open_source
 from datasets.loader import StepDataset, batches
@@ -43,7 +41,7 @@ from datasets.photos import PhotoAugment
 from datasets.regular_file import read_whole
 from datasets.schedule import Schedule
 from tests.bench_support import machine, scratch, spread
-from tests.bench_views import TENSORS, on_pillow
+from tests.bench_views import on_pillow, on_tensors
 
 _CLASSES, _BATCH, _SHARD = 1000, 64, 5000
 _LAUNCH = str(Path(__file__).parents[1] / "launch.py")
@@ -185,8 +183,7 @@ def pillow_of_image(image: Image.Image) -> list[torch.Tensor]:
 
 
 def tensors_of_image(image: Image.Image) -> list[torch.Tensor]:
-    own = v2.functional.pil_to_tensor(image)
-    return [one(own) for one in TENSORS for _ in range(3 if one is not TENSORS[0] else 1)]
+    return on_tensors(np.asarray(image))
 
 
 def loaders(directory: Path, count: int, workers: int) -> dict[str, Callable[[], Iterable[Any]]]:
@@ -279,7 +276,6 @@ def main() -> None:
         for workers in (1, 2):
             rates = in_turns(loaders(directory, options.count, workers), _BATCH, 4, options.rounds, options.seconds)
             table(f"Decode and four views, {workers} workers", rates)
-        print(json.dumps({"count": options.count, "bytes": size}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from engine.rows.folding import Folding
-from engine.rows.store import NEVER_VISITED, Block, Store
+from engine.rows.store import NEVER_VISITED, Block, Store, clear
 
 NOT_ACTIVE = -1
 
@@ -173,10 +173,7 @@ class HostTier:
             self._take(lambda: self._read(block, self._rows_at(place)), self._readers is not None)
         else:
             place = self._take_place()
-            rows = self._rows_at(place)
-            rows.weight[:], rows.last_step[:] = 0, NEVER_VISITED
-            if rows.momentum is not None:
-                rows.momentum[:] = 0
+            clear(self._rows_at(place))
         self._place[block] = place
         self.slot[self._rows(place)] = NOT_ACTIVE
         self._active_rows[place] = 0

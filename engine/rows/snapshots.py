@@ -10,7 +10,7 @@ import numpy as np
 from engine.rows.active_rows import EMPTY, ActiveRows
 from engine.rows.checks import CHECKED, by_block
 from engine.rows.initial_rows import initial_rows
-from engine.rows.store import NEVER_VISITED, Block, empty_block, fill
+from engine.rows.store import NEVER_VISITED, Block, clear, empty_block, fill
 
 
 class RowReader:
@@ -39,9 +39,7 @@ class RowReader:
         elif host.store.holds(number):
             host.store.read_block(number, rows)
         else:
-            weight[:], last_step[:] = 0, NEVER_VISITED
-            if momentum is not None:
-                momentum[:] = 0
+            clear(rows)
             return rows
         first, last = np.searchsorted(self._positions, [number * host.block, (number + 1) * host.block])
         slots, offsets = self._slots[first:last], self._positions[first:last] - number * host.block

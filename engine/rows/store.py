@@ -154,6 +154,13 @@ def fill(out: Block, rows: Block) -> None:
         out.momentum[:] = 0 if rows.momentum is None else rows.momentum
 
 
+def clear(out: Block) -> None:
+    """A block of which no row was visited."""
+    out.weight[:], out.last_step[:] = 0, NEVER_VISITED
+    if out.momentum is not None:
+        out.momentum[:] = 0
+
+
 def empty_block(rows: int, dim: int, dtype: np.dtype | type, momentum: bool = True) -> Block:
     """Room for a block. momentum: whether its rows have one."""
     u_CD = np.empty((rows, dim), dtype) if momentum else None

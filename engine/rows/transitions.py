@@ -59,7 +59,7 @@ class TransitionLog:
     def extend(self, eta_T: np.ndarray) -> None:
         """Log many steps, float64 [T], NaN where skipped: what a checkpoint kept. The same, to the bit, as one after the other."""
         before, self.steps = self.steps, self.steps + len(eta_T)
-        self._eta_T = _with_room(self._eta_T, self.steps)
+        self._eta_T = with_room(self._eta_T, self.steps)
         self._eta_T[before : self.steps] = eta_T
         level = _LOWEST
         while self.steps >> level > before >> level:
@@ -108,7 +108,7 @@ class TransitionLog:
         """Of the segments first .. end - 1 of a level; those below are there."""
         if level - _LOWEST == len(self._levels):
             self._levels.append(np.empty((1, 2, 2), dtype=EXTENDED))
-        kept = self._levels[level - _LOWEST] = _with_room(self._levels[level - _LOWEST], end)
+        kept = self._levels[level - _LOWEST] = with_room(self._levels[level - _LOWEST], end)
         for start in range(first, end, _AT_ONCE):
             stop = min(start + _AT_ONCE, end)
             halves = self._segments(level - 1, np.arange(2 * start, 2 * stop))
@@ -120,7 +120,7 @@ def still_log() -> TransitionLog:
     return TransitionLog(momentum=0.0, weight_decay=0.0, nesterov=False)
 
 
-def _with_room(array: np.ndarray, count: int) -> np.ndarray:
+def with_room(array: np.ndarray, count: int) -> np.ndarray:
     """The array, or a longer one that begins with it: of 2^n times its length, so that to append costs little on the whole.
 
     The room behind it is not written, so the system gives it no memory before steps come.

@@ -169,6 +169,8 @@ def run_cells(
         for cell in cells:
             if cell.ended is None:
                 cell.close()
+        for _, limit in tasks[len(cells) :]:  # of those that were not started
+            limit.close()
     return [cell.ended for cell in cells if cell.ended is not None]
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from engine.rows.transitions import with_room
+
 _ROOM = 1024
 
 
@@ -18,10 +20,7 @@ class Series:
         self._values[: len(first)] = first
 
     def append(self, value: float) -> None:
-        if self._count == len(self._values):
-            longer = np.empty(2 * self._count)  # its second half gets memory when steps come
-            longer[: self._count] = self._values
-            self._values = longer
+        self._values = with_room(self._values, self._count + 1)
         self._values[self._count] = value
         self._count += 1
 

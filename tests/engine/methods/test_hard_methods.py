@@ -17,11 +17,10 @@ import torch
 from configs.methods import REGISTRY
 from datasets.batch import UnreadableImage
 from datasets.digits import Digits
-from engine.training import run as run_module
-from engine.training.reading import UNREADABLE
 from tests.conftest import TINY
 from tests.engine.methods.hard import HARD, register
 from tests.engine.methods.momentum_queue import MomentumQueue
+from tests.engine.methods.poisoned import poisoned_steps
 from tests.test_launch_ranks import Runs
 
 KINDS = [*sorted(HARD), "moco", "simclr"]
@@ -99,21 +98,7 @@ def test_a_digest_knows_what_the_method_keeps(run, monkeypatch):
 
 
 def test_a_skipped_step_leaves_the_method_as_it_was(run, kind, monkeypatch):
-    real, kept = run_module.train_step, []
-
-    def poisoned(batch, trunk, method, *arguments, **options):
-        if batch.step not in (3, 9):
-            return real(batch, trunk, method, *arguments, **options)
-        if batch.step == 3:
-            batch.views = [view * float("nan") for view in batch.views]
-        else:  # nothing of it could be read, so nothing began
-            options["places_RP"] = np.full_like(options["places_RP"], UNREADABLE)
-        before = method.shared()
-        result = real(batch, trunk, method, *arguments, **options)
-        kept.append((before, method.shared()))
-        return result
-
-    monkeypatch.setattr(run_module, "train_step", poisoned)
+    kept = poisoned_steps(monkeypatch, lambda method: method.shared())
     assert run("steps=20", config=config_of(kind)) == 0
     assert run.summary()["skipped_steps"] == 2 and np.isfinite(run.summary()["loss"])
     assert len(kept) == 2

@@ -13,9 +13,8 @@ from configs import schema
 from engine.jobs.chosen_sizes import sized
 from engine.planning import components as names
 from engine.rows.snapshots import RowReader
-from engine.training import run as run_module
-from engine.training.reading import UNREADABLE
 from tests.conftest import GIVEN, REPOSITORY, TINY
+from tests.engine.methods.poisoned import poisoned_steps
 from tests.test_launch_ranks import Runs
 
 SETTINGS = {"kind": "instdisc", "active": 128, "dim": 16, "temperature": 0.1}
@@ -86,21 +85,7 @@ def bank_of(method, instances):
 
 
 def test_a_step_that_is_skipped_or_of_which_nothing_is_read_leaves_the_whole_bank_as_it_was(run, monkeypatch):
-    real, kept = run_module.train_step, []
-
-    def poisoned(batch, trunk, method, *arguments, **options):
-        if batch.step not in (3, 9):
-            return real(batch, trunk, method, *arguments, **options)
-        if batch.step == 3:
-            batch.views = [view * float("nan") for view in batch.views]
-        else:
-            options["places_RP"] = np.full_like(options["places_RP"], UNREADABLE)
-        before = bank_of(method, method.schedule.instances)
-        result = real(batch, trunk, method, *arguments, **options)
-        kept.append((before, bank_of(method, method.schedule.instances)))
-        return result
-
-    monkeypatch.setattr(run_module, "train_step", poisoned)
+    kept = poisoned_steps(monkeypatch, lambda method: bank_of(method, method.schedule.instances))
     assert run("steps=20", config=ALL_GIVEN) == 0
     assert run.summary()["skipped_steps"] == 2 and np.isfinite(run.summary()["loss"])
     assert len(kept) == 2

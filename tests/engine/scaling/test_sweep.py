@@ -271,3 +271,19 @@ def test_steps_in_which_others_had_their_turns_have_no_figure(tmp_path):
     ended = Ended("ended", "exit code 0", 8.0, 1.0, 1, 1, "")
     alone, in_turns = (figures_of(tmp_path, ended, 2, turn) for turn in (None, 3.0))
     assert in_turns["step_seconds_mean"] == 1.0 and alone["step_seconds_mean"] > 2
+
+
+def test_the_limits_of_cells_that_were_not_started_are_closed_too(tmp_path):
+    closed = []
+
+    class Counted(Watcher):
+        def close(self) -> None:
+            closed.append(self)
+
+    tasks = []
+    for name in ("first", "second"):
+        command = fake(tmp_path / name, 1, 1, "hang")
+        task = Task(command, f"stopped of {tmp_path}#{name}", tmp_path / f"{name}.log", tmp_path / "none", 60.0, {})
+        tasks.append((task, Counted(4000 * MIB)))
+    ended = run_cells(tasks, 0.2, lambda: True)
+    assert [one.status for one in ended] == ["stopped"] and closed == [limit for _, limit in tasks]
