@@ -211,9 +211,9 @@ def loaders(directory: Path, count: int, workers: int) -> dict[str, Callable[[],
 def engine_batches(kind: str, directory: Path, count: int, workers: int) -> Iterable[Any]:
     source = engine_source(kind, directory, directory / f"index_{kind}")
     window = count // 512 * 512
-    schedule = Schedule(count, seed=0, window=window, stride=window, batch=_BATCH, block=64, lanes=8)
+    schedule = Schedule(0, count, window, window, _BATCH, block=64, lanes=8, reshuffle=False)
     dataset = StepDataset(source, schedule, PhotoAugment(), seed=0)
-    return batches(dataset, 0, schedule.steps_per_pass, workers, pin=False)
+    return batches(dataset, 0, int(schedule.steps_per_pass), workers, pin=False)
 
 
 def rate_of(stream: Iterable[Any], images_each: int, skip: int, seconds: float) -> float:
