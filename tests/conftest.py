@@ -53,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "set({" in item.nodeid:
+            raise pytest.UsageError(
+                f"{item.nodeid}: a set is not printed in the same order by every process; give a tuple"
+            )
     slow = slow_tests()
     if hasattr(config, "workerinput"):  # of several workers none is to begin a long test when the others are done
         items.sort(key=lambda item: not is_slow(item.nodeid, slow))
