@@ -47,6 +47,8 @@ class Changes:
 
     def size_of(self, instance: int) -> int | None:
         """What the size of a changed image is now; None of the others."""
+        if not len(self.resized):  # asked for every image that is read
+            return None
         place = int(np.searchsorted(self.resized, instance))
         is_there = place < len(self.resized) and self.resized[place] == instance
         return int(self.sizes[place]) if is_there else None

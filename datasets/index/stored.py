@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,7 @@ from datasets.shown import shown
 
 HEADER, LOCK = "header.json", "lock"
 _FORMAT = 1
+_FIELDS, _TWO_ENDS = struct.Struct("<qqqIi"), struct.Struct("<qq")  # an ENTRY, and two ENDS
 _CHECK = np.dtype([("identity", "<u4"), ("form", "<u4")])
 _HASH = np.dtype("<u8")
 COLUMNS = ("entries", "ends", "paths", "labels", "checks", "hashes")
@@ -155,7 +157,21 @@ class Stored:
         group = number // GROUP
         if not self._seen[group]:
             return self._checked(group).entry(number - group * GROUP)
-        return self._unchecked(number, number + 1).entry(0)
+        found = self._read_at_once(number)
+        return self._unchecked(number, number + 1).entry(0) if found is None else found
+
+    def _read_at_once(self, number: int) -> Entry | None:
+        """_unchecked(number, number + 1).entry(0) in a third of the time. None of number 0, and where one has to be patient."""
+        columns = self._descriptors
+        try:
+            fields = _FIELDS.unpack(os.pread(columns["entries"], ENTRY.itemsize, number * ENTRY.itemsize))
+            begin, end = _TWO_ENDS.unpack(os.pread(columns["ends"], 2 * ENDS.itemsize, (number - 1) * ENDS.itemsize))
+            if 0 <= begin < end <= self._header.path_bytes:
+                path = os.pread(columns["paths"], end - begin, begin)
+                return Entry(path[:-1], *fields) if len(path) == end - begin else None
+        except (OSError, MemoryError, struct.error):
+            pass
+        return None
 
     def _unchecked(self, start: int, stop: int) -> Rows:
         entries_n = np.frombuffer(self._read("entries", start * ENTRY.itemsize, (stop - start) * ENTRY.itemsize), ENTRY)

@@ -44,7 +44,8 @@ def test_what_was_written_in_pieces_is_the_index_in_memory(tmp_path: Path, cuts:
     for count in (1, GROUP - 1, GROUP, 9000, len(walk)):
         assert index.fingerprint(count) == held.fingerprint(count)
     for instance in (0, 1, GROUP - 1, GROUP, 5000, len(walk) - 1):
-        assert index.entry(instance) == held.entry(instance)
+        assert index.entry(instance) == held.entry(instance)  # the group is compared with its checksums
+        assert index.entry(instance) == held.entry(instance)  # three reads, no arrays
     assert (index.labels() == held.labels()).all()
     assert list(index.piece(4000, 9300).each_path()) == list(held.piece(4000, 9300).each_path())
     assert pickle.loads(pickle.dumps(index)).entry(5000) == held.entry(5000)
@@ -138,6 +139,24 @@ def test_a_column_that_is_cut_is_an_error_and_no_crash(tmp_path: Path, name: str
     os.truncate(tmp_path / "index" / name, 5)
     with pytest.raises(ImagesUnavailable, match="shorter than the index says"):
         opened(tmp_path / "index").entry(2 * GROUP - 1)
+
+
+@pytest.mark.parametrize("name", ["entries", "ends", "paths"])
+def test_a_column_that_is_cut_or_overwritten_while_it_is_open_is_an_error_too(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "index", many(2 * GROUP))
+    index = opened(tmp_path / "index")
+    index.entry(2 * GROUP - 2)
+    whole = (tmp_path / "index" / name).read_bytes()
+    os.truncate(tmp_path / "index" / name, 5)
+    with pytest.raises(ImagesUnavailable, match="shorter than the index says"):
+        index.entry(2 * GROUP - 1)
+    (tmp_path / "index" / name).write_bytes(b"\xff" * len(whole))
+    if name == "ends":  # would be paths of no length, or longer than all of them
+        with pytest.raises(ImagesUnavailable, match="are damaged"):
+            index.entry(2 * GROUP - 1)
+    else:  # found when the group is compared again, by the next process
+        with pytest.raises(ImagesUnavailable, match="are damaged"):
+            opened(tmp_path / "index").entry(2 * GROUP - 1)
 
 
 @pytest.mark.parametrize("damage", ["checks", "header", "later", "nothing", "unfinished", "no labels"])
