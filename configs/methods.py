@@ -109,10 +109,7 @@ class RowsSettings(MethodSettings):
 
     def check(self, config: "Config") -> None:
         """ValueError for rows that start at features where the batch is split."""
-        if self.init == "feature" and config.schedule.micro_batches > 1:
-            raise ValueError(
-                "method.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1"
-            )
+        _whole_batch_for_features(self.init, config)
 
 
 class Pic(RowsSettings):
@@ -132,20 +129,21 @@ class InstDisc(MethodSettings):
     why_refused: ClassVar[str] = "has rows that no optimizer moves"
     # Of the row table: what follows from the method.
     rows_have_momentum: ClassVar[bool] = False
-    init: ClassVar[str] = "random"
     init_norm: ClassVar[float] = 1.0
     norm_floor: ClassVar[float] = 0.0
     sharding: ClassVar[str] = "lanes"
 
     kind: Literal["instdisc"] = "instdisc"
     active: Positive | None = None  # K, as of "pic"
+    init: Literal["random", "feature"] = "random"  # a vector starts at random, or at the feature of its first visit
     temperature: AboveZero = 0.07
     bank_momentum: Fraction = 0.5  # share of a vector that stays at a visit; the rest is the feature's
     kernels: Literal["auto", "compiled", "aten"] = "auto"  # what computes the softmax, as of "pic"
 
     def check(self, config: "Config") -> None:
-        """ValueError for keys about rows that SGD trains, and for more than one view."""
+        """ValueError for keys about rows that SGD trains, for more than one view, and for a start at features where the batch is split."""
         super().check(config)
+        _whole_batch_for_features(self.init, config)
         views = len(config.data.sides)
         if views != 1:
             key = "views" if config.data.augment.kind == "grey" else "crops"
@@ -228,6 +226,13 @@ class SimClr(MethodSettings):
         logits = 8 * 2 * places * 2 * batch
         # The logits, their shares and one temporary; the features of all ranks, and what becomes of them.
         return {"device": {f"method {self.kind}": 3 * logits + 3 * 4 * 2 * batch * self.dim}}
+
+
+def _whole_batch_for_features(init: str, config: "Config") -> None:
+    if init == "feature" and config.schedule.micro_batches > 1:
+        raise ValueError(
+            "method.init feature needs the features of the whole batch at once; set schedule.micro_batches to 1"
+        )
 
 
 def _two_views(kind: str, config: "Config") -> None:

@@ -5,7 +5,9 @@
 
 The bank of vectors v, one an image, is the row table (engine/rows), whose rows have no momentum here. Nothing moves the vector of an image
 that is not visited: so the catch-up of a row that comes back is the identity. A vector starts uniform in +-1/sqrt(D/3), of length
-about 1, and has length 1 from its first visit on; the softmax takes its direction.
+about 1, and has length 1 from its first visit on; the softmax takes its direction. With `method.init` "feature" it starts at the feature
+of its first visit instead, as PIC's rows may: a first visit then pulls the feature nowhere, where a random vector pulls it to a place
+that says nothing of the image.
 
 The negatives of a step are the active rows, and all its samples have the same: those of the K images that were visited last. Published are
 K random ones for each sample, which would gather 8.6 GB a step with 256 samples and K = 65,536. With `method.active` at N or more

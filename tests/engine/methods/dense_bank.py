@@ -8,12 +8,16 @@ import torch.nn.functional as F
 
 
 class DenseBank:
-    """bank_ND: the vectors at step 0; its dtype is that of all that is computed. lanes: of each instance."""
+    """bank_ND: the vectors at step 0; its dtype is that of all that is computed. lanes: of each instance.
 
-    def __init__(self, bank_ND, lanes, capacity, *, temperature, bank_momentum, all_active):
+    at_features: a vector is the feature of its first visit, instead of what bank_ND has
+    """
+
+    def __init__(self, bank_ND, lanes, capacity, *, temperature, bank_momentum, all_active, at_features=False):
         self.bank, self.lanes, self.capacity = bank_ND.clone(), lanes, capacity
         self.temperature, self.bank_momentum = temperature, bank_momentum
         self.visits = {lane: [] for lane in set(lanes)}  # instances of a lane, most recent last
+        self.new = set(range(len(lanes)) if at_features else [])
         for instance, lane in enumerate(lanes if all_active else []):
             self.visits[lane].append(instance)
 
@@ -26,6 +30,10 @@ class DenseBank:
             if i in seen:
                 seen.remove(i)
             seen.append(i)
+        for place in filled:
+            if ids[place] in self.new:
+                self.new.remove(ids[place])
+                self.bank[ids[place]] = F.normalize(z.detach()[place], dim=0)
         active = sorted(i for seen in self.visits.values() for i in seen[-self.capacity :])
         targets = torch.tensor([active.index(ids[place]) for place in filled])
         logits = F.normalize(z[filled]) @ F.normalize(self.bank[active]).T / self.temperature

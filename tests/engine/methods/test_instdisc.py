@@ -32,8 +32,8 @@ def make_dense(case, dtype=torch.float64):
     start = torch.from_numpy(initial_rows(case.seed, np.arange(case.size), case.dim, 1.0)).to(dtype)
     full = case.active >= case.size
     capacity = case.size if full else case.active // case.lanes
-    settings = {"temperature": case.temperature, "bank_momentum": case.bank_momentum}
-    return DenseBank(start, lanes, capacity, **settings, all_active=full)
+    settings = {"temperature": case.temperature, "bank_momentum": case.bank_momentum, "at_features": case.feature_init}
+    return DenseBank(start, lanes, capacity, **settings, all_active=full and not case.feature_init)
 
 
 def dense_step(case, dense, trunk, step):
@@ -67,6 +67,8 @@ def engine_gradient(trunk, case, step):
         {"kernels": "aten", "bank_momentum": 0.0},
         {"bank_momentum": 1.0, "lanes": 2, "block": 12},
         {"skips": (0, 7, 30, 31)},
+        {"feature_init": True},
+        {"feature_init": True, "active": 200},
     ],
     ids=str,
 )
@@ -112,7 +114,9 @@ def test_in_float32_errors_are_at_most_twice_those_of_the_dense_bank_in_float32(
 
 
 @pytest.mark.parametrize(
-    ("count", "change"), [(2, {}), (4, {"micro_batches": 2, "batch": 16}), (2, {"active": 200})], ids=str
+    ("count", "change"),
+    [(2, {}), (4, {"micro_batches": 2, "batch": 16}), (2, {"active": 200, "feature_init": True})],
+    ids=str,
 )
 def test_on_several_ranks_bank_and_losses_are_those_of_the_dense_bank(count, change):
     case = Case(**{**BANK, "active": 32, "passes": 2.2, **change})

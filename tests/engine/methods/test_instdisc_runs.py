@@ -156,7 +156,7 @@ def test_micro_batches_train_the_same_bank(run, tmp_path):
             ["store.fold=true"],
             "store.fold is true, but method instdisc has rows that no optimizer moves; leave store.fold",
         ),
-        (["method.init=feature"], "unknown key method.init; the nearest known one is"),
+        (["method.init=feature", "schedule.micro_batches=2"], "set schedule.micro_batches to 1"),
         (["method.norm_floor=0.1"], "unknown key method.norm_floor; the nearest known one is"),
         (["method.sharding=zero3"], "unknown key method.sharding; the nearest known one is"),
         (["method.bank_momentum=1.5"], "method.bank_momentum is 1.5"),
