@@ -16,9 +16,10 @@ from engine.rows.initial_rows import initial_rows
 from engine.rows.snapshots import RowReader, block_checks
 from engine.rows.store import NEVER_VISITED
 from engine.training.step import Dealing
+from kernels.measure import peak_of
 from tests.datasets.schedule_inverse import positions_of
 from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of
-from tests.engine.harness import Case, engine_step, make_batch, make_engine, method_of, rows_of_engine
+from tests.engine.harness import Case, GivenFeatures, engine_step, make_batch, make_engine, method_of, rows_of_engine
 from tests.engine.methods.dense_bank import DenseBank
 from tests.engine.rank_runs import train_on_given_features
 from tests.on_ranks import on_ranks
@@ -126,6 +127,35 @@ def test_on_several_ranks_bank_and_losses_are_those_of_the_dense_bank(count, cha
         np.testing.assert_allclose(bank, dense.bank.numpy(), rtol=0, atol=1e-12)
         np.testing.assert_allclose(own_losses, losses, rtol=1e-11)
         assert visited == case.size
+
+
+def peak_bytes(ranks, vectors, backend):
+    """Of a step over a whole bank, beyond the bank; in a process of its own."""
+
+    def second_step(size):
+        case = Case(
+            **BANK,
+            size=size,
+            active=size,
+            batch=256,
+            block=64,
+            window=size,
+            stride=size,
+            dtype=np.float32,
+            kernels=backend,
+        )
+        rows, trunk = make_engine(case), GivenFeatures(torch.float32, 1, case.dim)
+        engine_step(case, rows, trunk, 0)
+        return lambda: engine_step(case, rows, trunk, 1)
+
+    return peak_of(second_step(vectors), second_step(512), ranks.device)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "aten"])
+def test_no_logits_of_65536_vectors_are_held(backend):
+    vectors = 65_536
+    (peak,) = on_ranks(1, peak_bytes, vectors, backend)
+    assert peak < 256 * vectors * 4 / (20 if backend == "compiled" else 4)
 
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["zarr", "memory"])
