@@ -74,7 +74,7 @@ def in_room(room: str) -> list[Path]:
         ("kernels", {"torch", "numpy"}, {"kernels"}),
         (
             "datasets",
-            {"torch", "numpy", "PIL", "fontTools", "sklearn", "google_crc32c", "simplejpeg", "cv2"},
+            {"torch", "numpy", "PIL", "fontTools", "google_crc32c", "simplejpeg", "cv2"},
             {"datasets"},
         ),
     ],
