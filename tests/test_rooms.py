@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ SUB_ROOMS = (
 STANDARD = set(sys.stdlib_module_names)
 
 
+@cache  # each of several tests looks at all files
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it, by its full name."""
     return names_imported(path, path.read_text())
