@@ -35,7 +35,7 @@ TINY = {
     "method": {"active": 128, "dim": 16, "temperature": 0.2, "init": "random", "init_norm": 1.0},
     "optimizer": {"lr": 0.03, "warmup_epochs": 0.5, "rows_lr_scale": 10.0, "rows_weight_decay": 0.0},
     "checkpoint": {"every_steps": 30, "keep": 2},
-    "evaluate": {"k": 5, "limit": 100, "query_limit": 60},
+    "evaluate": {"k": 5, "limit": 200, "query_limit": 100},
     "deepspeed": {"zero_optimization": {"stage": 0}},
 }
 
