@@ -10,6 +10,7 @@ All functions work on numpy uint64 arrays and wrap silently, as unsigned integer
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
@@ -19,16 +20,33 @@ def mix64(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def _mix(x: int) -> int:
+    """mix64 of one number in range(2**64)."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
 def keyed(*words: int | np.ndarray) -> np.ndarray:
     """Hash a sequence of integers (or integer arrays, broadcast together) to uint64; order matters.
 
     keyed(seed, step, ids_B, view) -> uint64 [B]. Negative integers are taken modulo 2^64.
     """
-    state = np.zeros(1, dtype=np.uint64)
+    number = 0  # as long as all words are integers, for one of which numpy would take ten times as long
+    for place, word in enumerate(words):
+        if isinstance(word, np.ndarray):
+            return _keyed_by_arrays(number, words[place:])
+        number = _mix(((number ^ (int(word) & _MASK)) + int(_GAMMA)) & _MASK)
+    return np.array(number, dtype=np.uint64)
+
+
+def _keyed_by_arrays(number: int, words: tuple[int | np.ndarray, ...]) -> np.ndarray:
+    """The hash of words that go on after those that made `number`."""
+    state = np.array([number], dtype=np.uint64)
     for word in words:
-        word_array = np.asarray(word if isinstance(word, np.ndarray) else word & 0xFFFFFFFFFFFFFFFF)
+        word_array = np.asarray(word if isinstance(word, np.ndarray) else word & _MASK)
         state = mix64((state ^ word_array.astype(np.uint64)) + _GAMMA)
-    return state if any(isinstance(word, np.ndarray) for word in words) else state[0:1].reshape(())
+    return state
 
 
 def uniform(keys: np.ndarray, draws: int) -> np.ndarray:

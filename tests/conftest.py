@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out the tests that tests/slow_tests.txt names")
 
 
+def pytest_configure() -> None:
+    """On a busy machine an example, and what it is drawn from, may take any time."""
+    from hypothesis import HealthCheck, settings  # which a machine that only tests kernels need not have
+
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "set({" in item.nodeid:
@@ -105,10 +114,28 @@ def leave_out_drawings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("engine.results.report.feature_map", lambda _: [])
 
 
+_COUNTS: dict[tuple[object, ...], dict] = {}
+
+
+def remember_counts(patch: pytest.MonkeyPatch) -> None:
+    """Have the plan count what a network makes on the way once for all runs of this process: it takes a third of a short run."""
+    from engine.jobs import planned
+
+    real = planned.Activations
+
+    def remembered(make: partial, *how: object) -> object:
+        config = make.args[0]
+        key = (config.backbone.model_dump_json(), config.method.dim, config.data.image_size, *how)
+        return real(make, *how, _counts=_COUNTS.setdefault(key, {}))
+
+    patch.setattr(planned, "Activations", remembered)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Tiny runs whose reports have no drawings; those of `finished` have them."""
     leave_out_drawings(monkeypatch)
+    remember_counts(monkeypatch)
     return Runner(tmp_path)
 
 
@@ -122,8 +149,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_glyphs_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Fonts that tests make are no matter for the user's cache."""
-    os.environ["PIC_GLYPHS_CACHE"] = str(tmp_path_factory.mktemp("glyphs"))
+    """Fonts that tests make are no matter for the user's cache. All workers share one: to look at all fonts takes eight seconds."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "glyphs"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    os.environ["PIC_GLYPHS_CACHE"] = str(cache)
 
 
 @pytest.fixture(autouse=True)

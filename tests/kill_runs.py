@@ -37,11 +37,11 @@ from engine.disk.lock import Lock
 from tests.engine.faulty_files import Training
 from tests.engine.harness import Case
 
-EVERY = 12
+EVERY = 8
 ENDED_OR_NOT = os.WEXITED | os.WNOHANG | os.WNOWAIT
-# 40 blocks, 3 passes, 180 steps: every block is written, read and dropped several times.
+# 40 blocks, 3 passes, 120 steps: every block is written, read and dropped several times.
 CASE = Case(
-    size=240, active=32, window=48, stride=24, batch=8, block=6, lanes=2, dim=8, passes=3.0, dtype=np.float32, readers=1
+    size=240, active=32, window=48, stride=24, batch=12, block=6, lanes=2, dim=8, passes=3.0, dtype=np.float32, readers=1
 )  # fmt: skip
 
 

@@ -47,8 +47,9 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, before any fork. What else tests on ranks import, every rank imports for itself; what takes long and starts no
 # thread (test_on_ranks.py) may be added. torch imports the second one, and with it sympy, at its first backward, the third at its first
-# optimizer, and DeepSpeed the fourth in its first engine: five seconds of a core for every rank that imports them by itself.
-# What begins with engine.evaluation is what a run imports on its way (pooled_start.py).
+# optimizer, and DeepSpeed the fourth and those beside it in its first engine: five seconds of a core for every rank that imports them by
+# itself. PIL imports its plugins when it first writes an image. From tests.engine.harness on it is what a run imports on its way
+# (pooled_start.py), with the source and the views of conftest's TINY.
 _PRELOADED = [
     "torch",
     "torch.fx.experimental.symbolic_shapes",
@@ -58,7 +59,16 @@ _PRELOADED = [
     "engine.ranks.ranks",
     "engine.trunk.zero",
     "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_comm",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.triton_ops",
+    "numpy.ctypeslib",
+    *(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Png", "Ppm")),
     "tests.engine.harness",
+    "datasets.digits",
+    "datasets.grey",
+    "datasets.probes",
     "engine.evaluation.nearest",
     "engine.jobs.export",
     "engine.jobs.knn",
@@ -66,8 +76,10 @@ _PRELOADED = [
     "engine.jobs.start",
     "engine.jobs.store",
     "engine.methods.pic",
+    "engine.planning.measured",
     "engine.training.run",
     "engine.training.checkpoint",
+    "engine.trunk.trunk",
     "launch",
     "tests.conftest",
     "tests.frozen_heap",

@@ -12,7 +12,8 @@ A start costs what the start itself costs, where a fresh interpreter takes ten s
 Environment, limits, streams and faults are its own, and signals reach it as they reach any process. Ranks get the variables that a
 launcher sets. What a test changes in the modules of its own process, a start does not see; `fault` changes them in the start.
 
-What is left out: the interpreter's own start, and a launcher that hands signals on and ends the ranks when one of them has failed.
+What is left out: the interpreter's own start, a launcher that hands signals on and ends the ranks when one of them has failed, and
+waiting for the disk: nobody cuts the power here.
 """
 
 import math
@@ -32,7 +33,7 @@ from typing import Self
 import pytest
 from torch.distributed import TCPStore
 
-from tests.conftest import leave_out_drawings
+from tests.conftest import leave_out_drawings, sync_nothing
 from tests.on_ranks import server_context
 
 _HOST = "127.0.0.1"
@@ -217,6 +218,7 @@ def _run(task: _Task) -> None:
 
     code = 1
     try:
+        os.fsync = sync_nothing  # type: ignore[assignment]
         if not task.drawings:
             leave_out_drawings(pytest.MonkeyPatch())
         if task.fault:

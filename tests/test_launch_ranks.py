@@ -177,10 +177,12 @@ def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tm
     assert np.linalg.norm(rows - wanted) <= TOLERANCE * np.linalg.norm(wanted)
 
 
+# Features that are given start in a third of the time: for tests of launchers.
+GIVEN = {"data": {"source": "synthetic", "limit": 2000, "workers": 0}, "backbone": {"name": "given"}}
+
+
 def test_under_torchrun_a_rank_that_is_killed_is_named_and_ends_all(tmp_path):
-    # Features that are given start in a third of the time: what is tested is the launcher.
-    given = {"data": {"source": "synthetic", "limit": 2000, "workers": 0}, "backbone": {"name": "given"}}
-    runs = Runs(tmp_path / "runs", **given, epochs=10_000, ranks={"timeout_seconds": 20})
+    runs = Runs(tmp_path / "runs", **GIVEN, epochs=10_000, ranks={"timeout_seconds": 20})
     launcher = runs.launch(2, "torchrun")
     runs.wait_for(8, lambda: launcher.poll() is not None)
     victim = ranks_of(launcher)[1]
@@ -258,7 +260,7 @@ def test_more_processes_than_lanes_are_refused_before_anything_is_written(tmp_pa
 
 
 def test_a_mistake_that_all_find_is_said_once_and_one_that_one_finds_is_said_by_it(tmp_path):
-    runs = Runs(tmp_path / "runs")
+    runs = Runs(tmp_path / "runs", **GIVEN)
     launcher = runs.launch(2, "torchrun", "steps=4", "schedule.window=64000", "schedule.stride=64000")
     out, _ = launcher.communicate(timeout=300)
     assert launcher.returncode != 0 and out.count("error: ") == 1, out

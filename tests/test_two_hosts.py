@@ -1,4 +1,4 @@
-"""A run on two hosts, through DeepSpeed's launcher: what it ends with, and what it leaves where each host has a disk of its own."""
+"""A run on two hosts: what it ends with through DeepSpeed's launcher, and what it leaves where each host has a disk of its own."""
 
 import json
 import shutil
@@ -34,11 +34,11 @@ def arguments(directory, output, *words):
     return ["--config", str(directory / "config.json"), f"output={output}", f"steps={STEPS}", *WORDS, *words]
 
 
-def launch(directory, output, *words, **hosts):
+def launch(directory, output, *words, launcher=True, **hosts):
     """Run launch.py on hosts as they are asked for, which ends well; returns what was said."""
     given = arguments(directory, output, *words)
     with Hosts(directory=directory, **hosts) as those:
-        code, said = those.deepspeed("launch.py", *given)
+        code, said = (those.deepspeed if launcher else those.python)("launch.py", *given)
         print(f"{those.way}\n{said}")
         assert code == 0, said
     return said
@@ -82,7 +82,7 @@ def test_a_run_on_two_hosts_ends_with_the_digest_of_one_host(on_one_host, tmp_pa
 
 def test_where_each_host_has_a_disk_of_its_own_the_merged_checkpoints_go_on_in_one_process(on_one_host, tmp_path, run):
     own = tmp_path / "own"
-    launch(tmp_path, own / "run", "ranks.own_disks=true", count=2, own=own)
+    launch(tmp_path, own / "run", "ranks.own_disks=true", count=2, own=own, launcher=False)
     assert not list(own.iterdir()), "what the hosts wrote at this path is on their disks"
     first, second = (tmp_path / f"disk-{number}" / "run" for number in range(2))
     assert read(first, "summary.json")["digest"] == read(on_one_host, "summary.json")["digest"]

@@ -168,15 +168,8 @@ class Hosts:
 
     def deepspeed(self, *words: str | Path, timeout_seconds: float = 300.0) -> tuple[int, str]:
         """`deepspeed ... words` -> (exit code, what was said). TimeoutError, with what was said until then."""
-        first = self.hosts[0]
-        said = [self.directory / f"said-{host.number}.txt" for host in self.hosts]
-        for path in said:
-            path.write_text("")
+        first, said, variables = self.hosts[0], self._empty_logs(), self._variables()
         launcher: list[str | Path] = [Path(sys.executable).parent / "deepspeed"]
-        # What ranks need and ssh does not bring along. gloo would take the address that a host's name stands for, if any.
-        variables = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": _INTERFACE if len(self.hosts) == 2 else "lo"}
-        if cache := os.environ.get("PIC_KERNELS_CACHE"):
-            variables["PIC_KERNELS_CACHE"] = cache
         if len(self.hosts) == 1:
             started = [first.start([*launcher, "--num_accelerators", str(RANKS), *words], said[0], variables)]
         else:
@@ -192,6 +185,38 @@ class Hosts:
                     host.start([*launcher, "--no_ssh", "--node_rank", str(host.number), *words], path, variables)
                     for host, path in zip(self.hosts, said, strict=True)
                 ]
+        return self._ended(started, said, timeout_seconds)
+
+    def python(self, *words: str | Path, timeout_seconds: float = 300.0) -> tuple[int, str]:
+        """`python ... words` as a rank on each of two hosts, with the variables that a launcher sets; returns as `deepspeed`.
+
+        Where the launcher is not what is tested: it imports torch twice on each host before the rank does.
+        """
+        assert len(self.hosts) == RANKS
+        said, same = self._empty_logs(), self._variables()
+        same |= {"MASTER_ADDR": self.hosts[0].address, "MASTER_PORT": "29500"}
+        same |= {"WORLD_SIZE": str(RANKS), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        started = [
+            host.start([sys.executable, *words], path, {**same, "RANK": str(host.number)})
+            for host, path in zip(self.hosts, said, strict=True)
+        ]
+        return self._ended(started, said, timeout_seconds)
+
+    def _variables(self) -> dict[str, str]:
+        """What ranks need and ssh does not bring along. gloo would take the address that a host's name stands for, if any."""
+        variables = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": _INTERFACE if len(self.hosts) == 2 else "lo"}
+        if cache := os.environ.get("PIC_KERNELS_CACHE"):
+            variables["PIC_KERNELS_CACHE"] = cache
+        return variables
+
+    def _empty_logs(self) -> list[Path]:
+        said = [self.directory / f"said-{host.number}.txt" for host in self.hosts]
+        for path in said:
+            path.write_text("")
+        return said
+
+    @staticmethod
+    def _ended(started: Sequence[subprocess.Popen], said: Sequence[Path], timeout_seconds: float) -> tuple[int, str]:
         try:
             deadline = time.monotonic() + timeout_seconds
             codes = [launched.wait(max(0.0, deadline - time.monotonic())) for launched in started]

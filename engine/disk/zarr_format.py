@@ -15,7 +15,10 @@ neighbours), and partial reads.
 """
 
 import json
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +75,8 @@ def encoded(column: Column, rows: np.ndarray) -> np.ndarray:
     return as_bytes(rows)
 
 
-def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> dict[str, bytes]:
+@lru_cache(maxsize=8)  # every generation of a run has the same, and zarr takes milliseconds
+def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> Mapping[str, bytes]:
     """The zarr.json files of a generation, by path, as zarr itself writes them."""
     store = ZarrMemoryStore()
     group = zarr.create_group(store, attributes={"order": "schedule positions", "block_rows": block})
@@ -90,12 +94,13 @@ def group_metadata(columns: tuple[Column, ...], block: int, positions: int) -> d
             chunk_key_encoding={"name": "default", "separator": "."},
             attributes={"dtype": column.dtype},
         )
-    return {
+    files = {
         path: json.dumps(json.loads(buffer.to_bytes()), indent=1).encode() for path, buffer in store._store_dict.items()
     }
+    return MappingProxyType(files)
 
 
-def layouts(files: dict[str, bytes], columns: tuple[Column, ...]) -> list[tuple]:
+def layouts(files: Mapping[str, bytes], columns: tuple[Column, ...]) -> list[tuple]:
     """What decides which chunk holds a row and how it is read, of a group and its arrays; from their zarr.json files, by path."""
     store = ZarrMemoryStore({path: ZarrBuffer.from_bytes(content) for path, content in files.items()})
     group = zarr.open_group(store, mode="r")

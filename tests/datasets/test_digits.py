@@ -1,5 +1,9 @@
-import numpy as np
+import importlib.util
 
+import numpy as np
+import pytest
+
+from datasets import digits
 from datasets.digits import Digits
 from datasets.source import Source
 
@@ -37,3 +41,21 @@ def test_an_image_belongs_to_the_caller() -> None:
     before = source.image(5)
     source.image(5)[:] = 7
     assert np.array_equal(source.image(5), before)
+
+
+def test_images_and_labels_are_those_that_scikit_learn_loads() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs, ours = load_digits(), Digits()
+    images = np.stack([ours.image(i) for i in range(len(ours))])
+    assert np.array_equal(images, np.rint(theirs.images * (255 / 16)))
+    assert np.array_equal(ours.labels(), theirs.target)
+
+
+def test_without_scikit_learn_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits._table.cache_clear()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="the digits are scikit-learn's, which is not installed; pip install"):
+        Digits()
+    monkeypatch.setattr(digits, "find_spec", importlib.util.find_spec)
+    assert len(Digits()) == 1797

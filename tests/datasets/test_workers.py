@@ -101,6 +101,13 @@ def one_line(error: BaseException) -> str:
     return str(error)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _short_collections() -> None:
+    """What earlier tests imported is left alone when each test here collects: a tenth of a second, twice a test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     gc.collect()

@@ -15,7 +15,7 @@ from engine.disk.files import DIRECTORY, LINK, SPECIAL, DiskFiles, remove_any, r
 from engine.disk.sweep import foreign, foreign_line, remove_run
 from engine.jobs import store_jobs
 from engine.rows.damaged import Damaged
-from tests.engine.disk.test_disk_faults import SHORT, SHORT_EVERY
+from tests.engine.disk.test_power_cuts import SMALL, SmallCase
 from tests.engine.disk.test_stores import make_disk
 from tests.engine.disk_runs import UnsyncedFiles
 from tests.engine.faulty_files import Training
@@ -23,6 +23,10 @@ from tests.engine.harness import method_of
 from tests.engine.store_contract import made_block, read
 from tests.engine.training.test_elastic import CASE, leg
 from tests.on_ranks import on_ranks
+
+SHORT_SIZES = {**SMALL, "batch": 8, "passes": 1.2}
+SHORT = SmallCase(**SHORT_SIZES)  # 21 steps
+SHORT_EVERY = 7
 
 
 def train(files, until, every=SHORT_EVERY):

@@ -21,9 +21,8 @@ from engine.disk.manifest_body import check_body
 from engine.disk.sweep import remove_run
 from engine.jobs import store_jobs
 from engine.rows.damaged import Damaged
-from tests.engine.disk.test_disk_faults import SHORT
-from tests.engine.disk.test_links import go_on, train, tree
-from tests.engine.disk.test_power_cuts import SMALL, SmallCase
+from tests.engine.disk.test_links import SHORT, SHORT_SIZES, go_on, train, tree
+from tests.engine.disk.test_power_cuts import SmallCase
 from tests.engine.disk_runs import UnsyncedFiles
 from tests.engine.faulty_files import Training
 
@@ -250,7 +249,7 @@ def use(root):
 
 
 @pytest.mark.parametrize("name", ["format 3 of two ranks", "format 4"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_whatever_a_manifest_says_is_damage_or_harmless(template, tmp_path_factory, monkeypatch_draw, name, data):
     base = tmp_path_factory.mktemp("fuzz")
@@ -372,11 +371,10 @@ def test_a_trunk_that_is_none_is_damage(root, name):
 
 def test_more_active_rows_than_slots_are_damage(root):
     # As when the manifest of one run lies in the directory of another.
-    sizes = {**SMALL, "passes": 1.2}
-    case = SmallCase(**{**sizes, "active": 8})
+    case = SmallCase(**{**SHORT_SIZES, "active": 8})
     with pytest.raises(Damaged, match="active rows of one lane, and this run at most"):
         Training(case, UnsyncedFiles(root))
-    case = SmallCase(**{**sizes, "dim": 3})
+    case = SmallCase(**{**SHORT_SIZES, "dim": 3})
     with pytest.raises(Damaged, match=r"block \d+ \(weight\) of generation .* has 100 bytes instead of 76"):
         Training(case, UnsyncedFiles(root))
 

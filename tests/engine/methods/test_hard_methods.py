@@ -17,7 +17,7 @@ import torch
 from configs.methods import REGISTRY
 from datasets.batch import UnreadableImage
 from datasets.digits import Digits
-from tests.conftest import TINY
+from tests.conftest import TINY, Runner, leave_out_drawings
 from tests.engine.methods.hard import HARD, register
 from tests.engine.methods.momentum_queue import MomentumQueue
 from tests.engine.methods.poisoned import poisoned_steps
@@ -43,19 +43,31 @@ def config_of(kind, **changes):
     return {**TINY, "epochs": 3, "data": data, "method": settings, "optimizer": OPTIMIZER, **changes}
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    for kind, entry in HARD.items():
-        monkeypatch.setitem(REGISTRY, kind, entry)
+@pytest.fixture(autouse=True, scope="module")
+def _registered():
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, entry in HARD.items():
+            patch.setitem(REGISTRY, kind, entry)
+        yield
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS, scope="module")
 def kind(request):
     return request.param
 
 
-def test_it_learns_and_its_figures_are_in_metrics_summary_and_report(run, kind):
-    assert run(config=config_of(kind)) == 0
+@pytest.fixture(scope="module")
+def whole(_registered, kind, tmp_path_factory):
+    """One run of the method to its end; nobody trains on in it."""
+    runner = Runner(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_drawings(patch)
+        assert runner(config=config_of(kind)) == 0
+    return runner
+
+
+def test_it_learns_and_its_figures_are_in_metrics_summary_and_report(whole, kind):
+    run = whole
     summary, lines, name = run.summary(), run.lines(), FIGURE[kind]
     assert summary["status"] == "finished" and summary["method"] == kind
     assert summary["loss"] < 0.9 * summary["chance_loss"]
@@ -68,15 +80,12 @@ def test_it_learns_and_its_figures_are_in_metrics_summary_and_report(run, kind):
     assert not any("row" in item for items in plan.values() for item in items)
 
 
-def test_a_run_in_three_pieces_ends_where_the_whole_run_ends_to_the_bit(run, kind, tmp_path):
-    whole = tmp_path / "whole"
+def test_a_run_in_three_pieces_ends_where_the_whole_run_ends_to_the_bit(run, kind, whole):
     config = config_of(kind)
-    assert run(f"output={whole}", config=config) == 0
     for words in (["steps=17"], ["steps=44"], []):
         assert run(*words, config=config) == 0
-    summaries = [run.summary(), json.loads((whole / "summary.json").read_text())]
     for key in ("digest", "loss", "steps", FIGURE[kind]):
-        assert summaries[0][key] == summaries[1][key], key
+        assert run.summary()[key] == whole.summary()[key], key
     assert run("job=store", "store.verb=verify", config=config) == 0
     assert run(config=config) == 0  # and has nothing more to do
 
@@ -224,9 +233,8 @@ def test_jobs_that_look_at_rows_say_that_there_are_none_and_leave_nothing(run, c
     assert sorted(path for path in run.output.rglob("*") if path.is_file()) == there
 
 
-def test_an_export_has_all_but_rows(run, kind):
-    config = config_of(kind)
-    assert run("steps=4", config=config) == 0
+def test_an_export_has_all_but_rows(whole, kind):
+    run, config = whole, config_of(kind)
     assert run("job=export", config=config) == 0
     there = {path.name for path in (run.output / "exports").iterdir()}
     assert there == {"backbone.safetensors", "embeddings.npy", "manifest.json", "names.txt"}
@@ -234,9 +242,8 @@ def test_an_export_has_all_but_rows(run, kind):
     assert run("job=knn", config=config) == 0
 
 
-def test_the_digest_from_the_files_is_that_of_the_run(run, kind, capsys):
-    config = config_of(kind)
-    assert run("steps=4", config=config) == 0
+def test_the_digest_from_the_files_is_that_of_the_run(whole, kind, capsys):
+    run, config = whole, config_of(kind)
     assert run("job=store", "store.verb=digest", config=config) == 0
     assert f"is {run.summary()['digest']}\nsummary.json has the same" in capsys.readouterr().out
 

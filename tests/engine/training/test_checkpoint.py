@@ -188,10 +188,10 @@ def written_by_a_checkpoint(tmp_path, case, stop):
 
 
 def test_a_checkpoint_costs_the_window_and_not_the_rows_visited(tmp_path):
-    few = Case(size=4000, active=32, window=96, stride=48, block=6, lanes=4, passes=1.0, dim=128)
+    few = Case(size=2000, active=32, window=96, stride=48, block=6, lanes=4, passes=1.0, dim=128)
     window = few.schedule.steps_per_window
-    early, early_files = written_by_a_checkpoint(tmp_path / "early", few, 12 * window)
-    late, late_files = written_by_a_checkpoint(tmp_path / "late", few, 60 * window)
+    early, early_files = written_by_a_checkpoint(tmp_path / "early", few, 6 * window)
+    late, late_files = written_by_a_checkpoint(tmp_path / "late", few, 30 * window)
     window_bytes = (few.window + few.stride) * (16 * few.dim + 8) + few.active * 16 * few.dim
     assert early < 1.5 * window_bytes
     # Five times as many rows were visited; the rest of the growth is the log and the map.

@@ -18,7 +18,7 @@ FAMILIES = (
     "squeezenet1_0",
     "inception_v3",
 )
-SIDES = (1, 8, 17, 32, 96, 224)
+SIDES = (1, 8, 17, 32, 96)
 
 
 def plain(layers: tuple[int | str, ...] = (8, "M", 16)) -> Network:
@@ -37,7 +37,8 @@ def said(network: Network, side: int) -> str | None:
 def test_the_same_sides_are_refused_as_by_the_network_itself_in_the_same_words(name: str) -> None:
     network = make_network(name, None, 1, 8, 4, seed=0).eval()
     refused = 0
-    for side in SIDES:
+    # 224 is the one side that attention of one size takes; the others show nothing there that they do not show at 96.
+    for side in (*SIDES, *([224] if name == "vit_b_16" else [])):
         expected = None
         try:
             with torch.no_grad():
