@@ -1,4 +1,4 @@
-"""Not tests: the loss at z, and its gradient, with some of N rows as negatives; what they miss of those over all rows. Float64, torch alone.
+"""Not tests: the loss and its gradient at z with some of N rows as negatives; what they miss of those over all. Float64, torch alone.
 
     loss = ln(e_i + a sum over j of e_j) - z.w_i / tau,    e_j = exp(z.w_j / tau), over the J rows j that were drawn; never i, the own row
 

@@ -1,16 +1,18 @@
-"""What a softmax over some rows misses of that over all: of the loss, and of its gradient at z. The arithmetic of tests/bench_negatives.py."""
+"""What a softmax over some rows misses of that over all, in loss and in gradient at z: the arithmetic of tests/bench_negatives.py."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.methods.row_gradients import row_gradient
 from engine.rows.active_rows import EMPTY
-from tests.engine.harness import Case, engine_step, make_batch, make_engine, rows_of_engine
 from tests.engine.disk_runs import trunk_of
+from tests.engine.harness import ALONE, Case, engine_step, make_batch, make_engine, rows_of_engine
 from tests.engine.methods.some_negatives import Samples, errors, recent
+from tests.engine.methods.weighted_negatives import WeightedSoftmax
 
 CASE = Case(size=192, active=64, passes=2.2, kernels="aten")  # whole stripes: no place is empty
 SIZES = (16, 32, 64, 128)  # K, of N = 192
@@ -62,6 +64,37 @@ def test_over_the_active_rows_it_is_the_loss_and_the_gradient_of_the_engine(run)
     torch.testing.assert_close(gradient_BD / len(loss_B), dz_BD, rtol=0, atol=1e-12)
 
 
+def test_the_softmax_that_is_trained_for_comparison_has_the_weighted_loss_and_gradient():
+    """Of features and of rows: after a step with it, the rows are those of a step along the gradient that autograd makes."""
+    step, rows, trunk = 40, make_engine(CASE), trunk_of(CASE)
+    for earlier in range(step):
+        engine_step(CASE, rows, trunk, earlier)
+    before, momentum = rows_of_engine(CASE, rows)
+    trunk.dz.clear()
+    gradient = row_gradient(rows, ALONE, micro_batches=1, clip=0.0)
+    softmax = WeightedSoftmax(rows, ALONE, gradient, temperature=CASE.temperature)
+    loss = engine_step(CASE, rows, trunk, step, softmax=softmax).loss
+    batch = make_batch(CASE, step)
+    (z_BD,) = trunk.features(batch.ids_G.tolist())
+    active = ids(recent(CASE.schedule, step, CASE.active))
+    loss_B, gradient_BD = Samples(z_BD, torch.from_numpy(before), batch.ids_G, CASE.temperature).some(active, True)
+    assert abs(float(loss_B.mean()) - loss) < 1e-12
+    torch.testing.assert_close(gradient_BD / len(loss_B), trunk.dz[0], rtol=0, atol=1e-12)
+    w_ND = torch.from_numpy(before).requires_grad_()
+    logits_BK = z_BD @ F.normalize(w_ND[torch.from_numpy(active)]).T / CASE.temperature
+    own_B1 = torch.from_numpy(np.searchsorted(active_sorted := np.sort(active), batch.ids_G))[:, None]
+    logits_BK = logits_BK[:, torch.from_numpy(np.argsort(active))]
+    assert (active_sorted[own_B1[:, 0]] == batch.ids_G).all()
+    shift = np.log((CASE.size - 1) / (len(active) - 1))
+    F.cross_entropy(
+        (logits_BK + shift).scatter_add(1, own_B1, torch.full_like(own_B1, -shift, dtype=torch.float64)), own_B1[:, 0]
+    ).backward()
+    eta, decay = CASE.eta(step), CASE.weight_decay
+    u_ND = CASE.momentum * torch.from_numpy(momentum) + w_ND.grad + decay * w_ND.detach()
+    now, _ = rows_of_engine(CASE, rows)
+    torch.testing.assert_close(torch.from_numpy(now), w_ND.detach() - eta * u_ND, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("drawn", [3, 5, 8])
 def test_the_mean_of_the_weighted_sum_over_every_draw_is_the_sum_over_all_rows(drawn):
     z_BD, w_ND, _ = small()
@@ -81,7 +114,7 @@ def test_the_bias_of_the_weighted_loss_shrinks_with_the_draw_and_ends_at_zero():
     for drawn in range(1, 9):
         losses = [samples.some(np.array(draw), weighted=True)[0].mean() for draw in combinations(range(1, 9), drawn)]
         bias.append(float(torch.stack(losses).mean() - samples.all()[0].mean()))
-    assert all(less < more for less, more in zip(bias, bias[1:-1], strict=False)) and abs(bias[-1]) < 1e-12
+    assert all(less < more for less, more in pairwise(bias)) and abs(bias[-1]) < 1e-12
     assert bias[0] < -0.1
 
 
@@ -104,7 +137,7 @@ def test_the_bias_of_recent_negatives_shrinks_with_their_number_and_ends_at_zero
 
 
 def test_the_term_takes_most_of_the_bias_away_and_leaves_the_noise(run):
-    step, samples, *_ = run
+    _, samples, *_ = run
     for size in SIZES[:3]:
         plain, weighted = (
             errors(samples, lambda: _uniform(CASE.size, size, seed), flag, 60)  # noqa: B023
