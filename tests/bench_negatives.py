@@ -152,7 +152,7 @@ def _of_one(samples: Samples, drawn: np.ndarray, weighted: bool) -> tuple[float,
 
 
 def swap_seconds(active: int, newcomers: int, dim: int, rounds: int) -> list[float]:
-    """Seconds in which so many rows come from host memory to their slots, caught up, and as many go back. K = active."""
+    """Seconds of a core in which so many rows come from host memory to their slots, caught up, and as many go back. K = active."""
     kernels = names(implementations(torch.device("cpu"), torch.float32, dim, "auto"))
     log = TransitionLog(0.9, 1e-4, False)
     block, size = 512, 4 * max(active, newcomers)
@@ -175,16 +175,16 @@ def swap_seconds(active: int, newcomers: int, dim: int, rounds: int) -> list[flo
     turns = size // newcomers
     for step in range(turns + rounds):
         chosen = order[step % turns * newcomers : (step % turns + 1) * newcomers]
-        start = time.perf_counter()
+        start = time.process_time()
         rows.admit(step, chosen, chosen, None)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         log.append(0.1)
     return seconds[turns:]
 
 
 def cost_table(actives: list[int], batch: int, dim: int, rounds: int) -> str:
-    """A Markdown table: what the two choices move in a step, and how long that takes on this machine's CPU."""
-    lines = ["| K | negatives | rows a step, in and out | MB | ms |", "|---|---|---|---|---|"]
+    """A Markdown table: what the two choices move in a step, and what that takes on this machine's CPU."""
+    lines = ["| K | negatives | rows a step, in and out | MB | ms of a core |", "|---|---|---|---|---|"]
     for active in actives:
         for name, newcomers in (("recent, at most", batch), ("window", active)):
             milliseconds = 1e3 * statistics.median(swap_seconds(active, newcomers, dim, rounds))
@@ -212,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[2_720, 65_536], help="K of the table of costs")
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
     outputs = {name: arguments.output / name for name in RUNS}
     words = {name: train(outputs[name], arguments.epochs, [*RUNS[name], *arguments.words]) for name in RUNS}
     print(machine(), "\n", sep="")
