@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from engine.methods.row_gradients import row_gradient
 from engine.rows.active_rows import EMPTY
+from tests import bench_negatives
 from tests.engine.disk_runs import trunk_of
 from tests.engine.harness import ALONE, Case, engine_step, make_batch, make_engine, rows_of_engine
 from tests.engine.methods.some_negatives import Samples, errors, recent
@@ -168,3 +169,24 @@ def _seeded(seed):
 
 def _uniform(size, count, generator):
     return generator.choice(size, count, replace=False)
+
+
+def test_the_bench_has_a_line_for_every_choice_and_every_k(run, monkeypatch):
+    step, samples, *_ = run
+    by_position = Samples(samples.z_BD, samples.w_ND[ids(np.arange(CASE.size))], _positions(samples), CASE.temperature)
+    monkeypatch.setattr(bench_negatives, "SHARES", (8, 4))
+    state = bench_negatives.State(by_position, CASE.schedule, step)
+    lines = [line.strip("|").split("|") for line in bench_negatives.errors_table({"1/2": state}, 3).splitlines()[2:]]
+    assert [line[1].strip() for line in lines] == ["1/8"] * 4 + ["1/4"] * 4
+    assert [line[2].strip() for line in lines][:4] == ["recent", "recent, logQ", "window, logQ", "all, logQ"]
+    assert all(len(line) == 10 for line in lines)
+    recent_loss, weighted_loss = (float(line[3]) for line in lines[:2])
+    assert recent_loss < weighted_loss and recent_loss == pytest.approx(float(lines[0][8]), abs=0.5)
+    costs = bench_negatives.cost_table([64, 128], 16, 8, 2).splitlines()[2:]
+    assert [line.split("|")[3].strip() for line in costs] == ["16", "64", "16", "128"]
+
+
+def _positions(samples):
+    """The position of each feature's own row."""
+    order = np.argsort(ids(np.arange(CASE.size)))
+    return order[samples.own_B.numpy()]
