@@ -1,9 +1,10 @@
 """Which rows should be the negatives of a step? What each choice misses of the softmax over all N rows, what it costs, what it learns.
 
-    python -m tests.bench_negatives [--output runs/bench_negatives] [--epochs 5] [--draws 64] [--rounds 10] [section.key=value ...]
+    python -m tests.bench_negatives [--set glyphs] [--output runs/bench_negatives] [--draws 64] [--rounds 10] [section.key=value ...]
 
-Three trainings of configs/pic_sampled.json, shortened, with a window of about N/4 or N/2 and K = N/16 active rows or all; words are passed
-on to each. What is there already is not trained again, and a training that was killed goes on. Then three tables:
+Four trainings of configs/pic_sampled.json, shortened, or of configs/fashion_mnist.json: with a window of about N/4 or N/2, and K = N/16
+active rows or all. Words are passed on to each. What is there already is not trained again, and a training that was killed goes on. Then
+three tables:
 
     errors    the rows of two of the runs as their last checkpoints have them, all N caught up, and the features of the next batch:
               loss and gradient at z over K rows beside those over all rows, in float64 (tests/engine/methods/some_negatives.py).
@@ -13,7 +14,7 @@ on to each. What is there already is not trained again, and a training that was 
               all, logQ     K rows drawn uniformly from all N: the best that uniform draws can do
     cost      new negatives in every step are K rows a step that come from host memory, are caught up, and go back: engine/rows on
               random rows, beside the rows of a batch, which are all that recent negatives move
-    kNN       of the runs with K = N/16 and K = N
+    kNN       of the runs with K = N/16 and K = N; and with K = N/16 trained with the term (tests/engine/methods/weighted_negatives.py)
 """
 
 import argparse
@@ -47,17 +48,40 @@ from engine.training.checkpoint import read_trunk
 from tests.bench_support import machine
 from tests.engine.methods.some_negatives import Errors, Samples, errors, recent
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pic_sampled.json"
-N_OF_DEMO = 43_523
-# Stripes of 512 positions: about N/4 and N/2, with W/S = 4.
-QUARTER = ["schedule.window=10240", "schedule.stride=2560"]
-HALF = ["schedule.window=20480", "schedule.stride=5120"]
-RUNS = {
-    "quarter": [*QUARTER, f"method.active={N_OF_DEMO // 128 * 8}"],
-    "half": [*HALF, f"method.active={N_OF_DEMO // 128 * 8}"],
-    "full": [*QUARTER, f"method.active={N_OF_DEMO}"],
-}
+ROOT = Path(__file__).parents[1]
 SHARES = (64, 16, 4)  # N/K of the table
+
+
+class Set(NamedTuple):
+    """words: of every training. windows: words of a window of about N/4 and N/2. active: words of K = N/16 and K = N."""
+
+    config: str
+    words: list[str]
+    windows: tuple[list[str], list[str]]
+    active: tuple[str, str]
+
+    def runs(self) -> dict[str, list[str]]:
+        (quarter, half), (some, every) = self.windows, self.active
+        by_name = {"quarter": [*quarter, some], "half": [*half, some], "full": [*quarter, every]}
+        return {name: [*self.words, *words] for name, words in {**by_name, WEIGHTED: by_name["quarter"]}.items()}
+
+
+WEIGHTED = "weighted"
+# Windows are whole stripes: of 512 and of 60 positions.
+SETS = {
+    "glyphs": Set(
+        "configs/pic_sampled.json",
+        ["epochs=5", "evaluate.every_steps=null"],
+        (["schedule.window=10240", "schedule.stride=2560"], ["schedule.window=20480", "schedule.stride=5120"]),
+        ("method.active=2720", "method.active=43523"),
+    ),
+    "fashion_mnist": Set(
+        "configs/fashion_mnist.json",
+        [],
+        (["schedule.window=1500", "schedule.stride=300"], ["schedule.window=3000", "schedule.stride=600"]),
+        ("method.active=372", "method.active=6000"),
+    ),
+}
 
 
 class State(NamedTuple):
@@ -68,17 +92,16 @@ class State(NamedTuple):
     step: int
 
 
-def train(output: Path, epochs: float, words: list[str]) -> list[str]:
-    """The words of a run, after it has come to its end."""
-    words = [f"output={output}", f"epochs={epochs:g}", "evaluate.every_steps=null", *words]
-    command = [sys.executable, "launch.py", "--config", str(CONFIG), *words]
-    subprocess.run(command, check=True, cwd=CONFIG.parents[1], stdout=subprocess.DEVNULL)
-    return words
+def train(config: str, words: list[str], is_weighted: bool) -> None:
+    """A run to its end."""
+    program = ["-m", "tests.engine.methods.weighted_negatives"] if is_weighted else ["launch.py"]
+    command = [sys.executable, *program, "--config", config, "threads=1", *words]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def state_of(words: list[str]) -> State:
+def state_of(path: str, words: list[str]) -> State:
     """The run's last checkpoint, caught up to its step. Its features are those of the next step's batch, with its own statistics."""
-    config = schema.load(str(CONFIG), words)
+    config = schema.load(str(ROOT / path), words)
     checkpoint, _ = chosen_checkpoint(Path(config.output), None)
     source, augmentation, schedule, config = open_data(config, checkpoint, grows=False)
     network = parts.network_of(config)
@@ -206,17 +229,21 @@ def quality_table(outputs: dict[str, Path]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recent negatives, and negatives drawn from the window.")
     parser.add_argument("--output", type=Path, default=Path("runs/bench_negatives"))
-    parser.add_argument("--epochs", type=float, default=5)
+    parser.add_argument("--set", choices=SETS, default="glyphs")
     parser.add_argument("--draws", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10, help="steps whose time is taken")
     parser.add_argument("--rows", type=int, nargs="*", default=[2_720, 65_536], help="K of the table of costs")
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    outputs = {name: arguments.output / name for name in RUNS}
-    words = {name: train(outputs[name], arguments.epochs, [*RUNS[name], *arguments.words]) for name in RUNS}
+    chosen, directory = SETS[arguments.set], arguments.output.resolve() / arguments.set
+    outputs = {name: directory / name for name in chosen.runs()}
+    words = {name: [f"output={outputs[name]}", *its, *arguments.words] for name, its in chosen.runs().items()}
+    for name in outputs:
+        train(chosen.config, words[name], name == WEIGHTED)
     print(machine(), "\n", sep="")
-    print(errors_table({"1/4": state_of(words["quarter"]), "1/2": state_of(words["half"])}, arguments.draws), "\n")
+    windows = {"1/4": state_of(chosen.config, words["quarter"]), "1/2": state_of(chosen.config, words["half"])}
+    print(errors_table(windows, arguments.draws), "\n")
     print(cost_table(arguments.rows, 256, 128, arguments.rounds), "\n")
     print(quality_table(outputs))
 
