@@ -149,6 +149,8 @@ def errors_table(states: dict[str, State], draws: int) -> str:
         schedule = state.schedule
         for share in SHARES:
             active = schedule.size // share // schedule.lanes * schedule.lanes
+            if active <= schedule.batch:  # the batch's own rows are active
+                continue
             real = recent(schedule, state.step, active)
             for kind, (draw, weighted) in choices(state, active, share).items():
                 found = errors(state.samples, draw, weighted, draws)
