@@ -154,7 +154,8 @@ class Evaluate(Section):
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
-    backbone: OwnPath | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
+    # jobs knn and export: a file of weights (engine/trunk/foreign_weights.py); null: the output directory's own
+    backbone: OwnPath | None = None
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory

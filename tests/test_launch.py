@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -430,6 +431,33 @@ def test_job_knn_repeats_the_figure_of_the_run(finished, run, capsys):
     assert "raw pixels" in capsys.readouterr().out
     assert run("job=knn", "evaluate.backbone=/nowhere") == 2
     assert run("job=knn", f"evaluate.backbone={backbone}", "backbone.layers=[8,8]") == 2
+
+
+def test_a_backbone_in_a_published_checkpoint_is_evaluated_and_exported(finished, run, capsys):
+    """The run's own, as the published repository would have saved it; so figure and features are those of the run."""
+    own = load_file(finished.output / "backbone.safetensors")
+    model = {f"module.encoder.{name}": tensor for name, tensor in own.items()} | {
+        "module.encoder.fc1.bias": torch.ones(1)
+    }
+    path = run.directory / "ckpt_epoch_200.pth"
+    torch.save({"opt": Namespace(arch="resnet50"), "model": model, "epoch": 200}, path)
+    assert run("job=knn", f"evaluate.backbone={path}") == 0
+    said = "a checkpoint of the published PIC repository, of which fc1.bias were left out"
+    assert f"{path}: {said}" in capsys.readouterr().out
+    figures = json.loads((run.output / "knn.json").read_text())["figures"]
+    assert figures["knn_top1"] == pytest.approx(finished.summary()["knn_top1"], abs=0.01)
+    assert run("job=export", f"evaluate.backbone={path}") == 0
+    exports = run.output / "exports"
+    assert sorted(os.listdir(exports)) == ["backbone.safetensors", "embeddings.npy", "manifest.json", "names.txt"]
+    assert load_file(exports / "backbone.safetensors").keys() == own.keys()
+    assert json.loads((exports / "manifest.json").read_text())["backbone"] == str(path)
+    again = np.load(exports / "embeddings.npy")
+    assert finished("job=export") == 0
+    assert np.abs(again - np.load(finished.output / "exports" / "embeddings.npy")).max() < 1e-6
+    # Beside a run of its own it would be mixed up with that.
+    assert finished("job=export", f"evaluate.backbone={path}") == 2
+    assert "choose another output, or leave evaluate.backbone out" in capsys.readouterr().err
+    assert run("job=export", "evaluate.backbone=/nowhere") == 2
 
 
 def test_job_export_writes_rows_and_embeddings_in_instance_order(finished):

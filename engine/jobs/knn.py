@@ -1,10 +1,7 @@
-"""job=knn: evaluate a saved backbone, the one in the output directory, or evaluate.backbone."""
+"""job=knn: evaluate a saved backbone, the one in the output directory, or evaluate.backbone, which may be somebody else's."""
 
 import argparse
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from configs import schema
 from datasets.catalog import sample_images
@@ -24,16 +21,10 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
     output = Output(Path(config.output), KNN, images_directory(config))
     source, augmentation, _, config = open_data(config, None)
-    network = parts.network_of(config)
-    try:
-        network.backbone.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} is not a {config.backbone.name}: {str(error).splitlines()[0]}; set backbone.name, and stem and image_size as they were"
-        ) from None
+    network, what = parts.network_of_file(config, path)
     probe = open_probe(config, source, augmentation)
     sample = sample_images(source, config.data.image_size, min(2000, config.evaluate.limit))
-    print(f"evaluating {path}; this takes minutes where there are many images", flush=True)
+    print(f"evaluating {what}; this takes minutes where there are many images", flush=True)
     line = KnnEvaluator(probe, sample, parts.protocol_of(config), Channel()).evaluate(lambda: network)
     assert line
     print(describe(str(path), line))

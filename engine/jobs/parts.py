@@ -6,12 +6,14 @@ features that are given needs none of them.
 """
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from configs import schema
 from datasets.schedule import Schedule
+from datasets.shown import shown
 from engine.jobs import sizes
 from engine.ranks.ranks import Ranks
 from engine.training.learning_rate import learning_rate, stepped_rate
@@ -71,6 +73,24 @@ def network_of(config: schema.Config) -> "Network":
         side=config.data.image_size,
         head=backbone.head,
     )
+
+
+def network_of_file(config: schema.Config, path: Path) -> "tuple[Network, str]":
+    """The network with a backbone out of a file, this engine's or another's; and what was read, in words. Its head is untrained.
+
+    Raises ValueError as network_of and engine.trunk.foreign_weights.load_backbone do.
+    """
+    from engine.trunk.backbones import OF_TIMM, library_of
+    from engine.trunk.foreign_weights import load_backbone
+
+    network, name = network_of(config), config.backbone.name
+    found = load_backbone(path, network.backbone, name)
+    statistics = found.statistics
+    if statistics is None and not found.is_own and (timm_models := library_of(name)):
+        statistics = timm_models.statistics(name.removeprefix(OF_TIMM))
+    if statistics:
+        network.set_statistics(*statistics)
+    return network, f"{shown(path)}: {found.what}"
 
 
 def backbone_in_words(config: schema.Config) -> dict[str, str]:

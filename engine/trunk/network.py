@@ -33,6 +33,20 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
+    def set_statistics(self, mean: list[float], std: list[float]) -> None:
+        """Mean and deviation by which images are normalised, of each of the three channels; for weights that were made with others."""
+        for tensor, numbers in ((self.mean, mean), (self.std, std)):
+            tensor.copy_(torch.tensor(numbers).view(1, 3, 1, 1))
+
+    @property
+    def own_statistics(self) -> dict[str, str]:
+        """What the file of the backbone has to say of them: nothing where they are those that every network here starts with."""
+        mean, std = (tensor.flatten().tolist() for tensor in (self.mean, self.std))
+        as_ever = torch.equal(self.mean.flatten().cpu(), torch.tensor(_MEAN)) and torch.equal(
+            self.std.flatten().cpu(), torch.tensor(_STD)
+        )
+        return {} if as_ever else {"mean": str(mean), "std": str(std)}
+
     def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
         return self.project(self.features(views))
 

@@ -63,3 +63,9 @@ def has_one_side(name: str) -> bool:
     """Whether a network of this name is made for images of one side."""
     settings = timm.get_pretrained_cfg(name)
     return settings is not None and settings.fixed_input_size
+
+
+def statistics(name: str) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of the images that the weights published under this name were trained on; None: timm does not say."""
+    settings = timm.get_pretrained_cfg(name)
+    return None if settings is None else (list(settings.mean), list(settings.std))
