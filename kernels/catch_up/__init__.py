@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.catch_up import aten
 from kernels.compiled import choose, load
+from kernels.operator import operator
 
 __all__ = ["catch_up_"]
 
@@ -100,7 +101,7 @@ def _on_cuda(
 _IMPLEMENTATIONS: dict[str, Callable[..., None]] = {"aten": aten.catch_up_, "cpu": _on_cpu, "cuda": _on_cuda}
 
 
-@torch.library.custom_op("pic::catch_up_", mutates_args=("rows_KD", "momentum_KD"))
+@operator(changes=("rows_KD", "momentum_KD"))
 def _catch_up_(
     rows_KD: Tensor,
     momentum_KD: Tensor,
@@ -117,7 +118,7 @@ def _catch_up_(
     )
 
 
-@_catch_up_.register_fake
+@torch.library.register_fake(_catch_up_)
 def _(*arguments: Any, **named: Any) -> None:
     return None
 

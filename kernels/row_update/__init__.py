@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.compiled import choose, load
+from kernels.operator import operator
 from kernels.row_update import aten
 
 __all__ = ["row_update_"]
@@ -80,7 +81,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., None]] = {
 }
 
 
-@torch.library.custom_op("pic::row_update_", mutates_args=("rows_KD", "momentum_KD"))
+@operator(changes=("rows_KD", "momentum_KD"))
 def _row_update_(
     rows_KD: Tensor,
     momentum_KD: Tensor,
@@ -95,7 +96,7 @@ def _row_update_(
     _IMPLEMENTATIONS[backend](rows_KD, momentum_KD, drows_KD, eta, momentum, weight_decay, nesterov)
 
 
-@_row_update_.register_fake
+@torch.library.register_fake(_row_update_)
 def _(*arguments: Any, **named: Any) -> None:
     return None
 

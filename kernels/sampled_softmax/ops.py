@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.compiled import load
+from kernels.operator import operator
 from kernels.sampled_softmax import aten
 from kernels.sampled_softmax.aten import normalise, through_normalise_
 
@@ -33,7 +34,7 @@ def _extra(backend: str, products: str) -> tuple[str, ...]:
     return (products,) if backend == "cuda" else ()
 
 
-@torch.library.custom_op("pic::softmax_forward", mutates_args=())
+@operator()
 def softmax_forward(
     features_BD: Tensor,
     rows_KD: Tensor,
@@ -61,7 +62,7 @@ def softmax_forward(
     return max_B, sumexp_B, positive_B, negatives_BD.double(), shortest
 
 
-@softmax_forward.register_fake
+@torch.library.register_fake(softmax_forward)
 def _(
     features_BD: Tensor,
     rows_KD: Tensor,
@@ -76,7 +77,7 @@ def _(
     return max_B, sumexp_B, positive_B, negatives_BD, rows_KD.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("pic::softmax_rows_gradient", mutates_args=())
+@operator()
 def softmax_rows_gradient(
     features_BD: Tensor,
     rows_KD: Tensor,
@@ -105,12 +106,12 @@ def softmax_rows_gradient(
     return drows_KD
 
 
-@softmax_rows_gradient.register_fake
+@torch.library.register_fake(softmax_rows_gradient)
 def _(features_BD: Tensor, rows_KD: Tensor, *arguments: Any) -> Tensor:
     return rows_KD.new_empty(rows_KD.shape)
 
 
-@torch.library.custom_op("pic::softmax_rows_update_", mutates_args=("rows_KD", "momentum_KD"))
+@operator(changes=("rows_KD", "momentum_KD"))
 def softmax_rows_update_(
     features_BD: Tensor,
     rows_KD: Tensor,
@@ -148,12 +149,12 @@ def softmax_rows_update_(
     )
 
 
-@softmax_rows_update_.register_fake
+@torch.library.register_fake(softmax_rows_update_)
 def _(*arguments: Any) -> None:
     return None
 
 
-@torch.library.custom_op("pic::sampled_softmax", mutates_args=())
+@operator()
 def sampled_softmax(
     features_BD: Tensor,
     rows_KD: Tensor,
@@ -176,7 +177,7 @@ def sampled_softmax(
     return loss_B, lse_B, negatives_BD * torch.exp(max_B - finite_B)[:, None]
 
 
-@sampled_softmax.register_fake
+@torch.library.register_fake(sampled_softmax)
 def _(features_BD: Tensor, rows_KD: Tensor, targets_B: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     lse_B = targets_B.new_empty(targets_B.shape, dtype=torch.float64)
     return rows_KD.new_empty(targets_B.shape), lse_B, lse_B.new_empty(features_BD.shape)
@@ -221,7 +222,7 @@ def _backward(ctx: Any, dloss_B: Tensor, *_: Tensor | None) -> tuple[Tensor | No
     return dfeatures_BD, drows_KD, None, None, None, None, None, None, None
 
 
-sampled_softmax.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autograd(sampled_softmax, _backward, setup_context=_keep)
 
 
 def combine(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
