@@ -152,11 +152,16 @@ class Evaluate(Section):
     every_steps: Positive | None = None  # null: at the end only
     k: Positive = 20  # neighbours that vote
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
+    more_k: tuple[Positive, ...] = ()  # other numbers of neighbours, for a grid of figures beside the headline
+    more_temperatures: tuple[AboveZero, ...] = ()  # the same of temperatures; the grid has every k with every one
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     backbone: OwnPath | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
+    views: Annotated[int, Field(ge=0, le=2**20)] = (
+        512  # images whose random views are compared, without labels; 0: none
+    )
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
 

@@ -60,6 +60,7 @@ _PRELOADED = [
     "deepspeed.runtime.zero.muon.original_muon",
     "tests.engine.harness",
     "engine.evaluation.nearest",
+    "engine.evaluation.views",
     "engine.jobs.export",
     "engine.jobs.knn",
     "engine.jobs.pretrain",

@@ -5,30 +5,60 @@ and faiss are imported where they are used: they take long, and start threads, a
 features that are given needs none of them.
 """
 
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from configs import schema
+from datasets.drawn_views import drawn_views
+from datasets.loader import Augmentation
 from datasets.schedule import Schedule
+from datasets.source import Source
 from engine.jobs import sizes
-from engine.ranks.ranks import Ranks
+from engine.ranks.ranks import Channel, Ranks
 from engine.training.learning_rate import learning_rate, stepped_rate
 from engine.trunk.given import GivenTrunk
 
 if TYPE_CHECKING:
     from engine.evaluation.evaluate import Protocol
+    from engine.evaluation.views import ViewEvaluator
+    from engine.methods.method import ActiveVectors
     from engine.trunk.network import Network
     from engine.trunk.optimizers import Rule
     from engine.trunk.trunk import Trunk
 
 
 def protocol_of(config: schema.Config) -> "Protocol":
-    from engine.evaluation.evaluate import Protocol
+    from engine.evaluation.evaluate import Asked, Protocol
 
     asked = config.evaluate
-    return Protocol(asked.k, asked.temperature, asked.features, asked.limit, asked.query_limit)
+    ways = product((asked.k, *asked.more_k), (asked.temperature, *asked.more_temperatures))
+    more = tuple(Asked(*way) for way in dict.fromkeys(ways) if way != (asked.k, asked.temperature))
+    return Protocol(asked.k, asked.temperature, asked.features, asked.limit, asked.query_limit, more)
+
+
+def view_evaluator(
+    config: schema.Config,
+    source: Source,
+    augmentation: Augmentation,
+    ranks: Channel,
+    active: "Callable[[], ActiveVectors | None] | None",
+) -> "ViewEvaluator | None":
+    """What compares random views; None where evaluate.views is 0. active: of the method; None: there is a backbone alone."""
+    from engine.evaluation.views import ViewEvaluator
+
+    count = sizes.viewed_images(config, len(source))
+    if not count:
+        return None
+    instances = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+    views = partial(drawn_views, source, augmentation)
+    if active is None:
+        return ViewEvaluator(views, instances, "backbone", ranks, has_head=False)
+    return ViewEvaluator(views, instances, config.evaluate.features, ranks, active=active)
 
 
 def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step: int) -> float:

@@ -59,6 +59,7 @@ class Facts:
 
     images            what is known of them
     gallery, queries  images of the evaluation; None: there is none
+    views             images of which it compares two random views
     network           numbers of weights, numbers of buffers, width of the features; None where features are given
     activations       counts what the network makes on the way; None where features are given
     ranks, ranks_here R; those of one machine
@@ -71,6 +72,7 @@ class Facts:
     images: ImageFacts
     gallery: int
     queries: tuple[int, ...]
+    views: int
     network: tuple[int, int, int] | None
     activations: Activations | None
     ranks: int
@@ -105,6 +107,7 @@ def facts_of(
         images=ImageFacts(source.channels, *((0, 0.0, 0.0, "") if given else sizes.image_bytes(source))),
         gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
         queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
+        views=0 if given else sizes.viewed_images(config, len(source)),
         network=network,
         activations=activations,
         ranks=ranks,
@@ -262,8 +265,9 @@ def _network_components(config: schema.Config, schedule: Schedule, facts: Facts)
     places = schedule.batch // facts.ranks // config.schedule.micro_batches
     counted = facts.activations
     steps = counted.training(places, facts.images.channels, chosen)
-    images = min(EVALUATION_BATCH, max([facts.gallery, *facts.queries]))
-    looks = counted.evaluation(images, facts.images.channels, config.data.image_size)
+    views = min(facts.views, 1) * sides[0]  # of the first of them, where there are any
+    images = min(EVALUATION_BATCH, max([facts.gallery, *facts.queries, 2 * facts.views]))
+    looks = counted.evaluation(images, facts.images.channels, max(config.data.image_size, views))
     return [
         Component(DEVICE, names.ACTIVATIONS, steps.all, TRAINING, small=steps.small, large=steps.large),
         Component(DEVICE, names.EVALUATED, looks.all, (EVALUATION,), small=looks.small, large=looks.large),
@@ -302,10 +306,13 @@ def _evaluation_sizes(config: schema.Config, facts: Facts, steps: int) -> Evalua
         gallery=facts.gallery,
         queries=facts.queries,
         width=facts.network[2],
-        k=config.evaluate.k,
+        k=max(config.evaluate.k, *config.evaluate.more_k, 1),
         channels=facts.images.channels,
         side=config.data.image_size,
         repeated=config.evaluate.every_steps is not None and config.evaluate.every_steps < steps,
+        views=facts.views,
+        on_gpu=facts.device == "cuda",
+        both=facts.network[2] + (config.method.dim if config.evaluate.features == "backbone" else 0),
     )
 
 

@@ -263,7 +263,12 @@ class Start:
             return []
         from engine.evaluation.nearest import KnnEvaluator
 
-        return [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
+        found: list[Evaluator] = [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
+        if looks := parts.view_evaluator(
+            self.config, self.source, self.augmentation, self.ranks, self.method.active_vectors
+        ):
+            found.append(looks)
+        return found
 
     def make_run(self) -> "Run":
         from engine.training.images import Images

@@ -24,7 +24,7 @@ STAGES = (
         "update",
         "trunk_update",
     ),
-    *("checkpoint", "evaluation", END),
+    *("checkpoint", "evaluation", "label_free", END),
 )
 _FORM = struct.Struct("<4q")
 

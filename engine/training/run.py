@@ -154,7 +154,10 @@ class Run:
         self._note(f"evaluating after step {self.step}")  # which may take as long as many steps
         with suppress(Stopped), self.stages("evaluation"):
             network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
-            lines = [evaluator.evaluate(network, stopped) or {} for evaluator in self.evaluators]
+            lines = []
+            for evaluator in self.evaluators:
+                with self.stages(evaluator.stage):
+                    lines.append(evaluator.evaluate(network, stopped) or {})
             if self.ranks.is_first:
                 head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
                 with self.output.lines("evaluations.jsonl") as file:
