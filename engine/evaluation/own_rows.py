@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from datasets.keyed import keyed
 from engine.evaluation.limits import PAIRS_AT_ONCE
 from engine.methods.method import ActiveVectors
 from engine.ranks.ranks import Channel
+from engine.rows.initial_rows import philox4x32
 
 _SEED = 20204  # of which images are asked about
 
@@ -31,7 +31,10 @@ def chosen(active: ActiveVectors, count: int, ranks: Channel) -> np.ndarray:
 
 def _lowest(ids: np.ndarray, count: int) -> np.ndarray:
     ids = np.unique(ids)
-    return ids[np.argsort(keyed(_SEED, ids), kind="stable")[:count]]
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
+    numbers, zeros = ids.astype(np.uint64), np.zeros(len(ids), dtype=np.uint64)
+    first, second, *_ = philox4x32((zeros, zeros, numbers & low, numbers >> high), (_SEED, 0))
+    return ids[np.argsort((first << high) | second, kind="stable")[:count]]
 
 
 @dataclass(frozen=True)
