@@ -3,8 +3,8 @@
     python -m tests.bench_label_free runs/one runs/two ... [--figure knn_top1] [--least 8]
 
 A run is an output directory with evaluations.jsonl, a line an evaluation; `evaluate.every_steps` makes many of them. A correlation has
-the sign of the figure as it is measured: where lower is better (alignment, uniformity) -1 is perfect. A figure whose sign is not the same in
-all runs cannot choose a checkpoint.
+the sign of the figure as it is measured: where lower is better (alignment, uniformity) -1 is perfect. A figure whose sign is not the
+same in all runs cannot choose a checkpoint.
 
 Beside them stands the step itself: while a run only gets better, everything that only grows has a correlation of 1. A figure is worth
 something where it tells more than "take the last".
