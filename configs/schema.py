@@ -162,6 +162,9 @@ class Evaluate(Section):
     views: Annotated[int, Field(ge=0, le=2**20)] = (
         512  # images whose random views are compared, without labels; 0: none
     )
+    online_probe: bool = (
+        False  # while training, a linear classifier of labels on the features; changes nothing of the run
+    )
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
 
@@ -233,6 +236,10 @@ class Config(Section):
     def _method_takes_it(self) -> "Config":
         self.method.check(self)
         check_optimizer(self)
+        if self.evaluate.online_probe and self.backbone.is_given:
+            raise ValueError(
+                'evaluate.online_probe looks at the features of a network, and backbone.name "given" has none; set it to false'
+            )
         return self
 
     def with_sizes(self, sizes: dict[str, int | None]) -> "Config":

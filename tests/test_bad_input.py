@@ -57,6 +57,7 @@ def refused(run, capsys, *words, config=None, expect):
         ("evaluate.more_k=[20,0]", "evaluate.more_k.1 is 0"),
         ("evaluate.more_temperatures=[0]", "evaluate.more_temperatures.0 is 0"),
         ("evaluate.views=-1", "evaluate.views is -1"),
+        ("evaluate.online_probe=true backbone.name=given backbone.layers=null", "looks at the features of a network"),
         ("optimizer.lr=NaN", "optimizer.lr is NaN"),
         ("optimizer.lr=-1", "optimizer.lr is -1"),
         ("optimizer.momentum=1", "optimizer.momentum is 1"),
@@ -176,6 +177,11 @@ def test_missing_fashion_mnist_says_what_to_install(run, capsys):
 def test_an_unknown_font_family(run, capsys):
     config = {**TINY, "data": {"source": "glyphs", "held_out": ["DejaVu Serief"]}}
     refused(run, capsys, config=config, expect="DejaVu Serif")
+
+
+def test_a_probe_of_labels_that_there_are_not_is_refused(run, photos, capsys):
+    expect = "evaluate.online_probe learns labels, and folder has no labels; set data.labels"
+    refused(run, capsys, "evaluate.online_probe=true", config=folder_config(photos), expect=expect)
 
 
 def test_photos_without_labels_train_and_are_told_by_rankme(run, photos):

@@ -114,11 +114,9 @@ def evaluate(
 
 def _mean(of_sets: list[Share]) -> dict[str, float | None]:
     """Over query sets; None where there are none."""
-    top1, top5 = ([share[which] for share in of_sets] for which in (0, 1))
-    return {
-        "top1": float(np.mean(top1)) if top1 else None,
-        "top5": None if not top5 or None in top5 else float(np.mean(top5)),  # type: ignore[arg-type]
-    }
+    top1 = [share.top1 for share in of_sets]
+    top5 = [share.top5 for share in of_sets if share.top5 is not None]
+    return {"top1": float(np.mean(top1)) if top1 else None, "top5": float(np.mean(top5)) if top5 else None}
 
 
 def embed_set(

@@ -9,7 +9,7 @@ The two add in another order, so a figure may differ where similarities are equa
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -111,8 +111,8 @@ def searched_on(k: int) -> str:
     return "GPU" if has_gpu and k <= GPU_NEIGHBOURS else "CPU"
 
 
-def _index(gallery_MD: np.ndarray, k: int) -> "faiss.Index":
-    index = faiss.IndexFlatIP(gallery_MD.shape[1])
+def _index(gallery_MD: np.ndarray, k: int) -> Any:
+    index: Any = faiss.IndexFlatIP(gallery_MD.shape[1])
     if searched_on(k) == "GPU":
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(GPU_SCRATCH_BYTES)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.evaluation.evaluate import Protocol
     from engine.evaluation.views import ViewEvaluator
     from engine.methods.method import ActiveVectors
+    from engine.training.online_probe import OnlineProbe
     from engine.trunk.network import Network
     from engine.trunk.optimizers import Rule
     from engine.trunk.trunk import Trunk
@@ -59,6 +60,31 @@ def view_evaluator(
     if active is None:
         return ViewEvaluator(views, instances, "backbone", ranks, has_head=False)
     return ViewEvaluator(views, instances, config.evaluate.features, ranks, active=active)
+
+
+def probe_labels(config: schema.Config, source: Source) -> np.ndarray | None:
+    """What the online probe learns, int64 [N]; None where there is none. ValueError where images have no labels, or all the same."""
+    if not config.evaluate.online_probe:
+        return None
+    labels_N = source.labels()
+    if labels_N is None or len(np.unique(labels_N[labels_N >= 0])) < 2:
+        few = "no labels" if labels_N is None else "fewer than two labels"
+        raise ValueError(
+            f"evaluate.online_probe learns labels, and {source.name} has {few}; set data.labels, or evaluate.online_probe to false"
+        )
+    return labels_N
+
+
+def online_probe(labels_N: np.ndarray | None, trunk: "Trunk | GivenTrunk", ranks: Ranks) -> "OnlineProbe | None":
+    """A classifier that watches the trunk. labels_N: what `probe_labels` gave; None: there is no probe."""
+    if labels_N is None:
+        return None
+    from engine.training.online_probe import OnlineProbe
+
+    head: Any = trunk.network.head
+    probe = OnlineProbe(labels_N, head[0].in_features, ranks)
+    probe.watch(head)
+    return probe
 
 
 def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step: int) -> float:

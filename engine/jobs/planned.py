@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,6 +61,7 @@ class Facts:
     images            what is known of them
     gallery, queries  images of the evaluation; None: there is none
     views             images of which it compares two random views
+    probe             numbers of the online probe's weights; 0: there is none
     network           numbers of weights, numbers of buffers, width of the features; None where features are given
     activations       counts what the network makes on the way; None where features are given
     ranks, ranks_here R; those of one machine
@@ -73,6 +75,7 @@ class Facts:
     gallery: int
     queries: tuple[int, ...]
     views: int
+    probe: int
     network: tuple[int, int, int] | None
     activations: Activations | None
     ranks: int
@@ -97,8 +100,8 @@ def facts_of(
     asked = config.evaluate
     given = config.backbone.is_given
     network = activations = None
+    make = partial(parts.network_of, config)
     if not given:
-        make = partial(parts.network_of, config)
         network = _numbers(make, asked.features, config.method.dim)
         activations = Activations(make, ranks, device == "cuda", _autocast(config.deepspeed))
     # Where a compiler is missing the run takes ATen, which takes more; a plan is not worth compiling for.
@@ -108,6 +111,7 @@ def facts_of(
         gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
         queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
         views=0 if given else sizes.viewed_images(config, len(source)),
+        probe=_probe_numbers(config, source, make) if config.evaluate.online_probe else 0,
         network=network,
         activations=activations,
         ranks=ranks,
@@ -142,6 +146,8 @@ def planned(config: schema.Config, schedule: Schedule, facts: Facts) -> Plan:
     parts_of_run += loader_components(_loader_sizes(config, schedule, facts)) + disk_components(kept)
     if facts.network:
         parts_of_run += evaluation_components(_evaluation_sizes(config, facts, kept.steps))
+    if facts.probe:  # and their momentum
+        parts_of_run.append(Component(DEVICE, names.ONLINE_PROBE, 2 * 4 * facts.probe))
     weights = facts.network[0] if facts.network else 0
     places = schedule.batch // facts.ranks
     parts_of_run += extra_components(config.method.planned_bytes(schedule.batch, places, weights))
@@ -219,7 +225,9 @@ def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) ->
         rewritten = facts.all_visited or steps > schedule.steps_per_pass
         older = checkpoints * min(stored, changed if rewritten else pool)
     return CheckpointSizes(
-        trunk=(trunk_state_bytes(trunk) if trunk else 0) + config.method.shared_bytes(trunk.weights if trunk else 0),
+        trunk=(trunk_state_bytes(trunk) if trunk else 0)
+        + config.method.shared_bytes(trunk.weights if trunk else 0)
+        + 2 * 4 * facts.probe,
         active=active,
         pool_blocks=min(pool, stored),
         stored_blocks=stored,
@@ -331,6 +339,13 @@ def _autocast(deepspeed: dict[str, Any]) -> torch.dtype | None:
     if not isinstance(block, dict) or not block.get("enabled"):
         return None
     return torch.float16 if block.get("dtype") in ("fp16", "float16") else torch.bfloat16
+
+
+def _probe_numbers(config: schema.Config, source: Source, make: Callable[[], nn.Module]) -> int:
+    """Weights of the online probe."""
+    labels_N = parts.probe_labels(config, source)
+    assert labels_N is not None
+    return len(np.unique(labels_N[labels_N >= 0])) * (_numbers(make, "backbone", 0)[2] + 1)
 
 
 def _whole(value: Any) -> int | None:

@@ -104,6 +104,7 @@ class Start:
             self.network = parts.network_of(config)
             check_sides(self.network, {*self.sides, config.data.image_size})
         self.probe = open_probe(config, self.source, self.augmentation)
+        self.labels = parts.probe_labels(config, self.source)
 
     def plan(self) -> None:
         """What the run will take, when all libraries are there."""
@@ -288,6 +289,7 @@ class Start:
             self.stop,
             self.evaluators(),
             self._about(),
+            parts.online_probe(self.labels, self.trunk, self.ranks),
         )
 
     def _reading(self) -> Reading:

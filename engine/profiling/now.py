@@ -23,6 +23,7 @@ STAGES = (
         "trunk_backward",
         "update",
         "trunk_update",
+        "online_probe",
     ),
     *("checkpoint", "evaluation", "label_free", END),
 )

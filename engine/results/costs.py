@@ -24,6 +24,7 @@ _STAGES = {
 _OTHERS = {
     "keys": "keys of the momentum network",
     "trunk_update": "update backbone",
+    "online_probe": "online probe",
     "checkpoint": "begin checkpoints",
     "evaluation": "evaluate",
     "label_free": "evaluate without labels",

@@ -24,6 +24,7 @@ __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
 _HEADLINE, _TOP_FIVE = "knn_top1", "knn_top5"
 _MAX_PANELS, _MAX_WAYS = 12, 200
+_OF_PROBE = ("probe_top1", "probe_loss")
 # What a line of evaluations.jsonl says beside the figures of its evaluators.
 _ASKED = "Share of queries to which their nearest images of the gallery give the right label."
 _NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
@@ -190,6 +191,7 @@ def _loss(records: Records) -> list[Markup]:
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
     figures = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
+    figures += [name for name in _OF_PROBE if any(name in line for line in metrics)]
     small = [
         over_steps(records, name, title)
         for name, title in [("lr", "Learning rate"), *((one, _title(one)) for one in figures)]
@@ -210,6 +212,8 @@ _TITLES = {
     "own_row_found": "own rows found",
     "own_key_found": "own keys found",
     "head_rankme": "RankMe of the head",
+    "probe_top1": "online probe, top-1",
+    "probe_loss": "online probe, loss",
 }
 
 

@@ -48,10 +48,11 @@ from engine.disk.recovery import named_by_all
 from engine.disk.shapes import PART_OF_A_RUN, shown
 from engine.disk.sweep import foreign, foreign_line
 from engine.disk.write_behind import WriteBehind
-from engine.methods.method import Method
+from engine.methods.method import Components, Method
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
+from engine.training.online_probe import COMPONENT
 from engine.training.series import Series
 from engine.trunk.optimizers import misfit
 
@@ -393,9 +394,7 @@ def load_shared(checkpoint: SavedCheckpoint, method: Method, ranks: Ranks) -> Co
     shared = checkpoint.body.shared
     if not shared:
         return {}
-    state = {name: checkpoint.tensors(f"shared-{name}") for name in shared} if ranks.is_first else None
-    state = ranks.from_first(state)
-    beside = {COMPONENT: state.pop(COMPONENT)} if COMPONENT in state else {}
-    if state:
-        method.load_shared(state)
-    return beside
+    state = ranks.from_first({one: checkpoint.tensors(f"shared-{one}") for one in shared} if ranks.is_first else None)
+    if method_state := {one: tensors for one, tensors in state.items() if one != COMPONENT}:
+        method.load_shared(method_state)
+    return {one: tensors for one, tensors in state.items() if one == COMPONENT}

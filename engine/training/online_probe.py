@@ -8,8 +8,8 @@ classifier would reach on features that stand still (the linear evaluation), and
 run, not methods.
 
 Nothing of the run depends on it. It starts at zeros and draws nothing; it takes its features from a hook before the head, and no gradient
-goes back. Its state is a component of checkpoints beside those of the method, and not in the digest. With a rate of 1 / width no width makes
-it unstable: features of unit variance have a squared length of `width`. A step that is not applied to the trunk is none here either.
+goes back. Its state is a component of checkpoints beside those of the method, and not in the digest. The rate is 1 / width, which no width
+makes unstable: features of unit variance have a squared length of `width`. A step that is not applied to the trunk is none here either.
 """
 
 from collections.abc import Sequence
@@ -113,6 +113,11 @@ class OnlineProbe:
             "probe_top1": right / count if count else None,
             "probe_loss": loss / count if count else None,
         }
+
+    @property
+    def bytes(self) -> int:
+        """On the device."""
+        return self.weight_CF.nbytes + self.velocity_CF.nbytes
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies on the host."""
