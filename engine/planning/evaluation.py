@@ -20,7 +20,6 @@ from engine.evaluation.limits import (
     QUERIES_AT_ONCE,
     RAW_SIDE,
     SEARCH_BYTES,
-    SEARCHED_AT_ONCE,
     VOTE_BYTES,
 )
 from engine.planning import components as names
@@ -89,14 +88,11 @@ def _views_bytes(sizes: EvaluationSizes) -> int:
 
 
 def _search_bytes(sizes: EvaluationSizes, width: int) -> int:
-    """faiss's index, what is readable of gallery and queries, similarity, index and label of each neighbour, and the votes.
-
-    A last part of a few queries is searched with the part before.
-    """
+    """faiss's index, what is readable of gallery and queries, similarity, index and label of each neighbour, and the votes."""
     if not sizes.queries:
         return 0
     largest, k = max(sizes.queries), min(sizes.k, sizes.gallery)
     rows = (2 * sizes.gallery + largest) * width * FLOAT_BYTES
     votes = min(VOTE_BYTES, min(QUERIES_AT_ONCE, largest) * k * k * PAIR_BYTES)
-    searched = min(largest, SEARCHED_AT_ONCE, max(1, SEARCH_BYTES // (NEIGHBOUR_BYTES * k)))
+    searched = min(largest, max(1, SEARCH_BYTES // (NEIGHBOUR_BYTES * k)))
     return rows + searched * k * NEIGHBOUR_BYTES + votes

@@ -6,7 +6,7 @@ import pytest
 
 from engine.evaluation import knn
 from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels, record
-from engine.evaluation.knn import Asked, neighbours, places, searched_on, shares, vote
+from engine.evaluation.knn import Asked, places, searched_on, shares, vote
 from engine.ranks.ranks import Channel
 from tests.engine.evaluation.test_evaluate import images
 
@@ -41,9 +41,9 @@ def slow_share(gallery, labels, queries, truth, way, most):
     return right / len(queries)
 
 
-@pytest.mark.parametrize("at_once", [7, 64, 4096])
+@pytest.mark.parametrize("at_once", [7, 64, 1000])
 def test_shares_equal_the_slow_twin_however_many_queries_are_searched_together(monkeypatch, at_once):
-    monkeypatch.setattr(knn, "SEARCHED_AT_ONCE", at_once)
+    monkeypatch.setattr(knn, "SEARCH_BYTES", 20 * 90 * at_once)
     found = shares(*features(), WAYS)
     for way, share in zip(WAYS, found, strict=True):
         assert share.top1 == slow_share(*features(), way, 1), way
@@ -51,21 +51,11 @@ def test_shares_equal_the_slow_twin_however_many_queries_are_searched_together(m
     assert 0.2 < found[0].top1 < found[0].top5 < 1
 
 
-def test_a_part_of_fewer_than_twenty_queries_goes_with_the_one_before():
-    # FAISS has another way for fewer than 20, whose sums differ in the last bit.
-    for count, lengths in {4096: [4096], 4115: [4115], 4116: [4096, 20], 8300: [4096, 4096, 108], 19: [19]}.items():
-        parts = [min(part.stop, count) - part.start for part in knn._parts(count, k=20)]
-        assert parts == lengths and sum(parts) == count
-
-
-def test_queries_that_are_searched_in_parts_find_the_same_bits():
-    gallery, _, queries, _ = features(3000, 4200, 33)
-    similarity_Qk, index_Qk = neighbours(gallery, queries, 20)
-    index = knn._index(gallery, 20)
-    for part in knn._parts(len(queries), 20):
-        similarity, found = index.search(queries[part], 20)
-        np.testing.assert_array_equal(similarity, similarity_Qk[part])
-        np.testing.assert_array_equal(found, index_Qk[part])
+def test_queries_of_an_evaluation_of_usual_size_are_searched_at_once():
+    # Cut up they would be searched with other roundings: figures of before are to stay as they are.
+    assert [*knn._parts(10_000, k=1000)] == [slice(0, 13_421)]
+    parts = [*knn._parts(10_000, k=5000)]
+    assert len(parts) == 4 and sum(min(part.stop, 10_000) - part.start for part in parts) == 10_000
 
 
 @pytest.mark.parametrize("vote_bytes", [1 << 26, 1 << 13, 1 << 8])

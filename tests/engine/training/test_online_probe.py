@@ -93,7 +93,7 @@ def twin():
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_it_is_softmax_regression_on_standardised_features_of_labelled_images(ranks, micro_batches):
     weight, last, first = twin()
-    assert last["probe_top1"] > 0.6 > first["probe_top1"]
+    assert 1 > last["probe_top1"] > first["probe_top1"] > 0.5
     for found in [probed(ALONE, micro_batches)] if ranks == 1 else on_ranks(2, probed, micro_batches):
         np.testing.assert_allclose(np.asarray(found[0]), weight, rtol=1e-4, atol=1e-5)
         for told, wanted in zip(found[1:], (last, first), strict=True):
