@@ -54,13 +54,20 @@ class ImageFacts(NamedTuple):
     how: str
 
 
+class LookedAt(NamedTuple):
+    """Images of an evaluation: that are searched, that ask in each set, and of which two random views are compared."""
+
+    gallery: int
+    queries: tuple[int, ...]
+    views: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """Of a run, whatever its sizes are.
 
     images            what is known of them
-    gallery, queries  images of the evaluation; None: there is none
-    views             images of which it compares two random views
+    looked_at         images of the evaluation
     probe             numbers of the online probe's weights; 0: there is none
     network           numbers of weights, numbers of buffers, width of the features; None where features are given
     activations       counts what the network makes on the way; None where features are given
@@ -72,9 +79,7 @@ class Facts:
     """
 
     images: ImageFacts
-    gallery: int
-    queries: tuple[int, ...]
-    views: int
+    looked_at: LookedAt
     probe: int
     network: tuple[int, int, int] | None
     activations: Activations | None
@@ -108,9 +113,11 @@ def facts_of(
     kernels = "aten" if config.method.has_rows and config.rows.kernels == "aten" else device
     return Facts(
         images=ImageFacts(source.channels, *((0, 0.0, 0.0, "") if given else sizes.image_bytes(source))),
-        gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
-        queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
-        views=0 if given else sizes.viewed_images(config, len(source)),
+        looked_at=LookedAt(
+            gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
+            queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
+            views=0 if given else sizes.viewed_images(config, len(source)),
+        ),
         probe=_probe_numbers(config, source, make) if config.evaluate.online_probe else 0,
         network=network,
         activations=activations,
@@ -273,8 +280,8 @@ def _network_components(config: schema.Config, schedule: Schedule, facts: Facts)
     places = schedule.batch // facts.ranks // config.schedule.micro_batches
     counted = facts.activations
     steps = counted.training(places, facts.images.channels, chosen)
-    views = min(facts.views, 1) * sides[0]  # of the first of them, where there are any
-    images = min(EVALUATION_BATCH, max([facts.gallery, *facts.queries, 2 * facts.views]))
+    views = min(facts.looked_at.views, 1) * sides[0]  # of the first of them, where there are any
+    images = min(EVALUATION_BATCH, max([facts.looked_at.gallery, *facts.looked_at.queries, 2 * facts.looked_at.views]))
     looks = counted.evaluation(images, facts.images.channels, max(config.data.image_size, views))
     return [
         Component(DEVICE, names.ACTIVATIONS, steps.all, TRAINING, small=steps.small, large=steps.large),
@@ -311,14 +318,14 @@ def _cached_images(config: schema.Config, schedule: Schedule, facts: Facts) -> i
 def _evaluation_sizes(config: schema.Config, facts: Facts, steps: int) -> EvaluationSizes:
     assert facts.network
     return EvaluationSizes(
-        gallery=facts.gallery,
-        queries=facts.queries,
+        gallery=facts.looked_at.gallery,
+        queries=facts.looked_at.queries,
         width=facts.network[2],
         k=max(config.evaluate.k, *config.evaluate.more_k, 1),
         channels=facts.images.channels,
         side=config.data.image_size,
         repeated=config.evaluate.every_steps is not None and config.evaluate.every_steps < steps,
-        views=facts.views,
+        views=facts.looked_at.views,
         on_gpu=facts.device == "cuda",
         both=facts.network[2] + (config.method.dim if config.evaluate.features == "backbone" else 0),
     )

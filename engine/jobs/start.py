@@ -278,7 +278,7 @@ class Start:
 
         config = self.config
         dealing = Dealing(len(self.lanes), config.schedule.micro_batches, self.views)
-        return Run(
+        run = Run(
             self.ranks,
             self.trunk,
             self.method,
@@ -289,8 +289,9 @@ class Start:
             self.stop,
             self.evaluators(),
             self._about(),
-            parts.online_probe(self.labels, self.trunk, self.ranks),
         )
+        run.probe = parts.online_probe(self.labels, self.trunk, self.ranks)
+        return run
 
     def _reading(self) -> Reading:
         path = self.directory.path / UNREADABLE
