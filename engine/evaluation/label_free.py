@@ -40,8 +40,11 @@ def uniformity(f_MD: np.ndarray) -> float:
     """In -8 to 0; lower is better where the alignment is no worse."""
     total, count = 0.0, len(f_MD)
     for first, cosine_BM in _blocks(f_MD, f_MD):
-        # |f_i - f_j|^2 = 2 - 2 cos, for unit vectors.
-        terms_BM = np.exp(-_STEEPNESS * np.clip(2 - 2 * cosine_BM, 0, 4))
+        # |f_i - f_j|^2 = 2 - 2 cos, for unit vectors. In place: the blocks are large.
+        cosine_BM -= 1
+        np.minimum(cosine_BM, 0, out=cosine_BM)
+        cosine_BM *= 2 * _STEEPNESS
+        terms_BM = np.exp(cosine_BM, out=cosine_BM)
         terms_BM[np.arange(len(terms_BM)), first + np.arange(len(terms_BM))] = 0
         total += float(terms_BM.sum())
     return float(np.log(total / (count * (count - 1))))
