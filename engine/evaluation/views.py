@@ -80,7 +80,7 @@ class ViewEvaluator(Evaluator):
         among = ""
         if rows:
             figures = {f"own_{kind}_found": rows.share, **figures}
-            among = f"; {rows.asked} others find their {kind} among {rows.among} active ones"
+            among = f"; {rows.asked} with an active {kind} look for it among {rows.among}"
         self._latest = figures
         images = f"two random views of each of {int(readable_M.sum())} training images{among}"
         return {**figures, "views": f"{images}; {self.features} features"}

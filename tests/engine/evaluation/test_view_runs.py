@@ -106,7 +106,7 @@ def test_any_number_of_ranks_has_the_same_figures_to_the_bit():
     (told, _), (nothing, empty) = on_ranks(2, look)
     assert told == alone and nothing is None and empty == {}
     assert 0.05 < headline["own_row_found"] < 1 and headline["second_view_found"] > 0.05
-    assert "100 others find their row among 100 active ones" in alone["views"]
+    assert "100 with an active row look for it among 100" in alone["views"]
 
 
 def test_features_of_the_head_are_told_once():
