@@ -152,12 +152,20 @@ class Evaluate(Section):
     every_steps: Positive | None = None  # null: at the end only
     k: Positive = 20  # neighbours that vote
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
+    more_k: tuple[Positive, ...] = ()  # other numbers of neighbours, for a grid of figures beside the headline
+    more_temperatures: tuple[AboveZero, ...] = ()  # the same of temperatures; the grid has every k with every one
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     # jobs knn and export: a file of weights (engine/trunk/foreign_weights.py); null: the output directory's own
     backbone: OwnPath | None = None
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
+    views: Annotated[int, Field(ge=0, le=2**20)] = (
+        512  # images whose random views are compared, without labels; 0: none
+    )
+    online_probe: bool = (
+        False  # while training, a linear classifier of labels on the features; changes nothing of the run
+    )
     tensorboard: bool = False  # also write TensorBoard events into the output directory
 
 
@@ -229,6 +237,10 @@ class Config(Section):
     def _method_takes_it(self) -> "Config":
         self.method.check(self)
         check_optimizer(self)
+        if self.evaluate.online_probe and self.backbone.is_given:
+            raise ValueError(
+                'evaluate.online_probe looks at the features of a network, and backbone.name "given" has none; set it to false'
+            )
         return self
 
     def with_sizes(self, sizes: dict[str, int | None]) -> "Config":

@@ -70,6 +70,7 @@ _PRELOADED = [
     "datasets.grey",
     "datasets.probes",
     "engine.evaluation.nearest",
+    "engine.evaluation.views",
     "engine.jobs.export",
     "engine.jobs.knn",
     "engine.jobs.pretrain",

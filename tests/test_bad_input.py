@@ -54,6 +54,10 @@ def refused(run, capsys, *words, config=None, expect):
         ("data.rot=x", "unknown key data.rot; the nearest known one is data.root"),
         ("schedule.batch=lots", "schedule.batch"),
         ("epochs=0", "epochs is 0"),
+        ("evaluate.more_k=[20,0]", "evaluate.more_k.1 is 0"),
+        ("evaluate.more_temperatures=[0]", "evaluate.more_temperatures.0 is 0"),
+        ("evaluate.views=-1", "evaluate.views is -1"),
+        ("evaluate.online_probe=true backbone.name=given backbone.layers=null", "looks at the features of a network"),
         ("optimizer.lr=NaN", "optimizer.lr is NaN"),
         ("optimizer.lr=-1", "optimizer.lr is -1"),
         ("optimizer.momentum=1", "optimizer.momentum is 1"),
@@ -175,11 +179,16 @@ def test_an_unknown_font_family(run, capsys):
     refused(run, capsys, config=config, expect="DejaVu Serif")
 
 
+def test_a_probe_of_labels_that_there_are_not_is_refused(run, photos, capsys):
+    expect = "evaluate.online_probe learns labels, and folder has no labels; set data.labels"
+    refused(run, capsys, "evaluate.online_probe=true", config=folder_config(photos), expect=expect)
+
+
 def test_photos_without_labels_train_and_are_told_by_rankme(run, photos):
     assert run(config=folder_config(photos)) == 0
     evaluation = run.lines("evaluations.jsonl")[-1]
     assert evaluation["figures"] == {}
-    assert evaluation["rankme"] >= 1
+    assert evaluation["rankme"] >= 1 and evaluation["alignment"] > 0 and evaluation["own_row_found"] is not None
     assert run.summary()["knn_top1"] is None
 
 

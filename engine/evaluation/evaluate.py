@@ -1,6 +1,7 @@
 """Is it learning? kNN retrieval of a probe's labels, beside chance and raw pixels; RankMe where nothing is labelled.
 
     knn_top1   share of queries that take the right label, mean over the query sets that are not jittered
+    knn_top5   the same where five labels may be named, if k is 5 or more
     raw        the same search on the pixels themselves, each image as one vector of unit length
     rankme     exp(entropy of the normalised singular values) of the features (Garrido et al. 2023): 1 = collapsed to a line,
                D = every direction used alike; needs no labels
@@ -18,7 +19,7 @@ import torch
 
 from datasets.batch import ImageSet, Loaded, Probe
 from engine.evaluation.evaluator import Stopped
-from engine.evaluation.knn import neighbours, vote
+from engine.evaluation.knn import Asked, Share, searched_on, shares
 from engine.evaluation.limits import EVALUATION_BATCH, RAW_SIDE
 from engine.ranks.ranks import Channel
 
@@ -30,6 +31,7 @@ class Protocol:
     """How it is asked: `k` neighbours vote with weight exp(similarity / temperature) over "backbone" or "head" `features`.
 
     limit, query_limit   the most images of the gallery, and of each query set: the first ones. What sets a run has was sampled before
+    more                 other ways to ask, whose figures are told in a grid beside the headline
     """
 
     k: int
@@ -37,15 +39,24 @@ class Protocol:
     features: str
     limit: int
     query_limit: int
+    more: tuple[Asked, ...] = ()
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The headline's way first."""
+        return [Asked(self.k, self.temperature), *self.more]
 
     def __str__(self) -> str:
         vote_text = f"k = {self.k}, vote weight exp(similarity / {self.temperature})"
+        if searched_on(max(one.k for one in self.asked)) == "GPU":
+            vote_text += ", searched on the GPU"
         return f"cosine of {self.features} features, {vote_text}; at most {self.limit} gallery images, {self.query_limit} queries a set"
 
 
 @dataclass
 class Evaluation:
     """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures.
+    grid: where more was asked, what each way to ask gives, mean over the same query sets, the headline's way first.
 
     Features of images that could not be decoded are NaN; figures are over the others, and None where there are none.
     """
@@ -55,6 +66,7 @@ class Evaluation:
     dim: int
     gallery_MD: np.ndarray
     queries: dict[str, np.ndarray] = field(default_factory=dict)
+    grid: list[dict[str, float | None]] = field(default_factory=list)
 
 
 def evaluate(
@@ -76,7 +88,7 @@ def evaluate(
         return None
     readable_M = np.isfinite(gallery_MD).all(axis=1)
     result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
-    headline = []
+    headline: list[list[Share]] = []
     for query, features_QD in zip(queries, queries_QD, strict=True):
         assert gallery.labels_M is not None and query.labels_M is not None
         readable_Q = np.isfinite(features_QD).all(axis=1)
@@ -85,17 +97,26 @@ def evaluate(
             result.figures[query.name] = None
             continue
         gallery_labels = gallery.labels_M[: len(gallery_MD)][readable_M]
-        similarity_Qk, index_Qk = neighbours(gallery_MD[readable_M], features_QD[readable_Q], protocol.k)
-        winners_Q = vote(similarity_Qk, gallery_labels[index_Qk], protocol.temperature)
-        share = float((winners_Q == query.labels_M[: len(features_QD)][readable_Q]).mean())
-        result.figures[query.name] = share
+        truth_Q = query.labels_M[: len(features_QD)][readable_Q]
+        by_way = shares(gallery_MD[readable_M], gallery_labels, features_QD[readable_Q], truth_Q, protocol.asked)
+        result.figures[query.name] = by_way[0].top1
         if not query.jittered:
-            headline.append(share)
+            headline.append(by_way)
     if queries:
-        result.figures["knn_top1"] = None
-    if headline:
-        result.figures["knn_top1"] = float(np.mean(headline))
+        means = [_mean([by_way[number] for by_way in headline]) for number in range(len(protocol.asked))]
+        result.figures["knn_top1"] = means[0]["top1"]
+        if protocol.k >= 5:
+            result.figures["knn_top5"] = means[0]["top5"]
+        if protocol.more:
+            result.grid = [{**one._asdict(), **mean} for one, mean in zip(protocol.asked, means, strict=True)]
     return result
+
+
+def _mean(of_sets: list[Share]) -> dict[str, float | None]:
+    """Over query sets; None where there are none."""
+    top1 = [share.top1 for share in of_sets]
+    top5 = [share.top5 for share in of_sets if share.top5 is not None]
+    return {"top1": float(np.mean(top1)) if top1 else None, "top5": float(np.mean(top5)) if top5 else None}
 
 
 def embed_set(
@@ -147,7 +168,9 @@ def rankme(features_MD: np.ndarray) -> float | None:
 
 def record(result: Evaluation, probe: Probe | None, raw: dict[str, float | None], protocol: Protocol) -> dict[str, Any]:
     """One line of evaluations.jsonl, without the step."""
+    grid = {"grid": result.grid} if result.grid else {}
     return {
+        **grid,
         "figures": result.figures,
         "chance": 1 / probe.classes if probe else None,
         "raw_pixels": raw,

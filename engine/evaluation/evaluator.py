@@ -14,7 +14,12 @@ class Stopped(Exception):
 
 
 class Evaluator(ABC):
-    """Evaluates the network as it is; nothing of the run changes."""
+    """Evaluates the network as it is; nothing of the run changes.
+
+    stage   of the run, that its seconds are counted in
+    """
+
+    stage = "evaluation"
 
     @abstractmethod
     def evaluate(self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object]) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The evaluator of every run: kNN beside raw pixels, or RankMe alone where nothing is labelled (engine/evaluation/evaluate.py)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -33,7 +34,8 @@ class KnnEvaluator(Evaluator):
         if self._raw is None:
             pixels = None
             if self.probe:
-                pixels = evaluate(raw_pixels, gallery, queries, self.protocol, self.ranks, stopped)
+                once = replace(self.protocol, more=())
+                pixels = evaluate(raw_pixels, gallery, queries, once, self.ranks, stopped)
             self._raw = pixels.figures if pixels else {}
         features = embedder(network(), self.protocol.features)
         result = evaluate(features, gallery, queries, self.protocol, self.ranks, stopped)
@@ -49,6 +51,7 @@ class KnnEvaluator(Evaluator):
         latest = self._latest
         return {
             "knn_top1": latest.figures.get("knn_top1") if latest else None,
+            **({"knn_top5": latest.figures["knn_top5"]} if latest and "knn_top5" in latest.figures else {}),
             "rankme": latest.rankme if latest else None,
         }
 
@@ -77,6 +80,9 @@ def describe(what: str, line: dict[str, Any]) -> str:
     for name, share in line["figures"].items():
         pixels = line["raw_pixels"].get(name)
         lines.append(f"  {name:40} {_text(share, '6.1%')}  ({_text(pixels, '.1%')})")
+    for one in line.get("grid", []):
+        five = f", {_text(one['top5'], '.1%')} among five" if one["top5"] is not None else ""
+        lines.append(f"  k = {one['k']}, temperature {one['temperature']:g}: {_text(one['top1'], '.1%')}{five}")
     return "\n".join([*lines, f"  {line['protocol']}", _rankme_text(line)])
 
 

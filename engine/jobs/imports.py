@@ -36,6 +36,6 @@ def import_late(config: schema.Config) -> None:
     """All the rest: of the store, the method, the run and what it tells people; of the trunk and its evaluation."""
     names = ["engine.jobs.row_table", "engine.planning.measured", REGISTRY[config.method.kind][1]]
     if not config.backbone.is_given:
-        names += ["engine.trunk.trunk", "engine.evaluation.nearest", *_OF_THE_FIRST_STEP]
+        names += ["engine.trunk.trunk", "engine.evaluation.nearest", "engine.evaluation.views", *_OF_THE_FIRST_STEP]
     for name in names:
         import_module(name)

@@ -28,6 +28,10 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     line = KnnEvaluator(probe, sample, parts.protocol_of(config), Channel()).evaluate(lambda: network)
     assert line
     print(describe(str(path), line))
+    views = parts.view_evaluator(config, source, augmentation, Channel(), None)
+    if views and (figures := views.evaluate(lambda: network)):
+        print(views.text(str(path), figures))
+        line |= figures
     output.make()
     output.write_json("knn.json", {"backbone": str(path), **line})
     return 0

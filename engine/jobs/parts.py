@@ -5,32 +5,88 @@ and faiss are imported where they are used: they take long, and start threads, a
 features that are given needs none of them.
 """
 
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from configs import schema
+from datasets.drawn_views import drawn_views
+from datasets.loader import Augmentation
 from datasets.schedule import Schedule
 from datasets.shown import shown
+from datasets.source import Source
 from engine.jobs import sizes
-from engine.ranks.ranks import Ranks
+from engine.ranks.ranks import Channel, Ranks
 from engine.training.learning_rate import learning_rate, stepped_rate
 from engine.trunk.given import GivenTrunk
 
 if TYPE_CHECKING:
     from engine.evaluation.evaluate import Protocol
+    from engine.evaluation.views import ViewEvaluator
+    from engine.methods.method import ActiveVectors
+    from engine.training.online_probe import OnlineProbe
     from engine.trunk.network import Network
     from engine.trunk.optimizers import Rule
     from engine.trunk.trunk import Trunk
 
 
 def protocol_of(config: schema.Config) -> "Protocol":
-    from engine.evaluation.evaluate import Protocol
+    from engine.evaluation.evaluate import Asked, Protocol
 
     asked = config.evaluate
-    return Protocol(asked.k, asked.temperature, asked.features, asked.limit, asked.query_limit)
+    ways = product((asked.k, *asked.more_k), (asked.temperature, *asked.more_temperatures))
+    more = tuple(Asked(*way) for way in dict.fromkeys(ways) if way != (asked.k, asked.temperature))
+    return Protocol(asked.k, asked.temperature, asked.features, asked.limit, asked.query_limit, more)
+
+
+def view_evaluator(
+    config: schema.Config,
+    source: Source,
+    augmentation: Augmentation,
+    ranks: Channel,
+    active: "Callable[[], ActiveVectors | None] | None",
+) -> "ViewEvaluator | None":
+    """What compares random views; None where evaluate.views is 0. active: of the method; None: there is a backbone alone."""
+    from engine.evaluation.views import ViewEvaluator
+
+    count = sizes.viewed_images(config, len(source))
+    if not count:
+        return None
+    instances = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+    views = partial(drawn_views, source, augmentation)
+    if active is None:
+        return ViewEvaluator(views, instances, "backbone", ranks, has_head=False)
+    return ViewEvaluator(views, instances, config.evaluate.features, ranks, active=active)
+
+
+def probe_labels(config: schema.Config, source: Source) -> np.ndarray | None:
+    """What the online probe learns, int64 [N]; None where there is none. ValueError where images have no labels, or all the same."""
+    if not config.evaluate.online_probe:
+        return None
+    labels_N = source.labels()
+    if labels_N is None or len(np.unique(labels_N[labels_N >= 0])) < 2:
+        few = "no labels" if labels_N is None else "fewer than two labels"
+        raise ValueError(
+            f"evaluate.online_probe learns labels, and {source.name} has {few}; set data.labels, or evaluate.online_probe to false"
+        )
+    return labels_N
+
+
+def online_probe(labels_N: np.ndarray | None, trunk: "Trunk | GivenTrunk", ranks: Ranks) -> "OnlineProbe | None":
+    """A classifier that watches the trunk. labels_N: what `probe_labels` gave; None: there is no probe."""
+    if labels_N is None:
+        return None
+    from engine.training.online_probe import OnlineProbe
+
+    head: Any = trunk.network.head
+    probe = OnlineProbe(labels_N, head[0].in_features, ranks)
+    probe.watch(head)
+    return probe
 
 
 def learning_rate_at(config: schema.Config, schedule: Schedule, total: int, step: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -53,12 +54,21 @@ class ImageFacts(NamedTuple):
     how: str
 
 
+class LookedAt(NamedTuple):
+    """Images of an evaluation: that are searched, that ask in each set, and of which two random views are compared."""
+
+    gallery: int
+    queries: tuple[int, ...]
+    views: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """Of a run, whatever its sizes are.
 
     images            what is known of them
-    gallery, queries  images of the evaluation; None: there is none
+    looked_at         images of the evaluation
+    probe             numbers of the online probe's weights; 0: there is none
     network           numbers of weights, numbers of buffers, width of the features; None where features are given
     activations       counts what the network makes on the way; None where features are given
     ranks, ranks_here R; those of one machine
@@ -69,8 +79,8 @@ class Facts:
     """
 
     images: ImageFacts
-    gallery: int
-    queries: tuple[int, ...]
+    looked_at: LookedAt
+    probe: int
     network: tuple[int, int, int] | None
     activations: Activations | None
     ranks: int
@@ -95,16 +105,20 @@ def facts_of(
     asked = config.evaluate
     given = config.backbone.is_given
     network = activations = None
+    make = partial(parts.network_of, config)
     if not given:
-        make = partial(parts.network_of, config)
         network = _numbers(make, asked.features, config.method.dim)
         activations = Activations(make, ranks, device == "cuda", _autocast(config.deepspeed))
     # Where a compiler is missing the run takes ATen, which takes more; a plan is not worth compiling for.
     kernels = "aten" if config.method.has_rows and config.rows.kernels == "aten" else device
     return Facts(
         images=ImageFacts(source.channels, *((0, 0.0, 0.0, "") if given else sizes.image_bytes(source))),
-        gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
-        queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
+        looked_at=LookedAt(
+            gallery=min(asked.limit, probe.gallery.count if probe else min(2000, len(source))),
+            queries=tuple(min(asked.query_limit, images.count) for images in probe.queries) if probe else (),
+            views=0 if given else sizes.viewed_images(config, len(source)),
+        ),
+        probe=_probe_numbers(config, source, make) if config.evaluate.online_probe else 0,
         network=network,
         activations=activations,
         ranks=ranks,
@@ -139,6 +153,8 @@ def planned(config: schema.Config, schedule: Schedule, facts: Facts) -> Plan:
     parts_of_run += loader_components(_loader_sizes(config, schedule, facts)) + disk_components(kept)
     if facts.network:
         parts_of_run += evaluation_components(_evaluation_sizes(config, facts, kept.steps))
+    if facts.probe:  # and their momentum
+        parts_of_run.append(Component(DEVICE, names.ONLINE_PROBE, 2 * 4 * facts.probe))
     weights = facts.network[0] if facts.network else 0
     places = schedule.batch // facts.ranks
     parts_of_run += extra_components(config.method.planned_bytes(schedule.batch, places, weights))
@@ -216,7 +232,9 @@ def checkpoint_sizes(config: schema.Config, schedule: Schedule, facts: Facts) ->
         rewritten = facts.all_visited or steps > schedule.steps_per_pass
         older = checkpoints * min(stored, changed if rewritten else pool)
     return CheckpointSizes(
-        trunk=(trunk_state_bytes(trunk) if trunk else 0) + config.method.shared_bytes(trunk.weights if trunk else 0),
+        trunk=(trunk_state_bytes(trunk) if trunk else 0)
+        + config.method.shared_bytes(trunk.weights if trunk else 0)
+        + 2 * 4 * facts.probe,
         active=active,
         pool_blocks=min(pool, stored),
         stored_blocks=stored,
@@ -262,8 +280,9 @@ def _network_components(config: schema.Config, schedule: Schedule, facts: Facts)
     places = schedule.batch // facts.ranks // config.schedule.micro_batches
     counted = facts.activations
     steps = counted.training(places, facts.images.channels, chosen)
-    images = min(EVALUATION_BATCH, max([facts.gallery, *facts.queries]))
-    looks = counted.evaluation(images, facts.images.channels, config.data.image_size)
+    views = min(facts.looked_at.views, 1) * sides[0]  # of the first of them, where there are any
+    images = min(EVALUATION_BATCH, max([facts.looked_at.gallery, *facts.looked_at.queries, 2 * facts.looked_at.views]))
+    looks = counted.evaluation(images, facts.images.channels, max(config.data.image_size, views))
     return [
         Component(DEVICE, names.ACTIVATIONS, steps.all, TRAINING, small=steps.small, large=steps.large),
         Component(DEVICE, names.EVALUATED, looks.all, (EVALUATION,), small=looks.small, large=looks.large),
@@ -299,13 +318,16 @@ def _cached_images(config: schema.Config, schedule: Schedule, facts: Facts) -> i
 def _evaluation_sizes(config: schema.Config, facts: Facts, steps: int) -> EvaluationSizes:
     assert facts.network
     return EvaluationSizes(
-        gallery=facts.gallery,
-        queries=facts.queries,
+        gallery=facts.looked_at.gallery,
+        queries=facts.looked_at.queries,
         width=facts.network[2],
-        k=config.evaluate.k,
+        k=max(config.evaluate.k, *config.evaluate.more_k, 1),
         channels=facts.images.channels,
         side=config.data.image_size,
         repeated=config.evaluate.every_steps is not None and config.evaluate.every_steps < steps,
+        views=facts.looked_at.views,
+        on_gpu=facts.device == "cuda",
+        both=facts.network[2] + (config.method.dim if config.evaluate.features == "backbone" else 0),
     )
 
 
@@ -324,6 +346,13 @@ def _autocast(deepspeed: dict[str, Any]) -> torch.dtype | None:
     if not isinstance(block, dict) or not block.get("enabled"):
         return None
     return torch.float16 if block.get("dtype") in ("fp16", "float16") else torch.bfloat16
+
+
+def _probe_numbers(config: schema.Config, source: Source, make: Callable[[], nn.Module]) -> int:
+    """Weights of the online probe."""
+    labels_N = parts.probe_labels(config, source)
+    assert labels_N is not None
+    return len(np.unique(labels_N[labels_N >= 0])) * (_numbers(make, "backbone", 0)[2] + 1)
 
 
 def _whole(value: Any) -> int | None:

@@ -92,6 +92,11 @@ def slots_each(config: schema.Config, schedule: Schedule, ranks: int) -> int:
     return max(sum(capacities(config, schedule, Lanes(schedule.lanes, rank, ranks))) for rank in range(ranks))
 
 
+def viewed_images(config: schema.Config, count: int) -> int:
+    """Images of which an evaluation compares two random views, of so many that there are."""
+    return min(config.evaluate.views, config.evaluate.limit, count)
+
+
 def check_shrink(config: schema.Config, schedule: Schedule, total: int) -> None:
     """Refuse a config in which rows would come back from a gap with nothing left of them."""
     optimizer = config.optimizer

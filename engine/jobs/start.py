@@ -104,6 +104,7 @@ class Start:
             self.network = parts.network_of(config)
             check_sides(self.network, {*self.sides, config.data.image_size})
         self.probe = open_probe(config, self.source, self.augmentation)
+        self.labels = parts.probe_labels(config, self.source)
 
     def plan(self) -> None:
         """What the run will take, when all libraries are there."""
@@ -263,7 +264,12 @@ class Start:
             return []
         from engine.evaluation.nearest import KnnEvaluator
 
-        return [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
+        found: list[Evaluator] = [KnnEvaluator(self.probe, self.sample, parts.protocol_of(self.config), self.ranks)]
+        if looks := parts.view_evaluator(
+            self.config, self.source, self.augmentation, self.ranks, self.method.active_vectors
+        ):
+            found.append(looks)
+        return found
 
     def make_run(self) -> "Run":
         from engine.training.images import Images
@@ -272,7 +278,7 @@ class Start:
 
         config = self.config
         dealing = Dealing(len(self.lanes), config.schedule.micro_batches, self.views)
-        return Run(
+        run = Run(
             self.ranks,
             self.trunk,
             self.method,
@@ -284,6 +290,8 @@ class Start:
             self.evaluators(),
             self._about(),
         )
+        run.probe = parts.online_probe(self.labels, self.trunk, self.ranks)
+        return run
 
     def _reading(self) -> Reading:
         path = self.directory.path / UNREADABLE

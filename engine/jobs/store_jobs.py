@@ -40,6 +40,7 @@ from engine.rows.checks import CHECKED
 from engine.rows.damaged import Damaged
 from engine.rows.snapshots import RowReader, resident_checks
 from engine.training.checkpoint import read_trunk
+from engine.training.online_probe import COMPONENT
 from engine.training.summary import digest
 
 SET_ASIDE = ".damaged"  # how the name of a manifest ends that repair has set aside
@@ -177,7 +178,8 @@ def digest_of(checkpoint: SavedCheckpoint, rows: ActiveRows | None) -> str:
         stored = checkpoint.entries(store).items()
         away = [(block, tuple(store.read_checks(block, entry))) for block, entry in stored if block not in resident]
         checks = [np.array(away, CHECKED), resident_checks(RowReader(rows))]
-    shared = {name: checkpoint.tensors(f"shared-{name}") for name in checkpoint.body.shared}
+    named = [name for name in checkpoint.body.shared if name != COMPONENT]  # nothing of the run depends on the probe
+    shared = {name: checkpoint.tensors(f"shared-{name}") for name in named}
     return digest(exports.backbone_of(read_trunk(checkpoint)), checks, shared)
 
 

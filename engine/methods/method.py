@@ -78,6 +78,21 @@ class LaneState:
     arrays: dict[str, np.ndarray]
 
 
+class ActiveVectors(NamedTuple):
+    """The vectors that a method compares features with, as far as this rank has them.
+
+    kind          what one is called: "row", "key"
+    ids_K         int64, the image that a vector is of; -1: of none, or of one that was never visited
+    vectors_KD    of any length, on the device; the method's own, not to be changed
+    there_K       bool, on the device, where there is a vector at all; None: everywhere
+    """
+
+    kind: str
+    ids_K: np.ndarray
+    vectors_KD: torch.Tensor
+    there_K: torch.Tensor | None
+
+
 class Schedule(Windows, Protocol):
     """What a method may ask of the order in which images are visited (datasets/schedule.py)."""
 
@@ -192,6 +207,13 @@ class Method(ABC):
     def figures(self, at_end: bool = False) -> dict[str, Figure]:
         """This rank's, for a line of metrics.jsonl, or at_end for summary.json."""
         return {}
+
+    def active_vectors(self) -> ActiveVectors | None:
+        """What this rank has, between two steps, of the vectors that an image's feature is to find its own among. None: there are none.
+
+        What is the same on every rank, rank 0 alone gives; the others give none of it.
+        """
+        return None
 
     def bytes(self) -> dict[str, int]:
         """What this rank holds beside trunk and row table: "device" (on a CPU; a GPU's allocator knows better) and "host"."""

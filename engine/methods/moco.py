@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch
-from engine.methods.method import Components, Figure, Given, Method, MicroBatch
+from engine.methods.method import ActiveVectors, Components, Figure, Given, Method, MicroBatch
 from engine.methods.momentum_network import MomentumNetwork, dealt_places
 from engine.methods.queue import NOBODY, Queue
 from engine.methods.queue_softmax import Negatives, queue_loss
@@ -141,6 +141,11 @@ class MoCo(Method):
     def figures(self, at_end: bool = False) -> dict[str, Figure]:
         """own_keys_masked: the share of queries whose own older key was in the queue, and was left out."""
         return {"own_keys_masked": Figure(self.found / max(self.queries, 1), "same")}
+
+    def active_vectors(self) -> ActiveVectors:
+        """The queue's keys. Random ones, of its beginning, are of nobody."""
+        queue, has = self.queue, slice(None if self.ranks.is_first else 0)
+        return ActiveVectors("key", queue.ids_K[has], queue.keys_KD[has], None)
 
     def bytes(self) -> dict[str, int]:
         return {"device": self.network.bytes + self.queue.bytes, "host": self.queue.ids_K.nbytes}

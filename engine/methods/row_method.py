@@ -17,8 +17,9 @@ from datasets.batch import Batch
 from engine.disk.body import RowSizes
 from engine.disk.manifest import SavedCheckpoint
 from engine.disk.restored_rows import last_window, load_rows
-from engine.methods.method import Figure, LaneState, Method, MicroBatch, Schedule
+from engine.methods.method import ActiveVectors, Figure, LaneState, Method, MicroBatch, Schedule
 from engine.ranks.ranks import Ranks
+from engine.rows.active_rows import EMPTY
 from engine.rows.row_table import RowTable
 from engine.rows.snapshots import RowReader, block_checks
 
@@ -109,6 +110,14 @@ class RowMethod(Method):
             "blocks_stored": Figure(store.blocks_stored),
         }
         return {**work, "active": Figure(self.active_now()), **visits}
+
+    def active_vectors(self) -> ActiveVectors:
+        """The active rows. Those of the full PIC that no step has visited yet are of nobody."""
+        rows = self.rows
+        ids_K = np.full(rows.size, -1, dtype=np.int64)
+        visited_K = rows.stamp_K != EMPTY
+        ids_K[visited_K] = self.schedule.instances(rows.position_K[visited_K])
+        return ActiveVectors("row", ids_K, rows.w_KD, rows.mask())
 
     def take_waited_seconds(self) -> float:
         waited, self.rows.host.waited_seconds = self.rows.host.waited_seconds, 0.0

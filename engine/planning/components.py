@@ -45,6 +45,7 @@ ROWS_MOMENTUM = "active rows: momentum"
 ROWS_GRADIENT = "active rows: written gradient"
 ROWS_GATHERED = "active rows: gathered, with their gradient"
 SOFTMAX = "softmax: work space"
+ONLINE_PROBE = "online probe: weights and momentum"
 EVALUATED = "evaluation: images and what the network makes of them"
 GATHERED_TO_EVALUATE = "evaluation: gathered weights, and the network that takes them"
 # On the host.

@@ -35,6 +35,8 @@ class Held(NamedTuple):
 def measured_components(run: Run) -> list[Held]:
     """Of this rank, between two steps; the disk as far as it is this rank's."""
     found = [Held(*_TRUNK[what], shared_bytes(tensors)) for what, tensors in run.trunk.held().items()]
+    if run.probe:
+        found.append(Held(DEVICE, names.ONLINE_PROBE, run.probe.bytes))
     method, store = run.method, run.checkpoints.disk.disk
     log_bytes = run.totals.losses.bytes
     if isinstance(method, RowMethod):

@@ -23,8 +23,9 @@ STAGES = (
         "trunk_backward",
         "update",
         "trunk_update",
+        "online_probe",
     ),
-    *("checkpoint", "evaluation", END),
+    *("checkpoint", "evaluation", "label_free", END),
 )
 _FORM = struct.Struct("<4q")
 

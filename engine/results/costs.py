@@ -24,10 +24,12 @@ _STAGES = {
 _OTHERS = {
     "keys": "keys of the momentum network",
     "trunk_update": "update backbone",
+    "online_probe": "online probe",
     "checkpoint": "begin checkpoints",
     "evaluation": "evaluate",
+    "label_free": "evaluate without labels",
 }
-_BETWEEN_STEPS = ("checkpoint", "evaluation")
+_BETWEEN_STEPS = ("checkpoint", "evaluation", "label_free")
 _STAGES_OF_ROWS = ("admit", "slide")
 _SHARES = "Shares of the time by stage: see the table"
 _WITHOUT_ROWS = {"softmax": "loss and its gradients", "update": "update what the method keeps"}

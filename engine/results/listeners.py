@@ -59,8 +59,8 @@ class TensorBoard:
         self._writer.close()
 
     def update(self, line: Mapping[str, Any]) -> None:
-        for key in ("loss", "lr", "images_per_second", *line["figures"]):
-            if line[key] is not None:
+        for key in ("loss", "lr", "images_per_second", *line["figures"], "probe_top1", "probe_loss"):
+            if line.get(key) is not None:
                 self._writer.add_scalar(key, line[key], line["step"])
         self._writer.flush()
 

@@ -18,12 +18,13 @@ from engine.results.costs import memory_parts, over_steps, time_parts
 from engine.results.page import figure, header, json_details, page, panels, paragraph, section, table, tiles
 from engine.results.pictures import EmbeddingSample, NeighbourRow, feature_map, neighbour_pictures
 from engine.results.progress import duration_text
-from engine.results.records import FIGURES_OF_ROWS, Records, finite, finite_items, read_records
+from engine.results.records import FIGURES_OF_ROWS, Records, amounts, finite, finite_items, read_records
 
 __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
-_HEADLINE = "knn_top1"
-_MAX_PANELS = 8
+_HEADLINE, _TOP_FIVE = "knn_top1", "knn_top5"
+_MAX_PANELS, _MAX_WAYS = 12, 200
+_OF_PROBE = ("probe_top1", "probe_loss")
 # What a line of evaluations.jsonl says beside the figures of its evaluators.
 _ASKED = "Share of queries to which their nearest images of the gallery give the right label."
 _NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
@@ -190,6 +191,7 @@ def _loss(records: Records) -> list[Markup]:
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
     figures = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
+    figures += [name for name in _OF_PROBE if any(name in line for line in metrics)]
     small = [
         over_steps(records, name, title)
         for name, title in [("lr", "Learning rate"), *((one, _title(one)) for one in figures)]
@@ -200,8 +202,23 @@ def _loss(records: Records) -> list[Markup]:
     ]
 
 
+_TITLES = {
+    _HEADLINE: "kNN, top-1",
+    _TOP_FIVE: "kNN, top-5",
+    "rankme": "RankMe",
+    "alignment": "alignment of two views (0: alike)",
+    "uniformity": "uniformity (0: collapsed, -4: spread)",
+    "second_view_found": "second views found",
+    "own_row_found": "own rows found",
+    "own_key_found": "own keys found",
+    "head_rankme": "RankMe of the head",
+    "probe_top1": "online probe, top-1",
+    "probe_loss": "online probe, loss",
+}
+
+
 def _title(name: str) -> str:
-    return {_HEADLINE: "kNN, top-1", "rankme": "RankMe"}.get(name, name.replace("_", " "))
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def _evaluations(records: Records) -> list[Markup]:
@@ -215,7 +232,8 @@ def _evaluations(records: Records) -> list[Markup]:
 
     def chart(name: str, height: int = 200) -> tuple[str, Markup]:
         levels = [Level(raw[name], f"raw pixels {per_cent(raw[name])}", "warm")] if name in raw else []
-        levels += [] if chance is None else [Level(chance, f"chance {per_cent(chance)}")]
+        level = _chance_of(name, chance)
+        levels += [] if level is None else [Level(level, f"chance {per_cent(level)}")]
         return _small(name, steps, shares, levels=levels, unit="share", height=height)
 
     names = sorted(_names(shares), key=lambda name: name != _HEADLINE)
@@ -226,13 +244,14 @@ def _evaluations(records: Records) -> list[Markup]:
         parts += [chart(_HEADLINE, 300)[1]] if _HEADLINE in names else []
         parts.append(panels([chart(name) for name in names if name != _HEADLINE][:_MAX_PANELS]))
     parts += [_table_of_shares(names, steps, shares, raw)] if names else []
+    parts += _grid(last)
     others = [_other_figures(evaluation) for evaluation in evaluations]
     if len(evaluations) > 1:
         parts.append(panels([_small(name, steps, others) for name in _names(others)[:_MAX_PANELS]]))
     told = [f"{_title(name)}: {value:,.4g}" for name, value in others[-1].items() if name != "rankme"]
     parts.append(paragraph(f"At step {steps[-1]:,}: {'; '.join(told)}." * bool(told)))
-    protocol = f"Protocol: {words}" if (words := _words(last.get("protocol"))) else ""
-    return [*parts, *_rank(evaluations), paragraph(protocol, is_muted=True)]
+    protocols = [f"Protocol: {words}" for key in ("protocol", "views") if (words := _words(last.get(key)))]
+    return [*parts, *_rank(evaluations), *(paragraph(one, is_muted=True) for one in protocols or [""])]
 
 
 def _small(name: str, steps: list[int], figures: list[dict[str, float]], **how: Any) -> tuple[str, Markup]:
@@ -244,10 +263,15 @@ def _small(name: str, steps: list[int], figures: list[dict[str, float]], **how: 
 def _one_evaluation(names: list[str], shares: dict[str, float], raw: dict[str, float], chance: float | None) -> Markup:
     groups = [Group("learned features", [shares.get(name) for name in names])]
     groups += [Group("raw pixels", [raw.get(name) for name in names])] if raw else []
-    groups += [] if chance is None else [Group("chance", [chance] * len(names))]
+    groups += [] if chance is None else [Group("chance", [_chance_of(name, chance) for name in names])]
     return figure(
         bars([_title(name) for name in names], groups, name="Nearest neighbours: see the table", unit="share")
     )
+
+
+def _chance_of(name: str, chance: float | None) -> float | None:
+    """Of a share, where `chance` is that of a single answer."""
+    return None if chance is None else min(1.0, chance * (5 if name == _TOP_FIVE else 1))
 
 
 def _names(figures: list[dict[str, float]]) -> list[str]:
@@ -274,6 +298,18 @@ def _table_of_shares(
         rows.append([_title(name), *first, per_cent(value), per_cent(base), _show(gain, "{:+.1f} points".format)])
     first = [f"at step {steps[0]:,}"] if several else []
     return table(["figure", *first, f"at step {steps[-1]:,}", "raw pixels", "against raw pixels"], rows)
+
+
+def _grid(evaluation: dict[str, Any]) -> list[Markup]:
+    """What other numbers of neighbours and temperatures give, where they were asked for."""
+    lines = evaluation.get("grid")
+    ways = [amounts(line) for line in lines] if isinstance(lines, list) else []
+    rows = [
+        [f"{way['k']:.0f}", f"{way['temperature']:g}", per_cent(way.get("top1")), per_cent(way.get("top5"))]
+        for way in ways[:_MAX_WAYS]
+        if "k" in way and "temperature" in way
+    ]
+    return [table(["k", "temperature", "top-1", "top-5"], rows)] if rows else []
 
 
 def _rank(evaluations: list[dict[str, Any]]) -> list[Markup]:

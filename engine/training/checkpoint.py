@@ -48,10 +48,11 @@ from engine.disk.recovery import named_by_all
 from engine.disk.shapes import PART_OF_A_RUN, shown
 from engine.disk.sweep import foreign, foreign_line
 from engine.disk.write_behind import WriteBehind
-from engine.methods.method import Method
+from engine.methods.method import Components, Method
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
+from engine.training.online_probe import COMPONENT
 from engine.training.series import Series
 from engine.trunk.optimizers import misfit
 
@@ -175,11 +176,13 @@ class Checkpoints:
         trunk_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
         losses: Series | Sequence[float],
         state: dict[str, Any],
+        beside: Components | None = None,
     ) -> None:
         """Begin a checkpoint of the state after `step` steps; it is there when `finish`, or the next save, returns.
 
-        All ranks call it after the same step; of the three below, rank 0's count.
+        All ranks call it after the same step; of those below, rank 0's count.
         trunk_state   what Trunk.state() gives    losses   of every step so far    state   what else to keep, as JSON
+        beside        components that are kept beside those of the method
         Raises OSError or Damaged where an earlier write failed; what was committed before is whole.
         """
         self.disk.check()
@@ -196,7 +199,7 @@ class Checkpoints:
             "state by lane is a row table's: it logs eta"
         )
         components = {"trunk": trunk_state[0], "momentum": trunk_state[1]}
-        shared = method.shared() if is_first else {}
+        shared = method.shared() | (beside or {}) if is_first else {}
         snapshot = _Snapshot(
             step=step,
             arrays=by_lane.arrays if by_lane else None,
@@ -386,9 +389,12 @@ def read_trunk(checkpoint: SavedCheckpoint) -> dict[str, torch.Tensor]:
     return checkpoint.tensors("trunk")
 
 
-def load_shared(checkpoint: SavedCheckpoint, method: Method, ranks: Ranks) -> None:
-    """Give the method its components; rank 0 reads them and tells the others. Raises Damaged at rank 0."""
+def load_shared(checkpoint: SavedCheckpoint, method: Method, ranks: Ranks) -> Components:
+    """Give the method its components; rank 0 reads them and tells the others. Raises Damaged at rank 0. Those beside: returned."""
     shared = checkpoint.body.shared
-    if shared:
-        state = {name: checkpoint.tensors(f"shared-{name}") for name in shared} if ranks.is_first else None
-        method.load_shared(ranks.from_first(state))
+    if not shared:
+        return {}
+    state = ranks.from_first({one: checkpoint.tensors(f"shared-{one}") for one in shared} if ranks.is_first else None)
+    if method_state := {one: tensors for one, tensors in state.items() if one != COMPONENT}:
+        method.load_shared(method_state)
+    return {one: tensors for one, tensors in state.items() if one == COMPONENT}

@@ -32,7 +32,8 @@ from engine.training.checkpoint import Checkpoints, load_shared, load_trunk
 from engine.training.course import Course
 from engine.training.images import Images
 from engine.training.interval import Interval
-from engine.training.reading import TooMuchUnread
+from engine.training.online_probe import COMPONENT, OnlineProbe
+from engine.training.reading import FILLED, TooMuchUnread
 from engine.training.step import seed_generators, train_step
 from engine.training.stop_signal import StopSignal
 from engine.training.summary import About, digest, merged
@@ -51,6 +52,7 @@ class Run:
     """
     checkpoints  restored: the run goes on after the newest of them
     about        what else the results say, and what each checkpoint is to keep
+    probe        looks at the features while they are trained; None: nothing does
     step         done so far
     """
 
@@ -64,11 +66,13 @@ class Run:
     stop: StopSignal
     evaluators: list[Evaluator]
     about: About
+    probe: OnlineProbe | None = None
     step: int = 0
     stages: Stages = field(default_factory=Stages)
     totals: Totals = field(default_factory=Totals)
     listeners: list[Listener] = field(default_factory=list)
     _images_at_checkpoint: int = 0
+    _probed: dict[str, float | None] = field(default_factory=dict)  # the probe's last figures
 
     def run(self) -> int:
         """Restore, train, finish; returns the exit code: 0 done or stopped on request, 1 the loss was lost, or too many images."""
@@ -99,7 +103,9 @@ class Run:
         if was.loss_scale:
             self.trunk.loss_scale = was.loss_scale[0], was.loss_scale[1]
         log = ranks.from_first(checkpoint.log() if ranks.is_first else None)
-        load_shared(checkpoint, self.method, ranks)
+        beside = load_shared(checkpoint, self.method, ranks)
+        if self.probe and COMPONENT in beside:
+            self.probe.load(beside[COMPONENT])
         self.method.load_by_lane(checkpoint, log)
         self.totals = Totals.restored(was.totals or {}, log["loss"])
         self.images.reading.take_up(was, self.totals.images)
@@ -127,6 +133,9 @@ class Run:
             if self._is_due(course.log_every) or self.step == course.end or stopped_by:
                 self._report_unreadable()
                 line = interval.line(self.step, self.totals, lr, course.log_every)
+                if self.probe:
+                    self._probed = self.probe.take_figures()
+                    line |= self._probed
                 for listener in self.listeners:
                     listener.update(line)
             self._require_hope()
@@ -154,7 +163,10 @@ class Run:
         self._note(f"evaluating after step {self.step}")  # which may take as long as many steps
         with suppress(Stopped), self.stages("evaluation"):
             network, stopped = cache(self.trunk.for_evaluation), partial(self.stop.agreed_in_words, self.ranks)
-            lines = [evaluator.evaluate(network, stopped) or {} for evaluator in self.evaluators]
+            lines = []
+            for evaluator in self.evaluators:
+                with self.stages(evaluator.stage):
+                    lines.append(evaluator.evaluate(network, stopped) or {})
             if self.ranks.is_first:
                 head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
                 with self.output.lines("evaluations.jsonl") as file:
@@ -173,7 +185,8 @@ class Run:
             **self.images.reading.state(),
         }
         with self.stages("checkpoint"):
-            self.checkpoints.save(self.step, self.method, self.trunk.state(), self.totals.losses, state)
+            beside = {COMPONENT: self.probe.state()} if self.probe else {}
+            self.checkpoints.save(self.step, self.method, self.trunk.state(), self.totals.losses, state, beside)
         self._images_at_checkpoint = self.totals.images
 
     def finish(self, status: str, chance_loss: float, started: float) -> int:
@@ -194,7 +207,9 @@ class Run:
             "digest": digest(backbone, checks, self.method.shared()),
         }
         headlines = [evaluator.headline() for evaluator in self.evaluators]
-        summary = merged(self._counted(status, chance_loss), *headlines, figures, self.method.about, facts)
+        summary = merged(
+            self._counted(status, chance_loss), *headlines, self._probed, figures, self.method.about, facts
+        )
         self.output.write_json("summary.json", summary)
         neighbours = next((found for one in self.evaluators if (found := one.neighbours())), [])
         embeddings = next((sample for one in self.evaluators if (sample := one.embeddings())), None)
@@ -281,6 +296,9 @@ class Run:
             stages=self.stages,
             places_RP=places_RP,
         )
+        if self.probe:
+            with self.stages("online_probe"):
+                self.probe.step(batch, places_RP == FILLED, self.images.dealing, result.applied)
         self.totals.add(result)
         self.totals.step_seconds += time.perf_counter() - start
         self.step = step + 1

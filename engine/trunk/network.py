@@ -6,6 +6,8 @@ Residual networks start with a gamma of 0 in each block's last batch normalisati
 backbone trained here loads into the model of the same name, of torchvision or timm, once its classifier is replaced by Identity.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -73,15 +75,20 @@ def _in_unit_interval(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
-@torch.no_grad()
 def embed(network: Network, images: torch.Tensor, features: str) -> torch.Tensor:
     """images uint8 [B, C, H, W] -> "backbone" features h or "head" features z, of unit length, float32 [B, .] on the host."""
+    return embeddings(network, images, [features])[0]
+
+
+@torch.no_grad()
+def embeddings(network: Network, images: torch.Tensor, kinds: Sequence[str]) -> list[torch.Tensor]:
+    """The same for several kinds of features at once: the images go through the backbone once."""
     device = network.mean.device
     network.eval()
     h = network.features([images.to(device)])
-    result = network.project(h) if features == "head" else nn.functional.normalize(h.float())
+    found = [network.project(h) if kind == "head" else nn.functional.normalize(h.float()) for kind in kinds]
     network.train()
-    return result.cpu()
+    return [one.cpu() for one in found]
 
 
 def make_network(

@@ -3,7 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from datasets.loader import batches_held
 from datasets.schedule import Schedule
 from engine.evaluation import knn
 from engine.evaluation.evaluate import Protocol, evaluate
-from engine.evaluation.limits import VOTE_BYTES
+from engine.evaluation.label_free import view_figures
+from engine.evaluation.limits import GPU_SCRATCH_BYTES, VOTE_BYTES
 from engine.jobs.planned import facts_of, planned
 from engine.planning import components as names
 from engine.planning.components import Plan
@@ -249,6 +250,54 @@ def test_what_an_evaluation_takes_is_no_more_than_planned(monkeypatch: pytest.Mo
     planned = sum(one.bytes for one in items if one.name != names.OTHER_STAGES)
     look()
     assert planned / 2 < measured(look) < planned * 1.1
+
+
+def test_the_plan_has_the_largest_k_that_is_asked_and_on_a_gpu_the_index_there() -> None:
+    asked = {"k": 7, "limit": 50, "query_limit": 30}
+    plans = [
+        plan_for(config(evaluate={**asked, "more_k": more}), grey(1000), probe=probe(1000, 1000))
+        for more in ([], [3, 40])
+    ]
+    assert plans[1].of(names.INDEX) - plans[0].of(names.INDEX) == 30 * 20 * (40 - 7) + 30 * 9 * (40**2 - 7**2)
+    gpu = plan_for(config(evaluate=asked), grey(1000), probe=probe(1000, 1000), device="cuda")
+    assert gpu.bytes_in("evaluation", "device") >= 4 * 16 * 16 * 50 + GPU_SCRATCH_BYTES
+    on_device = [one for one in gpu.components if one.name == names.INDEX and one.tier == "device"]
+    assert [one.bytes for one in on_device] == [4 * 16 * 16 * 50 + GPU_SCRATCH_BYTES]
+
+
+def test_neighbours_of_any_number_of_queries_take_what_those_searched_together_take() -> None:
+    def index(queries: int) -> int:
+        sizes = EvaluationSizes(gallery=1000, queries=[queries], width=8, k=50, channels=1, side=8, repeated=False)
+        return next(one.bytes for one in evaluation_components(sizes) if one.name == names.INDEX)
+
+    few, some, many = (index(queries) for queries in (1000, 300_000, 3_000_000))
+    assert some - few > 2**28 - 1000 * 50 * 20
+    assert many - some == 2_700_000 * 8 * 4  # their features alone
+
+
+def test_pairs_of_views_take_no_more_than_planned() -> None:
+    count, width = 1500, 64
+    random = np.random.default_rng(0)
+    first, second = (random.standard_normal((count, width)).astype(np.float32) for _ in range(2))
+    sizes = EvaluationSizes(10, [], width, 5, 1, 8, repeated=False, views=count, both=width)
+    planned = sum(one.bytes for one in evaluation_components(sizes))
+    assert planned / 3 < measured(lambda: view_figures(first, second)) < planned
+    without = sum(one.bytes for one in evaluation_components(replace(sizes, views=0)))
+    assert without < planned / 10
+
+
+def test_views_that_are_larger_than_evaluated_images_are_planned_for() -> None:
+    small, large = (
+        plan_for(
+            config(
+                data={**PHOTOS, "augment": {"kind": "photos", "crops": [{"size": side}]}}, evaluate={"views": views}
+            ),
+            source,
+        )
+        for side, views, source in [(64, 0, Images([(30, 40, 3)])), (64, 50, Images([(30, 40, 3)]))]
+    )
+    # A side of 16 is evaluated, and 64 is viewed.
+    assert large.of(names.EVALUATED) > 8 * small.of(names.EVALUATED)
 
 
 @pytest.mark.parametrize("classes", [3, 5000])
