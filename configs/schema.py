@@ -23,6 +23,7 @@ from pydantic import (
 from configs.augment import KINDS, Augmentation, GreyAugmentation
 from configs.earlier import completed, flat, translated
 from configs.fields import AboveZero, Few, Fraction, Positive, Processes, Section, Text, Width
+from configs.linear import Linear
 from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowTableSettings, validated
 from configs.optimizer import Optimizer, check_optimizer
 from configs.scale import Scale
@@ -154,7 +155,7 @@ class Evaluate(Section):
     temperature: AboveZero = 0.07  # a neighbour's vote weighs exp(similarity / temperature)
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
-    backbone: OwnPath | None = None  # job knn: a backbone.safetensors to evaluate; null: the output directory's own
+    backbone: OwnPath | None = None  # jobs knn, linear: a backbone.safetensors to evaluate; null: the output's own
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
     tensorboard: bool = False  # also write TensorBoard events into the output directory
@@ -186,7 +187,9 @@ class Profile(Section):
 
 
 class Config(Section):
-    job: Literal["pretrain", "index", "knn", "export", "store", "plan", "profile", "scale", "peer"] = "pretrain"
+    job: Literal["pretrain", "index", "knn", "linear", "export", "store", "plan", "profile", "scale", "peer"] = (
+        "pretrain"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -201,6 +204,7 @@ class Config(Section):
     store: Store = Store()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
+    linear: Linear = Linear()
     ranks: Ranks = Ranks()
     plan: Plan = Plan()
     profile: Profile = Profile()
@@ -289,6 +293,7 @@ MAY_DIFFER = (
         "output",
         "checkpoint.",
         "evaluate.",
+        "linear.",
         "ranks.",
         "plan.",
         "profile.",
