@@ -110,7 +110,7 @@ def labelled_parts(
     )
 
 
-def tested_source(source: Source, *, root: str | None, image_size: int, held_out: Sequence[str]) -> Source | None:
+def other_source(source: Source, *, root: str | None, image_size: int, held_out: Sequence[str]) -> Source | None:
     """The source of the images that are tested; None where `source` has no such part."""
     directory = Path(os.path.expanduser(root)) if root else None
     if source.name == "glyphs":

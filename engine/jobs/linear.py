@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from configs import schema
-from datasets.labelled import Part, labelled_parts, tested_source
+from datasets.labelled import Part, labelled_parts, other_source
 from datasets.loader import StepDataset, batches
 from datasets.passes import AsTheyAre, InColour, Passes
 from engine.jobs.data import images_directory, open_data
@@ -108,7 +108,7 @@ class LinearJob:
         config, asked = self.config, self.config.linear
         source, _, _, self.config = open_data(config, checkpoint, grows=False)
         data = self.config.data
-        tested = tested_source(source, root=data.root, image_size=data.image_size, held_out=data.held_out)
+        tested = other_source(source, root=data.root, image_size=data.image_size, held_out=data.held_out)
         self.parts = labelled_parts(
             source,
             tested,

@@ -174,7 +174,7 @@ def _told(job: "LinearJob", show: Callable[[Mapping[str, Any]], None]) -> Callab
     def tell(step: int, figures: Mapping[str, float]) -> None:
         speed = figures["images"] / figures["seconds"]
         job.tell_board(step, {"loss": figures["loss"], "lr": figures["lr"], "images_per_second": speed})
-        line = {"step": step, "loss": figures["loss"], "images_per_second": speed}
+        line: dict[str, Any] = {"step": step, "loss": figures["loss"], "images_per_second": speed}
         line |= {"interval_seconds": figures["seconds"], "seconds": {"data": figures["waited"]}}
         show({**line, "bytes": {"host": peak_resident_bytes()}})
 

@@ -53,4 +53,4 @@ def _of_checkpoint(config: schema.Config, network: "Network") -> "tuple[Network,
             f"the checkpoint of step {checkpoint.step} is of another network: {str(error).splitlines()[1].strip()}; "
             "set backbone and method.dim as they were"
         ) from None
-    return network, f"{checkpoint.files.root} at step {checkpoint.step}", checkpoint
+    return network, f"{config.output} at step {checkpoint.step}", checkpoint

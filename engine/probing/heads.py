@@ -77,7 +77,7 @@ class Head:
     def tensors(self, name: str, standard: Standard) -> dict[str, torch.Tensor]:
         """For a file, on the host: with the standard of the rows that it takes."""
         parts = (self.weight_DC, self.bias_C, standard.mean_D, standard.scale_D)
-        return {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in zip(_PARTS, parts, strict=True)}
+        return {f"{name}.{part}": tensor.cpu().clone().contiguous() for part, tensor in zip(_PARTS, parts, strict=True)}
 
     @staticmethod
     def loaded(tensors: dict[str, torch.Tensor], name: str, device: torch.device) -> "tuple[Head, Standard]":

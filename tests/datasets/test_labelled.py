@@ -5,7 +5,7 @@ import pytest
 
 from datasets.digits import Digits
 from datasets.glyphs import Glyphs
-from datasets.labelled import labelled_parts, tested_source
+from datasets.labelled import labelled_parts, other_source
 from datasets.passes import InColour, Passes, orders
 from datasets.strata import share_of_each, so_many_of_each
 from datasets.synthetic import Synthetic
@@ -84,8 +84,8 @@ def test_what_no_classifier_can_be_trained_on_is_refused(trained, tested, words)
 
 def test_what_is_tested_was_never_trained_on():
     where = {"root": None, "image_size": 16, "held_out": ()}
-    assert len(tested_source(Digits("train"), **where)) == 360
-    tested = tested_source(Synthetic(50, 16), **where)
+    assert len(other_source(Digits("train"), **where)) == 360
+    tested = other_source(Synthetic(50, 16), **where)
     assert not np.array_equal(tested.image(0), Synthetic(50, 16).image(0))
 
 
@@ -93,13 +93,13 @@ def test_glyphs_are_tested_by_the_held_out_families_with_the_same_labels(tmp_pat
     for name, family in (("a", "One"), ("b", "Two"), ("c", "Two")):
         build_font(tmp_path / f"{name}.ttf", family, CHARACTERS)
     source = Glyphs(tmp_path, 16, ["Two"])
-    tested = tested_source(source, root=str(tmp_path), image_size=16, held_out=["Two"])
+    tested = other_source(source, root=str(tmp_path), image_size=16, held_out=["Two"])
     assert [face.family for face in tested.faces] == ["Two", "Two"] and [face.family for face in source.faces] == [
         "One"
     ]
     parts = labelled_parts(source, tested, **GIVEN)
     assert (parts.labels_C[parts.test.classes_M] == tested.labels()[parts.test.instances_M]).all()
-    assert tested_source(source, root=str(tmp_path), image_size=16, held_out=[]) is None
+    assert other_source(source, root=str(tmp_path), image_size=16, held_out=[]) is None
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
