@@ -94,11 +94,13 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def check_launch(config: schema.Config, options: argparse.Namespace) -> None:
     """ValueError where the config does not fit the command line, or the number of ranks."""
     ranks = environment_number("WORLD_SIZE", 1)
-    if config.job not in ("pretrain", "profile", "scale") and options.dry_run:
-        raise ValueError(f"--dry-run is for job=pretrain, profile and scale, not for job={config.job}; leave it out")
+    if config.job not in ("pretrain", "linear", "profile", "scale") and options.dry_run:
+        raise ValueError(
+            f"--dry-run is for job=pretrain, linear, profile and scale, not for job={config.job}; leave it out"
+        )
     if config.job != "pretrain" and options.fresh:
         raise ValueError(f"--fresh is for job=pretrain, not for job={config.job}; leave it out")
-    if config.job not in ("pretrain", "profile") and ranks > 1:
+    if config.job not in ("pretrain", "linear", "profile") and ranks > 1:
         raise ValueError(f"job={config.job} runs on one rank, and {ranks} were launched; start it with plain python")
     if lanes_of(config) % ranks:
         raise ValueError(

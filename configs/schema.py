@@ -23,6 +23,7 @@ from pydantic import (
 from configs.augment import KINDS, Augmentation, GreyAugmentation
 from configs.earlier import completed, flat, translated
 from configs.fields import AboveZero, Few, Fraction, Positive, Processes, Section, Text, Width
+from configs.linear import Linear
 from configs.methods import DEFAULT_KIND, REGISTRY, MethodSettings, Pic, RowTableSettings, validated
 from configs.optimizer import Optimizer, check_optimizer
 from configs.scale import Scale
@@ -156,7 +157,7 @@ class Evaluate(Section):
     more_temperatures: tuple[AboveZero, ...] = ()  # the same of temperatures; the grid has every k with every one
     features: Literal["backbone", "head"] = "backbone"
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
-    # jobs knn and export: a file of weights (engine/trunk/foreign_weights.py); null: the output directory's own
+    # jobs knn, linear, export: a file of weights (engine/trunk/foreign_weights.py); null: the output directory's own
     backbone: OwnPath | None = None
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
@@ -195,7 +196,9 @@ class Profile(Section):
 
 
 class Config(Section):
-    job: Literal["pretrain", "index", "knn", "export", "store", "plan", "profile", "scale", "peer"] = "pretrain"
+    job: Literal["pretrain", "index", "knn", "linear", "export", "store", "plan", "profile", "scale", "peer"] = (
+        "pretrain"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     output: OwnPath
     epochs: AboveZero  # images seen / N: the length of the schedules
@@ -210,6 +213,7 @@ class Config(Section):
     store: Store = Store()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
+    linear: Linear = Linear()
     ranks: Ranks = Ranks()
     plan: Plan = Plan()
     profile: Profile = Profile()
@@ -302,6 +306,7 @@ MAY_DIFFER = (
         "output",
         "checkpoint.",
         "evaluate.",
+        "linear.",
         "ranks.",
         "plan.",
         "profile.",

@@ -4,6 +4,7 @@ JOBS = {
     "pretrain": "train; the same command again goes on (the default)",
     "index": "list the images once, into data.index; again: add what is new",
     "knn": "evaluate the saved backbone of a run again",
+    "linear": "train a linear classifier on the features of a saved backbone, and test it",
     "export": "write backbone, embeddings and rows of the newest checkpoint",
     "plan": "what a run would take, and the largest sizes that fit",
     "profile": "train some hundred steps, and tell what memory they took beside the plan",

@@ -19,7 +19,7 @@ def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
         whole = "; checkpoints that were written before are whole" if job == "pretrain" else ""
         return 1, f"error: {limit}{whole}"
     if isinstance(error, KeyboardInterrupt):
-        if job == "index":
+        if job in ("index", "linear"):
             return 130, "interrupted; the same command goes on where it was"
         return 130, "interrupted; nothing was lost but the steps since the last checkpoint"
     return None

@@ -39,10 +39,13 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Loss, learning rate, images per second and the method's figures as TensorBoard's scalars, in the output's `tensorboard`."""
+    """Loss, learning rate, images per second and the method's figures as TensorBoard's scalars, in the output's `tensorboard`.
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    prefix   stands before the name of every scalar
+    """
+
+    def __init__(self, output: Output, prefix: str = "") -> None:
+        self._output, self._prefix = output, prefix
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
@@ -61,7 +64,7 @@ class TensorBoard:
     def update(self, line: Mapping[str, Any]) -> None:
         for key in ("loss", "lr", "images_per_second", *line["figures"], "probe_top1", "probe_loss"):
             if line.get(key) is not None:
-                self._writer.add_scalar(key, line[key], line["step"])
+                self._writer.add_scalar(self._prefix + key, line[key], line["step"])
         self._writer.flush()
 
     def note(self, text: str) -> None:

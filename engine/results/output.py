@@ -46,6 +46,7 @@ PRETRAIN = (
     *("report.html", "backbone.safetensors", UNREADABLE, INDEX),
 )
 KNN = ("knn.json",)
+LINEAR = (LOCK, "linear.json", "report.html")
 EXPORT = tuple(
     f"exports/{name}" for name in ("backbone.safetensors", "embeddings.npy", "names.txt", "rows.npy", "manifest.json")
 )
@@ -54,15 +55,16 @@ EVENTS = ("tensorboard",)
 CELLS, RECORDS = "cells", "cells.jsonl"
 SCALE = (LOCK, "config.json", CELLS, RECORDS, "scale.json", "scale.csv", "scale.html")
 PROFILE = (*PRETRAIN, "profile.json", "profile.html")
-_EVERY = {*PRETRAIN, *PROFILE, *KNN, *EXPORT, *PICTURE, *EVENTS, *SCALE}
+_EVERY = {*PRETRAIN, *PROFILE, *KNN, *LINEAR, *EXPORT, *PICTURE, *EVENTS, *SCALE}
 _OTHER_NAMES = re.compile(
     r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+|profile/facts\.json"
+    r"|linear/((train|test)\.(npy|json)|(grid|logistic-\d{1,4}|published|heads-(features|published))\.safetensors)"
     r"|profile/((now|ended)-\d{1,6}|samples-\d{1,6}\.jsonl|components-\d{1,6}\.json|memory-\d{1,6}\.pickle)"
 )
 _DIRECTORIES = re.compile(r"checkpoints|tensorboard|cells|exports/[^/]+\.zarr")
 _IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
 # What is written under this name first, by engine/results/whole_files.py.
-_WITH_PART = re.compile(r"exports/[^/]+|backbone\.safetensors|store\.png")
+_WITH_PART = re.compile(r"exports/[^/]+|linear/[^/]+\.safetensors|backbone\.safetensors|store\.png")
 _PART_SHAPE = re.compile(rf"\.({'|'.join(re.escape(name) for name in _EVERY)})\.[0-9a-f]{{8}}\.part")
 # Keys that every config.json of ours has, and hardly another file: a run that was made before there was a mark is known by them.
 _CONFIG_KEYS = {"job", "seed", "output", "epochs", "data", "schedule", "backbone", "optimizer", "store"}
@@ -183,10 +185,10 @@ class Output:
         for name in _names_in(self.path):
             if _PART_SHAPE.fullmatch(name) and _kind(self.path / name) == "file":  # of a killed run
                 (self.path / name).unlink()
-        for directory in ("exports", "profile"):
+        for directory in ("exports", "linear", "profile"):
             with suppress(OSError):
                 (self.path / directory).rmdir()
-        directories = ["exports", "profile", *(name for name in names if (self.path / name).is_dir())]
+        directories = ["exports", "linear", "profile", *(name for name in names if (self.path / name).is_dir())]
         return stayed + [
             f"{directory}/{name}" for directory in directories for name in _names_in(self.path / directory)
         ]

@@ -2,7 +2,7 @@
 
     config.json         the resolved config              metrics.jsonl       a line every few steps
     plan.json           planned bytes by tier and item   evaluations.jsonl   a line an evaluation
-    summary.json        the figures at the run's end
+    summary.json        the figures at the run's end     linear.json         what linear probes found
 
 They are for people, and people copy, edit and lose them. So any of them may be missing, cut short or something else, and any number
 in them may be null or NaN (a skipped step). Such a figure is None here and never a stand-in; a file or line that is not what it
@@ -45,6 +45,7 @@ class Records:
     evaluations: list[dict[str, Any]]
     unreadable_lines: int
     left_out: list[str] = field(default_factory=list)
+    linear: dict[str, Any] = field(default_factory=dict)
 
     def figure(self, field: str) -> float | None:
         """A figure of the summary, or where that has none, of the last metrics line that has it."""
@@ -101,6 +102,7 @@ def read_records(output: Path) -> Records:
         evaluations=evaluations,
         unreadable_lines=unreadable_metrics + unreadable_evaluations,
         left_out=left_out,
+        linear=_read_object(output / "linear.json", left_out),
     )
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from engine.results.charts import Group, Level, Line, bars, curves
 from engine.results.costs import memory_parts, over_steps, time_parts
+from engine.results.linear_part import linear_section
 from engine.results.page import figure, header, json_details, page, panels, paragraph, section, table, tiles
 from engine.results.pictures import EmbeddingSample, NeighbourRow, feature_map, neighbour_pictures
 from engine.results.progress import duration_text
@@ -54,6 +55,7 @@ def report_html(name: str, records: Records, neighbours: list[NeighbourRow], emb
                 "Pictures of nearest neighbours", neighbour_pictures(neighbours) if neighbours else [no_neighbours]
             ),
             section("Map of the features", feature_map(embeddings) if embeddings else [no_map]),
+            linear_section(records.linear),
             section("Configuration", _configuration(records)),
         ],
     )

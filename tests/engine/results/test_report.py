@@ -237,6 +237,7 @@ def test_sections_come_in_their_order(whole_run: Path) -> None:
         "Memory by tier",
         "Pictures of nearest neighbours",
         "Map of the features",
+        "Linear probe",
         "Configuration",
     ]
 

@@ -1,0 +1,240 @@
+"""job=linear: a linear classifier on the features of a saved network, which does not change; all ranks share the images.
+
+linear.protocol says how. "features": the features of all images are computed once (engine/probing/feature_cache.py), and rank 0
+trains on them what linear.rates, linear.C and linear.few ask for. "published": views go through the network in every step.
+linear.probe: nothing is trained. Either way the images that are tested are asked once, at the end.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from configs import schema
+from datasets.labelled import Part, labelled_parts, other_source
+from datasets.loader import StepDataset, batches
+from datasets.passes import AsTheyAre, InColour, Passes
+from engine.jobs.data import images_directory, open_data
+from engine.jobs.locked import lock, require_no_sweep
+from engine.jobs.pretrain import joined_ranks
+from engine.ranks.agreement import require_same
+from engine.ranks.ranks import Ranks
+from engine.results.output import EVENTS, LINEAR, LOCK, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from datasets.batch import Batch
+    from engine.probing.feature_cache import FeatureCache
+    from engine.probing.frozen import FrozenTrunk
+    from engine.results.listeners import TensorBoard
+
+
+def run(config: schema.Config, options: argparse.Namespace) -> int:
+    """Print the figures, write linear.json and the report's section; returns the exit code."""
+    with joined_ranks(config) as (ranks, cleanup):
+        from engine.jobs.linear_protocols import PROTOCOLS, test_again
+
+        job = LinearJob(config, ranks, cleanup)
+        if options.dry_run:
+            job.print_plan()
+            return 0
+        job.begin()
+        result = test_again(job) if config.linear.probe else PROTOCOLS[config.linear.protocol](job)
+        job.trunk.require_unchanged()
+        if result is not None:
+            job.tell_and_write(result)
+        return 0
+
+
+class LinearJob:
+    """What every protocol needs: images in two parts, the network, caches of features, and what is told and written.
+
+    own      the output directory; rank 0 alone writes there
+    parts    images that are trained on, and images that are tested
+    trunk    the network; name: where it is from
+    """
+
+    def __init__(self, config: schema.Config, ranks: Ranks, cleanup: ExitStack) -> None:
+        """Look, and write nothing. Raises ValueError where a key does not fit the ranks, or the directory is somebody else's."""
+        self.config, self.ranks, self.cleanup = config, ranks, cleanup
+        require_same(ranks, "config", config.model_dump_json())
+        if config.linear.batch % ranks.size:
+            raise ValueError(
+                f"linear.batch is {config.linear.batch}, and {ranks.size} ranks were launched; give each of them as many images"
+            )
+        require_no_sweep(Path(config.output))
+        events = EVENTS if config.evaluate.tensorboard else ()
+        self.own = Output(Path(config.output), [*LINEAR, *events], images_directory(config))
+        self.trunk: FrozenTrunk
+        self.name = ""
+
+    def print_plan(self) -> None:
+        """The resolved config, the images, and how many steps they make."""
+        self._open_images(None, None)
+        print(self.config.model_dump_json(indent=2))
+
+    def begin(self) -> None:
+        """Everything is looked at; then the directory is this job's."""
+        from engine.jobs.saved_network import saved_network
+        from engine.probing.frozen import FrozenTrunk
+        from engine.probing.saved import SavedProbe
+        from engine.trunk.network import check_sides
+
+        config, ranks = self.config, self.ranks
+        network, self.name, checkpoint = saved_network(config)
+        self.probe = SavedProbe.read(Path(config.linear.probe), ranks.device) if config.linear.probe else None
+        self._open_images(checkpoint, self.probe and self.probe.labels_C)
+        check_sides(network, {config.data.image_size})
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.node_size))
+        self.trunk = FrozenTrunk(network, config.evaluate.features, ranks.device)
+        require_same(ranks, "network", self.trunk.digest)
+        if ranks.is_first:
+            self.own.make()
+            self.own.enter(LOCK)
+            lock(self.own.path, self.cleanup)
+        ranks.wait()
+
+    def _open_images(self, checkpoint: Any, labels_C: np.ndarray | None) -> None:
+        config, asked = self.config, self.config.linear
+        source, _, _, self.config = open_data(config, checkpoint, grows=False)
+        data = self.config.data
+        tested = other_source(source, root=data.root, image_size=data.image_size, held_out=data.held_out)
+        self.parts = labelled_parts(
+            source,
+            tested,
+            least_images=asked.least_images,
+            limit=asked.limit,
+            test_share=asked.test_share,
+            labels_C=labels_C,
+        )
+        self.prints = [part.source.fingerprint() for part in (self.parts.train, self.parts.test)]
+        require_same(self.ranks, "images", self.prints)
+        steps = asked.epochs * -(-len(self.parts.train) // asked.batch)
+        print(f"{self.parts.words}; up to {steps:,} steps of {asked.batch}", flush=True)
+
+    # Features, once
+
+    def cache(self, name: str, part: Part) -> "FeatureCache":
+        """The cache of a part's features, as far as it is filled."""
+        from engine.probing.feature_cache import FeatureCache
+
+        key = self.key("features", name, hashlib.sha256(part.instances_M.tobytes()).hexdigest())
+        output = self.own if self.ranks.is_first else None
+        return FeatureCache(output, name, key, len(part), self.ranks)
+
+    def images(self, part: Part, cache: "FeatureCache") -> "Generator[Batch, None, None]":
+        """This rank's batches of what the cache lacks."""
+        from engine.probing.feature_cache import BATCH
+
+        passes = Passes(part.instances_M, BATCH * self.ranks.size, self.ranks.size)
+        augment = AsTheyAre(self.config.data.image_size, part.source.channels)
+        return self._stream(part.source, passes, augment, cache.first_step, cache.steps)
+
+    def views(self, first_step: int, last_step: int) -> "Generator[Batch, None, None]":
+        """This rank's batches of random crops, in a new order each epoch."""
+        from datasets.photos import PhotoAugment
+        from datasets.views.crops import Crop
+
+        asked, part = self.config.linear, self.parts.train
+        passes = Passes(part.instances_M, asked.batch, self.ranks.size, self.config.seed)
+        augment = PhotoAugment(
+            crops=(Crop(self.config.data.image_size, 1, asked.crop),),
+            flip=asked.flip,
+            jitter_probability=0.0,
+            grey=0.0,
+            blur_probability=0.0,
+        )
+        return self._stream(InColour(part.source), passes, augment, first_step, last_step)
+
+    def _stream(
+        self, source: Any, passes: Passes, augment: Any, first: int, last: int
+    ) -> "Generator[Batch, None, None]":
+        """Workers are forked here, before anything is computed."""
+        data = self.config.data
+        stream = batches(
+            StepDataset(source, passes, augment, self.config.seed, self.ranks.rank, self.ranks.size),
+            first,
+            last,
+            data.workers,
+            pin=self.ranks.device.type == "cuda",
+            patience_seconds=data.patience_seconds,
+        )
+        self.cleanup.callback(stream.close)
+        return stream
+
+    def key(self, *words: object) -> str:
+        """A hash over the network, the images, how they are read, and `words`: of all that a kept result depends on."""
+        of_all = [1, self.trunk.digest, self.prints, self.config.data.image_size, *words]
+        return hashlib.sha256(json.dumps(of_all).encode()).hexdigest()
+
+    def kept(self, name: str, *words: object) -> Any:
+        """What goes on after a kill: a file below `linear` at rank 0, nothing at the others."""
+        from engine.probing.kept import Kept
+
+        path = self.own.enter(f"linear/{name}.safetensors") if self.ranks.is_first else None
+        return Kept(path, self.key(name, self.config.seed, *words))
+
+    # What is told
+
+    @cached_property
+    def board(self) -> "TensorBoard | None":
+        """TensorBoard, where it is asked for; at rank 0."""
+        from engine.results.listeners import TensorBoard
+
+        if not self.config.evaluate.tensorboard or not self.ranks.is_first:
+            return None
+        return self.cleanup.enter_context(TensorBoard(self.own, "linear/"))
+
+    def tell_board(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Figures by name; loss, lr and images_per_second among them have their own."""
+        if self.board is not None:
+            always = dict.fromkeys(("loss", "lr", "images_per_second"))
+            own = [name for name in figures if name not in always]
+            self.board.update({**always, **figures, "step": step, "figures": own})
+
+    def tell_and_write(self, result: dict[str, Any]) -> None:
+        """linear.json, the report's section, and words. What linear.json says of the same network by another protocol stays."""
+        from engine.probing.words import describe
+        from engine.results.linear_part import linear_section, with_section
+        from engine.results.records import read_records
+        from engine.results.report import report_of
+
+        before = read_records(self.own.path).linear
+        same = {
+            kind: one for kind, one in before.items() if isinstance(one, dict) and one.get("trunk") == result["trunk"]
+        }
+        content = {**same, result["kind"]: result}
+        self.own.write_json("linear.json", content)
+        path = self.own.path / "report.html"
+        if not path.is_file():
+            self.own.write_text("report.html", report_of(self.own.path, [], None))
+        elif (text := with_section(path.read_text(encoding="utf-8"), linear_section(content))) is not None:
+            self.own.write_text("report.html", text)
+        else:
+            print(f"{path} has no place for a linear probe; it stays as it is")
+        self.tell_board(0, {f"{one['name']} top-1": one["top1"] for one in result["heads"]})
+        print(describe(result))
+
+    def told_by_time(self, total: int) -> Any:
+        """Hears of an epoch's losses: all for TensorBoard, every few seconds for the terminal."""
+        said = time.monotonic()
+
+        def tell(step: int, figures: Mapping[str, float]) -> None:
+            nonlocal said
+            self.tell_board(step, figures)
+            if time.monotonic() - said > 5 or step == total:
+                said = time.monotonic()
+                losses = ", ".join(f"{loss:.3f} {name.removeprefix('loss ')}" for name, loss in figures.items())
+                print(f"step {step:,}/{total:,}  loss {losses}", flush=True)
+
+        return tell

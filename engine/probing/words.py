@@ -1,0 +1,49 @@
+"""What a probe found, as a record for linear.json and as lines for people."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.probing.score import Score
+
+_NAMES = {"sgd": "linear, SGD", "logistic": "logistic regression", "published": "linear, the published protocol"}
+
+
+def by_class(labels_C: np.ndarray, example: Callable[[int], str], scores: dict[str, Score]) -> list[dict[str, Any]]:
+    """A line for each class that is tested. labels_C: as the source has them; example: what an image of a class is called."""
+    count_C = next(iter(scores.values())).count_C
+    return [
+        {
+            "label": int(labels_C[number]),
+            "example": example(number),
+            "images": int(count_C[number]),
+            **{name: float(one.right_C[number]) for name, one in scores.items()},
+        }
+        for number in np.flatnonzero(count_C).tolist()
+    ]
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A record of linear.json for people: every figure beside chance, and how it was come by."""
+    lines = [
+        f"{result['backbone']}: linear probe of {result['features']} features, right answers (chance {result['chance']:.2%})"
+    ]
+    for one in result["heads"]:
+        about = [f"{name} {one[name]:g}" for name in ("rate", "C", "lr") if name in one]
+        held = [f"held out {one['held_out_top1']:.1%}"] if "held_out_top1" in one else []
+        lines.append(_line(_NAMES.get(one["name"], one["name"]), one, about + held))
+    for one in result.get("few_labels", []):
+        name = f"  {asked_text(one['asked'])}, {one['images']:,} images"
+        lines.append(_line(name, one, [f"C {one['C']:g}", f"held out {one['held_out_top1']:.1%}"]))
+    return "\n".join([*lines, f"  {result['protocol']}"])
+
+
+def asked_text(asked: float) -> str:
+    """What an entry of linear.few asks for."""
+    return f"{asked:.3g} of the labels" if asked < 1 else f"{asked:.0f} labels a class"
+
+
+def _line(name: str, figures: dict[str, Any], about: Sequence[str]) -> str:
+    top5 = "" if figures["top5"] is None else f", top-5 {figures['top5']:.1%}"
+    return f"  {name:40} {figures['top1']:6.1%}{top5}  ({'; '.join(about)})"
