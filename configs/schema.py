@@ -388,6 +388,8 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
         alike = [
             key for key in known if key.rpartition(".")[2] == where.rpartition(".")[2]
         ]  # only the section is wrong
+        if "." not in where and len(alike) > 1:  # any of them may be meant
+            return f"unknown key {where}; the nearest known ones are {', '.join(alike)}"
         nearest = difflib.get_close_matches(where, alike or known, n=1, cutoff=0.0)[0]
         return f"unknown key {where}; the nearest known one is {nearest}"
     if first["type"] == "missing":

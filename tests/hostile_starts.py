@@ -770,7 +770,7 @@ def a_picture_that_is_a_link(out):
     (out / "store.png").symlink_to(out.parent / "config.json")
 
 
-@hostile(2, "is not a")
+@hostile(2, "is no file of weights that torch or safetensors wrote")
 @_after("job=knn")
 def a_backbone_of_bytes(out):
     (out / "backbone.safetensors").write_bytes(bytes(1000))

@@ -49,7 +49,7 @@ def refused(run, capsys, *words, config=None, expect):
     ("word", "expect"),
     [
         ("optimiser.lr=1", "unknown key optimiser; the nearest known one is optimizer"),
-        ("lr=1", "unknown key lr; the nearest known one is optimizer.lr"),
+        ("lr=1", "unknown key lr; the nearest known ones are optimizer.lr, linear.lr"),
         ("dim=1", "unknown key dim; the nearest known one is method.dim"),
         ("data.rot=x", "unknown key data.rot; the nearest known one is data.root"),
         ("schedule.batch=lots", "schedule.batch"),
@@ -241,4 +241,4 @@ def test_export_and_knn_without_a_run(run, capsys):
     for verb in ("inspect", "export", "repair", "scrub", "verify"):
         refused(run, capsys, "job=store", f"store.verb={verb}", expect="checkpoint")
     assert run("job=export", flags=("--dry-run",)) == 2
-    assert "--dry-run is for job=pretrain, profile and scale, not for job=export" in capsys.readouterr().err
+    assert "--dry-run is for job=pretrain, linear, profile and scale, not for job=export" in capsys.readouterr().err

@@ -65,10 +65,10 @@ def test_a_checkpoint_of_an_earlier_version_with_null_sizes_goes_on_with_a_whole
 
     real = Checkpoints.save
 
-    def save(self, step, method, trunk, losses, state):
+    def save(self, step, method, trunk, losses, state, *beside):
         config = json.loads(json.dumps(state["config"]))
         config["schedule"] |= {"window": None, "stride": None}
-        return real(self, step, method, trunk, losses, {**state, "config": config})
+        return real(self, step, method, trunk, losses, {**state, "config": config}, *beside)
 
     assert run("steps=8", config=NULL) == 0
     whole = run.summary()["digest"]
