@@ -29,8 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo
-import torch.fx.experimental.symbolic_shapes  # like the line above: torch imports it at its first backward, every child for itself
 
 from engine.disk.files import TEMPORARY, DiskFiles
 from engine.disk.lock import Lock
