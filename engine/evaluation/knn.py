@@ -48,20 +48,21 @@ def shares(
     The first way is searched by itself, so that its figure does not depend on what else is asked; all others are searched together.
     """
     index = _index(gallery_MD, max(one.k for one in asked))
-    searches = [part for part in (list(asked[:1]), list(asked[1:])) if part]
     right = np.zeros((len(asked), 2), dtype=np.int64)
-    for ways in searches:
+    for first, ways in ((0, asked[:1]), (1, asked[1:])):
+        if not ways:
+            continue
         largest = min(max(one.k for one in ways), len(gallery_MD))
         for part in _parts(len(queries_QD), largest):
             similarity_Bk, index_Bk = index.search(np.ascontiguousarray(queries_QD[part]), largest)
             labels_Bk = labels_M[index_Bk]
-            for number, one in enumerate(ways, 0 if ways is searches[0] else 1):
+            for number, one in enumerate(ways, first):
                 place_B = places(similarity_Bk[:, : one.k], labels_Bk[:, : one.k], truth_Q[part], one.temperature)
                 right[number] += (place_B < 1).sum(), (place_B < 5).sum()
     count = len(queries_QD)
     return [
-        Share(float(first / count), float(five / count) if one.k >= 5 else None)
-        for (first, five), one in zip(right.tolist(), asked, strict=True)
+        Share(float(top1 / count), float(top5 / count) if one.k >= 5 else None)
+        for (top1, top5), one in zip(right.tolist(), asked, strict=True)
     ]
 
 

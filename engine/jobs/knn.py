@@ -14,9 +14,7 @@ from engine.results.output import KNN, Output
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Print the figures and write knn.json; returns the exit code."""
-    path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
-    if not path.is_file():
-        raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
+    path = parts.backbone_path(config)
     if config.evaluate.features != "backbone":
         raise ValueError("a saved backbone has no head; set evaluate.features to backbone")
     output = Output(Path(config.output), KNN, images_directory(config))

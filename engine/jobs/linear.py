@@ -56,6 +56,11 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         return 0
 
 
+def print_of(ids_n: np.ndarray) -> str:
+    """sha256 (hex) of which images these are."""
+    return hashlib.sha256(ids_n.tobytes()).hexdigest()
+
+
 class LinearJob:
     """What every protocol needs: images in two parts, the network, caches of features, and what is told and written.
 
@@ -128,7 +133,7 @@ class LinearJob:
         """The cache of a part's features, as far as it is filled."""
         from engine.probing.feature_cache import FeatureCache
 
-        key = self.key("features", name, hashlib.sha256(part.instances_M.tobytes()).hexdigest())
+        key = self.key("features", name, print_of(part.instances_M))
         output = self.own if self.ranks.is_first else None
         return FeatureCache(output, name, key, len(part), self.ranks)
 

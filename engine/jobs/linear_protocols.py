@@ -1,6 +1,5 @@
 """What job=linear does by each protocol, with what engine/jobs/linear.py opens; each gives a record for linear.json, at rank 0."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from datasets.passes import orders
 from datasets.strata import share_of_each, so_many_of_each
+from engine.jobs.linear import print_of
 from engine.probing.chosen import Chosen, best_rate, best_strength
 from engine.probing.heads import Head, Heads
 from engine.probing.published import DEVIATION, Course, Published
@@ -75,11 +75,13 @@ def by_features(job: "LinearJob") -> dict[str, Any] | None:
     if not job.ranks.is_first:
         return None
     trained, tested = _Trained(job, train.features_MD), _Tested(job, test.features_MD)
-    chosen = [*_sgd(job, trained), *_logistic(job, trained, "logistic-0", trained.fitted)]
-    scores = {one.name: tested.score(one.head, trained.standard) for one in chosen}
-    few = [_few_labels(job, trained, tested, number, asked) for number, asked in enumerate(job.config.linear.few, 1)]
-    _save(job, "features", {one.name: (one.head, trained.standard) for one in chosen})
     asked = job.config.linear
+    chosen = [_sgd(job, trained)] if asked.rates else []
+    chosen += [_logistic(job, trained, "logistic-0", trained.fitted)] if asked.C else []
+    scores = {one.name: tested.score(one.head, trained.standard) for one in chosen}
+    few = enumerate(asked.few if asked.C else (), 1)
+    few_labels = [_few_labels(job, trained, tested, number, labels) for number, labels in few]
+    _save(job, "features", {one.name: (one.head, trained.standard) for one in chosen})
     how = (
         f"features standardised; {len(trained.fitted)} images fitted, {len(trained.held)} held out, by which rate and C are chosen"
         + f"; SGD: {asked.epochs} epochs, batch {asked.batch}" * bool(asked.rates)
@@ -89,15 +91,13 @@ def by_features(job: "LinearJob") -> dict[str, Any] | None:
         "fitted_images": len(trained.fitted),
         "held_out_images": len(trained.held),
         "heads": [one.record(scores[one.name]) for one in chosen],
-        "few_labels": few if asked.C else [],
+        "few_labels": few_labels,
         "per_class": by_class(job.parts.labels_C, job.parts.example, scores),
     }
 
 
-def _sgd(job: "LinearJob", trained: _Trained) -> list[Chosen]:
+def _sgd(job: "LinearJob", trained: _Trained) -> Chosen:
     asked, fitted = job.config.linear, trained.fitted
-    if not asked.rates:
-        return []
     rates, total = sorted(asked.rates), asked.epochs * -(-len(fitted) // asked.batch)
     heads = train_grid(
         trained.rows,
@@ -108,28 +108,25 @@ def _sgd(job: "LinearJob", trained: _Trained) -> list[Chosen]:
         epochs=asked.epochs,
         batch=asked.batch,
         order=orders(job.config.seed, len(fitted)),
-        kept=job.kept("grid", rates, asked.epochs, asked.batch, _print(fitted)),
+        kept=job.kept("grid", rates, asked.epochs, asked.batch, print_of(fitted)),
         tell=job.told_by_time(total),
     )
-    return [best_rate(heads, rates, trained.rows, trained.classes_M, trained.held)]
+    return best_rate(heads, rates, trained.rows, trained.classes_M, trained.held)
 
 
-def _logistic(job: "LinearJob", trained: _Trained, name: str, ids_n: np.ndarray) -> list[Chosen]:
-    asked = job.config.linear
-    if not asked.C:
-        return []
-    print(f"logistic regression on {len(ids_n):,} images, {len(asked.C)} values of C", flush=True)
-    strengths, kept = sorted(asked.C), job.kept(name, sorted(asked.C), _print(ids_n))
+def _logistic(job: "LinearJob", trained: _Trained, name: str, ids_n: np.ndarray) -> Chosen:
+    strengths = sorted(job.config.linear.C)
+    print(f"logistic regression on {len(ids_n):,} images, {len(strengths)} values of C", flush=True)
+    kept = job.kept(name, strengths, print_of(ids_n))
     classes = len(job.parts.labels_C)
-    return [best_strength(trained.rows, trained.classes_M, ids_n, trained.held, strengths, classes, kept)]
+    return best_strength(trained.rows, trained.classes_M, ids_n, trained.held, strengths, classes, kept)
 
 
 def _few_labels(job: "LinearJob", trained: _Trained, tested: _Tested, number: int, asked: float) -> dict[str, Any]:
     ids_n = trained.few(asked)
-    for chosen in _logistic(job, trained, f"logistic-{number}", ids_n):
-        record = chosen.record(tested.score(chosen.head, trained.standard))
-        return {"asked": asked, "what": asked_text(asked), "images": len(ids_n), **record}
-    return {}
+    chosen = _logistic(job, trained, f"logistic-{number}", ids_n)
+    record = chosen.record(tested.score(chosen.head, trained.standard))
+    return {"asked": asked, "what": asked_text(asked), "images": len(ids_n), **record}
 
 
 def by_published(job: "LinearJob") -> dict[str, Any] | None:
@@ -143,7 +140,7 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
     heads = Heads(1, width, len(parts.labels_C), ranks.device, deviation=DEVIATION, seed=job.config.seed)
     course = Course(total, asked.lr, asked.weight_decay, job.config.log_every)
     settings = [asked.epochs, asked.batch, asked.lr, asked.weight_decay, asked.crop, asked.flip]
-    kept = job.kept("published", *settings, _print(parts.train.instances_M))
+    kept = job.kept("published", *settings, print_of(parts.train.instances_M))
     probe = Published(job.trunk, heads, labels_N, course, kept, ranks)
     test = job.cache("test", parts.test)
     views, images = job.views(probe.first_step, total), job.images(parts.test, test)
@@ -205,11 +202,6 @@ def test_again(job: "LinearJob") -> dict[str, Any] | None:
         "heads": [{"name": name, **one.figures()} for name, one in scores.items()],
         "per_class": by_class(job.parts.labels_C, job.parts.example, scores),
     }
-
-
-def _print(ids_n: np.ndarray) -> str:
-    """sha256 (hex) of which images these are."""
-    return hashlib.sha256(ids_n.tobytes()).hexdigest()
 
 
 def _save(job: "LinearJob", name: str, heads: dict[str, tuple[Head, Standard]]) -> None:

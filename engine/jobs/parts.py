@@ -131,6 +131,14 @@ def network_of(config: schema.Config) -> "Network":
     )
 
 
+def backbone_path(config: schema.Config) -> Path:
+    """evaluate.backbone, or the output's own. ValueError where there is no such file."""
+    path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
+    if not path.is_file():
+        raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
+    return path
+
+
 def network_of_file(config: schema.Config, path: Path) -> "tuple[Network, str]":
     """The network with a backbone out of a file, this engine's or another's; and what was read, in words. Its head is untrained.
 

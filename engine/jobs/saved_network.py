@@ -19,10 +19,7 @@ def saved_network(config: schema.Config) -> "tuple[Network, str, SavedCheckpoint
     """
     if config.evaluate.features == "head":
         return _of_checkpoint(config, parts.network_of(config))
-    path = Path(config.evaluate.backbone or Path(config.output) / "backbone.safetensors")
-    if not path.is_file():
-        raise ValueError(f"there is no backbone at {path}; train one with job=pretrain, or set evaluate.backbone")
-    network, what = parts.network_of_file(config, path)
+    network, what = parts.network_of_file(config, parts.backbone_path(config))
     return network, what, None
 
 

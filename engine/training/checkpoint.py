@@ -52,7 +52,6 @@ from engine.methods.method import Components, Method
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Channel, Ranks
 from engine.rows.damaged import Damaged
-from engine.training.online_probe import COMPONENT
 from engine.training.series import Series
 from engine.trunk.optimizers import misfit
 
@@ -389,12 +388,9 @@ def read_trunk(checkpoint: SavedCheckpoint) -> dict[str, torch.Tensor]:
     return checkpoint.tensors("trunk")
 
 
-def load_shared(checkpoint: SavedCheckpoint, method: Method, ranks: Ranks) -> Components:
-    """Give the method its components; rank 0 reads them and tells the others. Raises Damaged at rank 0. Those beside: returned."""
+def read_shared(checkpoint: SavedCheckpoint, ranks: Ranks) -> Components:
+    """The components of the method and those beside them; rank 0 reads them and tells the others. Raises Damaged at rank 0."""
     shared = checkpoint.body.shared
     if not shared:
         return {}
-    state = ranks.from_first({one: checkpoint.tensors(f"shared-{one}") for one in shared} if ranks.is_first else None)
-    if method_state := {one: tensors for one, tensors in state.items() if one != COMPONENT}:
-        method.load_shared(method_state)
-    return {one: tensors for one, tensors in state.items() if one == COMPONENT}
+    return ranks.from_first({one: checkpoint.tensors(f"shared-{one}") for one in shared} if ranks.is_first else None)

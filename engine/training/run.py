@@ -28,7 +28,7 @@ from engine.results.listeners import Listener, MetricsFile, TensorBoard
 from engine.results.output import UNREADABLE, Output, json_text
 from engine.results.progress import progress
 from engine.results.report import report_of
-from engine.training.checkpoint import Checkpoints, load_shared, load_trunk
+from engine.training.checkpoint import Checkpoints, load_trunk, read_shared
 from engine.training.course import Course
 from engine.training.images import Images
 from engine.training.interval import Interval
@@ -103,9 +103,12 @@ class Run:
         if was.loss_scale:
             self.trunk.loss_scale = was.loss_scale[0], was.loss_scale[1]
         log = ranks.from_first(checkpoint.log() if ranks.is_first else None)
-        beside = load_shared(checkpoint, self.method, ranks)
-        if self.probe and COMPONENT in beside:
-            self.probe.load(beside[COMPONENT])
+        shared = read_shared(checkpoint, ranks)
+        probed = shared.pop(COMPONENT, None)
+        if shared:
+            self.method.load_shared(shared)
+        if self.probe and probed:
+            self.probe.load(probed)
         self.method.load_by_lane(checkpoint, log)
         self.totals = Totals.restored(was.totals or {}, log["loss"])
         self.images.reading.take_up(was, self.totals.images)
