@@ -19,8 +19,10 @@ def saved_network(config: schema.Config) -> "tuple[Network, str, SavedCheckpoint
     """
     if config.evaluate.features == "head":
         return _of_checkpoint(config, parts.network_of(config))
-    network, what = parts.network_of_file(config, parts.backbone_path(config))
-    return network, what, None
+    path = parts.backbone_path(config)
+    network, what = parts.network_of_file(config, path)
+    print(f"the network is of {what}", flush=True)
+    return network, str(path), None
 
 
 def _of_checkpoint(config: schema.Config, network: "Network") -> "tuple[Network, str, SavedCheckpoint | None]":
