@@ -124,7 +124,8 @@ class ActiveRows:
         assert step == self.log.steps, (step, self.log.steps)
         filled_G = positions_G >= 0
         slots_G = np.full(len(positions_G), EMPTY, dtype=np.int64)
-        indices = self.host.indices(positions_G[filled_G])
+        indices_G = np.full(len(positions_G), EMPTY, dtype=np.int64)
+        indices_G[filled_G] = indices = self.host.indices(positions_G[filled_G])
         slots_G[filled_G] = self.host.slot[indices]
         if first_view_GD is not None:
             unborn_G = np.zeros_like(filled_G)
@@ -133,7 +134,8 @@ class ActiveRows:
             )
             if unborn_G.any():
                 # A row cannot start at a feature that is not finite; its place stays empty, and the step will be skipped.
-                filled_G &= ~(unborn_G & ~torch.isfinite(first_view_GD).all(dim=1).cpu().numpy())
+                unborn = np.flatnonzero(unborn_G)
+                filled_G[unborn] = torch.isfinite(first_view_GD[torch.from_numpy(unborn)]).all(dim=1).cpu().numpy()
         known_G = slots_G != NOT_ACTIVE
 
         # A later step's are above all earlier ones, on however many ranks either was made.
@@ -158,7 +160,7 @@ class ActiveRows:
             self._evict(np.concatenate(evicted), step)
         if new_G.any():
             first_view = None if first_view_GD is None else first_view_GD[torch.from_numpy(np.flatnonzero(new_G))]
-            self._place(slots_G[new_G], positions_G[new_G], ids_G[new_G], first_view, step)
+            self._place(slots_G[new_G], positions_G[new_G], indices_G[new_G], ids_G[new_G], first_view, step)
             self.stamp_K[slots_G[new_G]] = stamps_G[new_G]
         for lane in range(len(self.lanes)):
             lane_slots = slots_G[lane * share : (lane + 1) * share]
@@ -243,14 +245,19 @@ class ActiveRows:
         self.host.evict(self.position_K[slots], *self._get(slots), step)
 
     def _place(
-        self, slots: np.ndarray, positions: np.ndarray, ids: np.ndarray, first_view: torch.Tensor | None, step: int
+        self,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        indices: np.ndarray,
+        ids: np.ndarray,
+        first_view: torch.Tensor | None,
+        step: int,
     ) -> None:
-        """Put caught-up rows into slots.
+        """Put caught-up rows into slots. indices: of the positions in the host tier, whose blocks are in the window and stay.
 
         On a GPU the host tier's arrays are read when the stream comes to it. They change at the next admission or slide, and
         before that the step has waited for its loss.
         """
-        indices = self.host.indices(positions)
         last_step = self.host.last_step[indices]
         never = last_step == NEVER_VISITED
         self.visited += int(never.sum())
@@ -270,11 +277,15 @@ class ActiveRows:
             w[never] = newborn
             self._put(slots, *self.caught_up(w, u, last_step, never, step))
         else:
-            products = self.log.products(last_step, step)
             back = ~never
-            self._catch_up(slots[back], self.host.weight, self.host.momentum, indices[back], products[back])
+            products = self.log.products(last_step[back], step)
+            self._catch_up(slots[back], self.host.weight, self.host.momentum, indices[back], products)
             rest = np.zeros_like(newborn)
-            self._catch_up(slots[never], newborn, rest, np.arange(len(newborn)), products[never])
+            if self.start.feature:  # it has missed nothing
+                self._put(slots[never], newborn, rest)
+            else:
+                products = self.log.products(last_step[never], step)
+                self._catch_up(slots[never], newborn, rest, np.arange(len(newborn)), products)
         if self.norm_floor:
             w, u = self._get(slots)
             assert u is not None, "a length that nothing shrinks needs no floor"

@@ -10,15 +10,16 @@ learning rates were. The matrices do not commute, and their product underflows, 
 the products of dyadic segments [i*2^j, (i+1)*2^j) and puts any [s, t) together from at most 2*log2(T) of them.
 
 Products are formed in extended precision: 1 - eta*lambda rounded once to float64 and multiplied 10^5 times would be off by
-3e-12. A step that was skipped is the identity. Products of segments shorter than 2^4 steps are not kept but formed anew, in the same
-order, so to the same bits: the log costs 8 bytes a step for the learning rates and 8 for the products.
+3e-12. A step that was skipped is the identity. Products of segments shorter than 2^4 steps are kept for the latest steps alone; others are
+formed anew, in the same order, so to the same bits: the log costs 8 bytes a step for the learning rates and 8 for the products.
 """
 
 import numpy as np
 
 EXTENDED = np.longdouble
 _SKIPPED = np.nan
-_LOWEST = 4  # segments of 2^4 steps are the shortest whose products are kept
+_LOWEST = 4  # segments of 2^4 steps are the shortest whose products are all kept
+_RECENT = 4096  # latest steps, of which the products of shorter segments are kept as well: half a MB
 _AT_ONCE = 4096  # segments whose products are formed together, where there are many: some MB
 
 
@@ -41,12 +42,14 @@ class TransitionLog:
         self.momentum, self.weight_decay, self.nesterov = EXTENDED(momentum), EXTENDED(weight_decay), nesterov
         self._eta_T = np.empty(1024, dtype=np.float64)
         self._levels: list[np.ndarray] = []  # _levels[j - 4][i] is the product over [i * 2^j, (i + 1) * 2^j), [2, 2]
+        # For j < 4 that of the latest segments, at [j][i mod their number].
+        self._recent = [np.empty((_RECENT >> level, 2, 2), dtype=EXTENDED) for level in range(_LOWEST)]
         self.steps = 0
 
     @property
     def bytes(self) -> int:
         """What the log occupies."""
-        return self._eta_T.nbytes + sum(level.nbytes for level in self._levels)
+        return self._eta_T.nbytes + sum(level.nbytes for level in [*self._levels, *self._recent])
 
     def append(self, eta: float | None) -> None:
         """Log one step: its learning rate, or None where the step was skipped."""
@@ -61,6 +64,10 @@ class TransitionLog:
         before, self.steps = self.steps, self.steps + len(eta_T)
         self._eta_T = with_room(self._eta_T, self.steps)
         self._eta_T[before : self.steps] = eta_T
+        for level, recent in enumerate(self._recent):
+            indices = np.arange(max(before >> level, self._oldest(level)), self.steps >> level)
+            if len(indices):
+                recent[indices % len(recent)] = self._formed(level, indices)
         level = _LOWEST
         while self.steps >> level > before >> level:
             self._append_products(level, before >> level, self.steps >> level)
@@ -98,6 +105,16 @@ class TransitionLog:
         """The products of the given segments of 2^level steps, extended [n, 2, 2]."""
         if level >= _LOWEST:
             return self._levels[level - _LOWEST][indices]
+        if indices.min() >= self._oldest(level):
+            return self._recent[level][indices % len(self._recent[level])]
+        return self._formed(level, indices)
+
+    def _oldest(self, level: int) -> int:
+        """The first segment of 2^level steps that lies in the latest steps."""
+        return max(0, -((_RECENT - self.steps) >> level))
+
+    def _formed(self, level: int, indices: np.ndarray) -> np.ndarray:
+        """The same from the learning rates."""
         steps = (indices[:, None] << level) + np.arange(1 << level)
         product = transition(self._eta_T[steps.reshape(-1)], self.momentum, self.weight_decay, self.nesterov)
         for _ in range(level):

@@ -202,3 +202,21 @@ def test_rows_under_the_floor_are_rescaled_with_their_momentum():
     raised_w, raised_u = raise_to_floor(w, u, 0.6)
     np.testing.assert_allclose(raised_w, [[0, 0.6], [0, 3.0], [0, 0]])
     np.testing.assert_allclose(raised_u, [[2, 2], [1, 1], [1, 1]])
+
+
+def test_short_segments_of_the_latest_steps_are_kept_to_the_bit_and_older_ones_formed(monkeypatch):
+    log = TransitionLog(0.9, 1e-4, False)
+    rates = np.random.default_rng(0).uniform(0.01, 0.2, 9001)
+    rates[::37] = np.nan
+    starts = np.random.default_rng(1).integers(0, 9001, 300)
+    for part in np.split(rates, [1, 2, 7, 23, 4096, 4097, 8999]):
+        log.extend(part)
+        with monkeypatch.context() as patch:
+            kept = log.products(starts[starts <= log.steps], log.steps)
+            patch.setattr(log, "_oldest", lambda level: log.steps + 1)  # nothing is recent
+            formed = log.products(starts[starts <= log.steps], log.steps)
+        assert np.array_equal(kept, formed)
+        for level in range(4):
+            indices = np.arange(log._oldest(level), log.steps >> level)
+            assert np.array_equal(log._segments(level, indices), log._formed(level, indices))
+            assert len(indices) >= min(log.steps, 4096 - 8) >> level
