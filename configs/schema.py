@@ -161,6 +161,7 @@ class Evaluate(Section):
     backbone: OwnPath | None = None
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
+    jittered: bool = False  # labelled images are asked a second time, as random views of them
     views: Annotated[int, Field(ge=0, le=2**20)] = (
         512  # images whose random views are compared, without labels; 0: none
     )
@@ -244,6 +245,11 @@ class Config(Section):
         if self.evaluate.online_probe and self.backbone.is_given:
             raise ValueError(
                 'evaluate.online_probe looks at the features of a network, and backbone.name "given" has none; set it to false'
+            )
+        if self.evaluate.jittered and self.data.sides[0] != self.data.image_size:
+            raise ValueError(
+                f"evaluate.jittered asks by the first crop of data.augment, whose side is {self.data.sides[0]}, and data.image_size is "
+                f"{self.data.image_size}; set one to the other, or evaluate.jittered to false"
             )
         return self
 

@@ -150,14 +150,17 @@ def make_probe(
     gallery: str,
     limit: int,
     query_limit: int,
+    jittered: bool = False,
 ) -> Probe | None:
     """How this source is evaluated; None where nothing is labelled or held out.
 
     limit, query_limit: the most images of the gallery, and of each set of queries; a larger set is a fair sample.
+    jittered: ask labelled images a second time, as random views of them; glyphs are asked so in any case.
     """
     from datasets.probes import Limits, glyph_probe, labelled_probe, split_probe
 
     limits = Limits(limit, query_limit)
+    asked_again = augmentation if jittered else None
 
     if source.name == "glyphs":
         from datasets.grey import GreyAugment
@@ -169,11 +172,12 @@ def make_probe(
     if source.name == "digits":
         from datasets.digits import Digits
 
-        return labelled_probe(source, Digits("test"), image_size, limits)
+        return labelled_probe(source, Digits("test"), image_size, limits, asked_again)
     if source.name == "fashion_mnist":
         from datasets.fashion_mnist import FashionMnist
 
-        return labelled_probe(source, FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test"), image_size, limits)
+        queries = FashionMnist(_expanded(root) or FASHION_MNIST_ROOT, "test")
+        return labelled_probe(source, queries, image_size, limits, asked_again)
     if source.name == "synthetic":
         trained, others = (
             Synthetic(min(len(source), _GALLERY), image_size),
@@ -181,15 +185,15 @@ def make_probe(
         )
         # Of a few dozen images some labels are not there.
         is_whole = set(trained.labels_of(np.arange(len(trained)))) == set(range(CLASSES))
-        return labelled_probe(trained, others, image_size, limits) if is_whole else None
+        return labelled_probe(trained, others, image_size, limits, asked_again) if is_whole else None
     if source.labels() is None:
         return None
     from datasets.indexed import IndexedImages
 
     asked = source.beside() if isinstance(source, IndexedImages) else None
     if asked is not None:
-        return labelled_probe(source, asked, image_size, limits)
-    return split_probe(source, image_size, limits=limits)
+        return labelled_probe(source, asked, image_size, limits, asked_again)
+    return split_probe(source, image_size, limits=limits, augmentation=asked_again)
 
 
 def sample_images(source: Source, image_size: int, count: int) -> ImageSet:

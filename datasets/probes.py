@@ -18,6 +18,7 @@ lacks are left out; the protocol says both. A set that is no larger is taken who
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +27,11 @@ import torch
 
 from datasets.batch import ImageSet, Loaded, Probe
 from datasets.clean import load_images, to_tensor
+from datasets.drawn_views import drawn_views
 from datasets.fair_sample import fair_sample
 from datasets.glyphs import Face, characters, check_families, find_faces, render
 from datasets.keyed import keyed, shuffle
+from datasets.loader import Augmentation
 from datasets.shown import shown
 from datasets.source import Source
 
@@ -105,11 +108,17 @@ def glyph_probe(
     return Probe(gallery, queries, protocol, classes=len(searched))
 
 
-def labelled_probe(gallery: Source, queries: Source, image_size: int, limits: Limits = NO_LIMITS) -> Probe:
+def labelled_probe(
+    gallery: Source,
+    queries: Source,
+    image_size: int,
+    limits: Limits = NO_LIMITS,
+    augmentation: Augmentation | None = None,
+) -> Probe:
     """The images of one labelled source against those of another, with the same numbering of labels.
 
-    Queries whose label the gallery lacks are left out, and counted in the protocol. ValueError where a source has no labels, or no
-    query remains.
+    With `augmentation` the queries are asked a second time, each as a random view of itself. Queries whose label the gallery lacks are
+    left out, and counted in the protocol. ValueError where a source has no labels, or no query remains.
     """
     gallery_labels, query_labels = _labels_of(gallery), _labels_of(queries)
     searched = _drawn(np.flatnonzero(gallery_labels >= 0), gallery_labels, limits.gallery)
@@ -130,14 +139,20 @@ def labelled_probe(gallery: Source, queries: Source, image_size: int, limits: Li
     )
     return Probe(
         _source_set(f"{gallery.name}, gallery", gallery, searched, gallery_labels[searched], image_size),
-        [_source_set(f"{queries.name}, queries", queries, asked, query_labels[asked], image_size)],
+        _query_sets(queries, asked, query_labels[asked], image_size, augmentation),
         protocol,
         classes,
     )
 
 
-def split_probe(source: Source, image_size: int, query_fraction: float = 0.1, limits: Limits = NO_LIMITS) -> Probe:
-    """A fixed pseudo-random part of a labelled source against the rest of it.
+def split_probe(
+    source: Source,
+    image_size: int,
+    query_fraction: float = 0.1,
+    limits: Limits = NO_LIMITS,
+    augmentation: Augmentation | None = None,
+) -> Probe:
+    """A fixed pseudo-random part of a labelled source against the rest of it; `augmentation` as of `labelled_probe`.
 
     Which images may be asked depends on N and `query_fraction` alone: those of the lowest hashes. Of images that are appended a part is
     asked, and of the older ones only those near the border change sides. Queries whose label is left without an image in the gallery
@@ -165,7 +180,7 @@ def split_probe(source: Source, image_size: int, query_fraction: float = 0.1, li
     )
     return Probe(
         _source_set(f"{source.name}, gallery", source, searched, labels[searched], image_size),
-        [_source_set(f"{source.name}, queries", source, asked, labels[asked], image_size)],
+        _query_sets(source, asked, labels[asked], image_size, augmentation),
         protocol,
         classes,
     )
@@ -236,6 +251,16 @@ def _source_set(name: str, source: Source, instances: np.ndarray, labels: np.nda
         return load_images(source, instances[start:stop], image_size)
 
     return ImageSet(name, len(instances), load, labels, lambda i: source.instance_name(int(instances[i])))
+
+
+def _query_sets(
+    source: Source, asked: np.ndarray, labels: np.ndarray, image_size: int, augmentation: Augmentation | None
+) -> list[ImageSet]:
+    clean = _source_set(f"{source.name}, queries", source, asked, labels, image_size)
+    if augmentation is None:
+        return [clean]
+    views = drawn_views(source, augmentation, asked, draws=(0,))
+    return [clean, replace(clean, name=f"{clean.name}, jittered", load=views.load, jittered=True)]
 
 
 def _labels_of(source: Source) -> np.ndarray:

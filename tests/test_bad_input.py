@@ -58,6 +58,7 @@ def refused(run, capsys, *words, config=None, expect):
         ("evaluate.more_temperatures=[0]", "evaluate.more_temperatures.0 is 0"),
         ("evaluate.views=-1", "evaluate.views is -1"),
         ("evaluate.online_probe=true backbone.name=given backbone.layers=null", "looks at the features of a network"),
+        ('evaluate.jittered=true data.augment={"kind":"photos"}', "whose side is 160, and data.image_size is"),
         ("optimizer.lr=NaN", "optimizer.lr is NaN"),
         ("optimizer.lr=-1", "optimizer.lr is -1"),
         ("optimizer.momentum=1", "optimizer.momentum is 1"),

@@ -2,6 +2,7 @@
 
 EVALUATION_BATCH = 256  # images that go through the network together
 RAW_SIDE = 32  # larger images are averaged down to this side before pixels are compared
+SPECTRUM_ROWS = 4096  # features that are added together to the matrix of which RankMe takes the eigenvalues
 VOTE_BYTES = 1 << 26  # most memory in which votes are compared
 QUERIES_AT_ONCE = 256  # whose votes are compared together, where they fit
 PAIRS_AT_ONCE = 1 << 20  # of views and of what they are compared with, in figures without labels

@@ -231,4 +231,5 @@ def open_probe(
         gallery=config.evaluate.gallery,
         limit=config.evaluate.limit,
         query_limit=config.evaluate.query_limit,
+        jittered=config.evaluate.jittered,
     )

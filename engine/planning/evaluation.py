@@ -2,7 +2,7 @@
 
 The features of gallery and queries are made batch by batch, of the pixels first where that was not done yet, then of the network. Then
 
-    singular values    of the gallery: what is readable of it, twice that in float64
+    singular values    of the gallery: what is readable of it; a part of it in float64, and matrices of its smaller side
     index              a query set after the other: what is readable of both, the gallery once more in faiss's index; neighbours, votes
 
 Not all of it is there at the same time: the largest stage counts, told as the index and as what another stage takes beyond it. Features of
@@ -20,6 +20,7 @@ from engine.evaluation.limits import (
     QUERIES_AT_ONCE,
     RAW_SIDE,
     SEARCH_BYTES,
+    SPECTRUM_ROWS,
     VOTE_BYTES,
 )
 from engine.planning import components as names
@@ -77,8 +78,9 @@ def evaluation_components(sizes: EvaluationSizes) -> list[Component]:
 
 
 def _spectrum_bytes(gallery: int, width: int) -> int:
-    """A copy of the gallery, and twice that in float64; the decomposition's own work space is O(width^2)."""
-    return gallery * width * (FLOAT_BYTES + 2 * 8) + 8 * min(gallery, width) ** 2
+    """A copy of the gallery, some of it in float64 (all of it, twice, where it is wide), and three square matrices of the smaller side."""
+    in_float64 = min(gallery, SPECTRUM_ROWS) if gallery >= width else 2 * gallery
+    return gallery * width * FLOAT_BYTES + 8 * (in_float64 * width + 3 * min(gallery, width) ** 2)
 
 
 def _views_bytes(sizes: EvaluationSizes) -> int:

@@ -9,6 +9,7 @@ from torch.nn import functional
 from datasets.batch import ImageSet, Probe
 from datasets.digits import Digits
 from datasets.glyphs import find_faces
+from datasets.grey import GreyAugment
 from datasets.keyed import uniform
 from datasets.probes import Limits, glyph_probe, labelled_probe, split_probe
 
@@ -214,6 +215,20 @@ def test_sets_above_their_limits_are_fair_samples_and_others_are_whole() -> None
     few = labelled_probe(gallery, queries, 8, Limits(6, 1000))  # fewer images than labels
     assert few.classes == few.gallery.count == 6
     assert few.queries[0].count == 12 * len(set(few.gallery.labels_M) & set(range(5)))  # type: ignore[arg-type]
+
+
+def test_queries_are_asked_again_as_views_that_are_the_same_each_time_and_in_any_batch() -> None:
+    images = RNG.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    source, augment = Pictures(images, [0, 1] * 20), GreyAugment(size=8, view_count=2)
+    for made in (labelled_probe, split_probe):
+        asked = (source, source, 8) if made is labelled_probe else (source, 8)
+        (clean, jittered), (alone,) = made(*asked, augmentation=augment).queries, made(*asked).queries  # type: ignore[operator]
+        assert torch.equal(whole(clean), whole(alone)) and not clean.jittered and jittered.jittered
+        assert jittered.name == f"{clean.name}, jittered" and jittered.names(1) == clean.names(1)
+        assert np.array_equal(jittered.labels_M, clean.labels_M)
+        views = whole(jittered)
+        assert views.shape == whole(clean).shape and not torch.equal(views, whole(clean))
+        assert torch.equal(torch.cat([jittered.load(0, 1).images, jittered.load(1, jittered.count).images]), views)
 
 
 def test_glyphs_above_the_limits_are_asked_for_the_letters_that_the_gallery_has(probe: Probe) -> None:

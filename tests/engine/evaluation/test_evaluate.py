@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datasets.batch import ImageSet, Loaded
-from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels
+from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels, singular_values
 from engine.ranks.ranks import Channel
 from tests.on_ranks import on_ranks
 
@@ -57,3 +57,14 @@ def test_an_image_that_cannot_be_decoded_is_no_neighbour_and_no_query():
     right = figures["few"] * 19
     assert abs(right - round(right)) < 1e-9  # a share of 19, not of 20
     assert len(queries["queries"]) == PROTOCOL.query_limit
+
+
+@pytest.mark.parametrize("shape", [(9000, 24), (40, 24), (24, 24), (20, 300), (1, 8)])
+def test_singular_values_are_those_of_a_decomposition_of_tall_and_of_wide_features(shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal(shape).astype(np.float32) * np.geomspace(1, 1e-3, shape[1], dtype=np.float32)
+    for features_MD in (features, np.repeat(features[:1], len(features), axis=0)):  # and collapsed to a line
+        expected = np.linalg.svd(features_MD.astype(np.float64), compute_uv=False)[::-1]
+        found = singular_values(features_MD)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-8 * expected[-1])

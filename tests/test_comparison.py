@@ -1,0 +1,88 @@
+"""Comparisons: a cell is trained once and goes on after a kill, figures are read as they stand, choosing looks at training images alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import schema
+from datasets.clean import to_tensor
+from datasets.digits import Digits
+from engine.jobs import parts
+from engine.trunk.network import embed
+from tests.comparison import Cell, Figures, chosen_by_training_images, leave_one_out, read, run_all, table
+
+# In the place of launch.py: counts its starts, fails at the first one where the seed is 1, and leaves what a training leaves.
+FAKE = """
+import json, pathlib, sys
+words = dict(word.split("=", 1) for word in sys.argv[3:])
+output = pathlib.Path(words["output"])
+output.mkdir(parents=True, exist_ok=True)
+starts = output / "starts"
+count = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (count + 1))
+if words["seed"] == "1" and not count:
+    sys.exit("no room")
+share = float(words["share"])
+figures = {"knn_top1": share, "glyphs": share, "glyphs, jittered": share / 2, "others, jittered": share / 4}
+lines = [{"figures": {"knn_top1": 0}}, {"figures": figures, "raw_pixels": {"knn_top1": 0.25}}]
+(output / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+(output / "summary.json").write_text(json.dumps({"status": "finished", "loss": 2.0, "session_seconds": 90.0}))
+"""
+
+
+def fake(name: str, share: float, seed: int = 0) -> Cell:
+    return Cell(name, "a file", (f"share={share}", f"seed={seed}"), program=("-c", FAKE))
+
+
+def test_a_cell_that_is_finished_is_not_run_again_and_one_that_failed_is(tmp_path, capsys):
+    cells = [fake("good", 0.5), fake("bad", 0.7, seed=1)]
+    with pytest.raises(RuntimeError, match=r"bad .* ended with code 1:\nno room"):
+        run_all(cells, tmp_path)
+    figures = run_all(cells, tmp_path)
+    assert list(figures) == ["good", "bad"] and figures["bad"].knn == 0.7
+    run_all(cells, tmp_path)
+    assert [(tmp_path / name / "starts").read_text() for name in ("good", "bad")] == ["x", "xx"]
+    assert "good: kNN 50.0%, jittered 18.8%; 0.0 minutes now" in capsys.readouterr().out
+
+
+def test_figures_are_those_of_the_last_evaluation_and_of_the_head_that_was_chosen(tmp_path):
+    run_all([fake("run", 0.8)], tmp_path)
+    assert read(tmp_path / "run") == Figures(0.8, pytest.approx(0.3), None, None, 2.0, 1.5, 0.25, None)
+    heads = [{"held_out_top1": 0.6, "top1": 0.7}, {"held_out_top1": 0.65, "top1": 0.68}]
+    linear = {"features": {"heads": heads, "few_labels": [{"top1": 0.4}]}}
+    (tmp_path / "run" / "linear.json").write_text(json.dumps(linear))
+    assert read(tmp_path / "run")[2:4] == (0.68, 0.4)
+    (tmp_path / "run" / "evaluations.jsonl").unlink()
+    assert read(tmp_path / "run").knn is None
+
+
+def test_a_line_has_the_mean_of_its_seeds_and_their_spread():
+    runs = [Figures(share, share / 2, None, None, 1.0, 3.0, None, None) for share in (0.5, 0.6, 0.7)]
+    lines = table({"PIC": runs, "raw": runs[:1]}).splitlines()
+    assert lines[2] == "| PIC | 60.0 % (50.0 to 70.0) | 30.0 % (25.0 to 35.0) |  |  | 1.00 | 3 |"
+    assert lines[3] == "| raw | 50.0 % | 25.0 % |  |  | 1.00 | 3 |"
+
+
+def test_choosing_asks_each_training_image_of_all_others(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished.output, run)
+    share = leave_one_out(run)
+    config = schema.load(str(run / "config.json"), [])
+    network, _ = parts.network_of_file(config, run / "backbone.safetensors")
+    source = Digits("train")
+    images = to_tensor([source.image(number) for number in range(len(source))], config.data.image_size)
+    h_ND, labels_N = embed(network, images, "backbone").numpy(), source.labels()
+    similarity = h_ND @ h_ND.T
+    np.fill_diagonal(similarity, -2)
+    nearest = np.argsort(-similarity, axis=1)[:, :5]
+    votes = np.zeros((len(source), 10))
+    weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
+    np.add.at(votes, (np.arange(len(source))[:, None], labels_N[nearest]), weights)
+    assert share == pytest.approx((votes.argmax(axis=1) == labels_N).mean(), abs=0.002)
+    worse = tmp_path / "worse"
+    shutil.copytree(run, worse)
+    chosen = chosen_by_training_images([Cell("worse", "", ()), Cell("run", "", ())], tmp_path)
+    assert chosen.name == "worse"  # equal: the first
+    assert capsys.readouterr().out.count("of the training images") == 2
