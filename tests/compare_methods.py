@@ -68,8 +68,8 @@ class Set(NamedTuple):
         return (*words, *((self.pair,) if pairs else ()), *of_kind)
 
 
-_FASHION_MNIST = "configs/fashion_mnist.json"
-_ASKED = ("evaluate.jittered=true", "evaluate.views=0", "evaluate.limit=60000", "evaluate.query_limit=10000")
+_FASHION_MNIST = "configs/fashion_mnist_60k.json"
+_ASKED = ("evaluate.jittered=true", "evaluate.views=0")
 _PROBE = ("linear.epochs=10", "linear.C=[1e-3]", "linear.few=[10]")
 SETS = {
     "fashion_mnist": Set(
