@@ -138,16 +138,21 @@ TRIALS = {
 }
 
 
-def search(trial: Set, directory: Path) -> Values:
-    """Of each kind of method the trial that is best by its training images; of PIC with K = N/16."""
+def trials(trial: Set) -> dict[str, list[Cell]]:
+    """Of each kind of method the cells of the search; of PIC with K = N/16."""
     lines = {kind: line for line, kind in reversed(KINDS.items())}
-    tried = {
+    return {
         kind: [
             Cell(f"search-{kind}-{number}", trial.config, (*trial.words, *trial.method(line, *values)))
             for number, values in enumerate(TRIALS[kind])
         ]
         for kind, line in lines.items()
     }
+
+
+def search(trial: Set, directory: Path) -> Values:
+    """Of each kind of method the trial that is best by its training images."""
+    tried = trials(trial)
     run_all([cell for cells in tried.values() for cell in cells], directory)
     best = {kind: chosen_by_training_images(cells, directory) for kind, cells in tried.items()}
     return {kind: TRIALS[kind][tried[kind].index(cell)] for kind, cell in best.items()}

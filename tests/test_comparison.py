@@ -10,8 +10,12 @@ from configs import schema
 from datasets.clean import to_tensor
 from datasets.digits import Digits
 from engine.jobs import parts
+from engine.jobs.chosen_sizes import sized
 from engine.trunk.network import embed
+from tests import compare_methods, compare_rows
+from tests.compare_methods import SETS, TRIAL, cells_of, trials
 from tests.comparison import Cell, Figures, chosen_by_training_images, leave_one_out, read, run_all, table
+from tests.conftest import REPOSITORY
 
 # In the place of launch.py: counts its starts, fails at the first one where the seed is 1, and leaves what a training leaves.
 FAKE = """
@@ -86,3 +90,22 @@ def test_choosing_asks_each_training_image_of_all_others(finished, tmp_path, cap
     chosen = chosen_by_training_images([Cell("worse", "", ()), Cell("run", "", ())], tmp_path)
     assert chosen.name == "worse"  # equal: the first
     assert capsys.readouterr().out.count("of the training images") == 2
+
+
+VALUES = {kind: values[0] for kind, values in compare_methods.TRIALS.items()}
+CELLS = [
+    *((cell, 60_000, 16) for runs in cells_of("f", SETS["fashion_mnist"], VALUES).values() for cell in runs),
+    *((cell, 43_523, 9) for runs in cells_of("g", SETS["glyphs"], VALUES).values() for cell in runs),
+    *((cell, 4_782, 60) for runs in cells_of("e", SETS["emoji"], VALUES).values() for cell in runs),
+    *((cell, 6_000, 30) for runs in trials(TRIAL).values() for cell in runs),
+    *((cell, 6_000, 20) for lines in compare_rows.cells([0]).values() for runs in lines.values() for cell in runs),
+]
+
+
+@pytest.mark.parametrize(
+    ("cell", "count", "views"), CELLS, ids=[f"{number}-{cell.name}" for number, (cell, *_) in enumerate(CELLS)]
+)
+def test_every_cell_is_a_config_whose_sizes_fit_and_sees_as_many_views(cell, count, views):
+    config = sized(schema.load(str(REPOSITORY / cell.config), list(cell.words)), count)
+    assert config.schedule.window
+    assert config.epochs * len(config.data.sides) == views
