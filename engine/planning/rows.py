@@ -23,6 +23,7 @@ _MAP_NEWS = 2**16  # blocks that are remembered in a dict until the map is merge
 _NEWS_BYTES = 360  # of each of them: an entry of the dict, its numbers, its tuple of checksums
 _LOG_BYTES = 8 + 16  # of a step: its loss, its learning rate; the arrays grow by doubling and by an eighth
 _LEVEL_BYTES = 64 / 8  # of a step: products of 16 steps and more, each of four numbers of 16 bytes
+_RECENT_BYTES = 64 * (4096 + 2048 + 1024 + 512)  # products of 1, 2, 4 and 8 steps, of the latest 4,096 steps
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def tier_components(sizes: TierSizes) -> list[Component]:
         Component(HOST, names.STORE_IN_MEMORY, store),
         Component(HOST, names.BLOCK_MAP, on_disk),
         Component(HOST, names.ORDER, 3 * sizes.window * INDEX_BYTES),
-        Component(HOST, names.LOG, round(sizes.steps * (_LOG_BYTES + _LEVEL_BYTES))),
+        Component(HOST, names.LOG, _RECENT_BYTES + round(sizes.steps * (_LOG_BYTES + _LEVEL_BYTES))),
     ]
 
 
