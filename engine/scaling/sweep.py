@@ -141,8 +141,9 @@ class Sweep:
                 + with_others * (len(together) > 1)
             )
         all_ended = run_cells(tasks, wanted.turn_seconds, asked_to_stop)
+        turn_seconds = wanted.turn_seconds if len(together) > 1 else None
         for one, ended in zip(together, all_ended, strict=False):
-            self._keep(one, ended)
+            self._keep(one, ended, turn_seconds)
         return all(ended.status != STOPPED for ended in all_ended)
 
     def _task(self, one: Waiting) -> Task:
@@ -156,11 +157,11 @@ class Sweep:
             environment={} if one.cell.peer else _GIVES_BACK,
         )
 
-    def _keep(self, one: Waiting, ended: Ended) -> None:
-        """Record what became of it, and remove what takes room."""
+    def _keep(self, one: Waiting, ended: Ended, turn_seconds: float | None) -> None:
+        """Record what became of it, and remove what takes room. turn_seconds: None where it took no turns with others."""
         wanted, directory = self.wanted, one.directory(self.output)
         if ended.status != STOPPED:
-            figures = figures_of(directory, ended, wanted.skip_steps, wanted.turn_seconds)
+            figures = figures_of(directory, ended, wanted.skip_steps, turn_seconds)
             record = records.record_of(one.cell, one.repeat, one.place, ended, figures)
             records.add(self.output, record)
             self.records.append(record)

@@ -273,6 +273,13 @@ def test_steps_in_which_others_had_their_turns_have_no_figure(tmp_path):
     assert in_turns["step_seconds_mean"] == 1.0 and alone["step_seconds_mean"] > 2
 
 
+def test_a_cell_that_ran_alone_has_figures_of_steps_that_are_longer_than_a_turn(tmp_path):
+    alone, line = (sweep_of(tmp_path / str(len(todos)), todos, turn=0.2) for todos in ([""], ["", ""]))
+    assert alone.run(never) and line.run(never)  # steps of one second, and more
+    assert [record.figures.get("step_seconds") for record in alone.records] == [1.0]
+    assert [record.figures.get("step_seconds") for record in line.records] == [None, None]
+
+
 def test_the_limits_of_cells_that_were_not_started_are_closed_too(tmp_path):
     closed = []
 
