@@ -23,7 +23,7 @@ _MAP_NEWS = 2**16  # blocks that are remembered in a dict until the map is merge
 _NEWS_BYTES = 360  # of each of them: an entry of the dict, its numbers, its tuple of checksums
 _LOG_BYTES = 8 + 16  # of a step: its loss, its learning rate; the arrays grow by doubling and by an eighth
 _LEVEL_BYTES = 64 / 8  # of a step: products of 16 steps and more, each of four numbers of 16 bytes
-_RECENT_BYTES = 64 * (4096 + 2048 + 1024 + 512)  # products of 1, 2, 4 and 8 steps, of the latest 4,096 steps
+_RECENT, _RECENT_BYTES = 4096, 64 + 32 + 16 + 8  # the latest steps; of each: products of 1, 2, 4 and 8 steps
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ def tier_components(sizes: TierSizes) -> list[Component]:
     waiting = 0 if sizes.in_memory else sizes.waiting * block_bytes
     store = sizes.stored_blocks * block_bytes if sizes.in_memory else 0
     news = min(sizes.written_blocks, _MAP_NEWS)
+    recent = min(_RECENT, max(64, 1 << (sizes.steps - 1).bit_length()))  # the arrays grow by doubling
     on_disk = 2 * sizes.stored_blocks * _MAP_BYTES + news * _NEWS_BYTES + sizes.written_blocks // 64 * _GENERATION_BYTES
     return [
         Component(HOST, names.WINDOW, sizes.places * place_bytes),
@@ -154,7 +155,7 @@ def tier_components(sizes: TierSizes) -> list[Component]:
         Component(HOST, names.STORE_IN_MEMORY, store),
         Component(HOST, names.BLOCK_MAP, on_disk),
         Component(HOST, names.ORDER, 3 * sizes.window * INDEX_BYTES),
-        Component(HOST, names.LOG, _RECENT_BYTES + round(sizes.steps * (_LOG_BYTES + _LEVEL_BYTES))),
+        Component(HOST, names.LOG, round(sizes.steps * (_LOG_BYTES + _LEVEL_BYTES)) + recent * _RECENT_BYTES),
     ]
 
 

@@ -42,8 +42,8 @@ class TransitionLog:
         self.momentum, self.weight_decay, self.nesterov = EXTENDED(momentum), EXTENDED(weight_decay), nesterov
         self._eta_T = np.empty(1024, dtype=np.float64)
         self._levels: list[np.ndarray] = []  # _levels[j - 4][i] is the product over [i * 2^j, (i + 1) * 2^j), [2, 2]
-        # For j < 4 that of the latest segments, at [j][i mod their number].
-        self._recent = [np.empty((_RECENT >> level, 2, 2), dtype=EXTENDED) for level in range(_LOWEST)]
+        # For j < 4 that of the latest segments, at [j][i mod _RECENT / 2^j]; as long as there are few steps, it is shorter.
+        self._recent = [np.empty((64 >> level, 2, 2), dtype=EXTENDED) for level in range(_LOWEST)]
         self.steps = 0
 
     @property
@@ -64,10 +64,12 @@ class TransitionLog:
         before, self.steps = self.steps, self.steps + len(eta_T)
         self._eta_T = with_room(self._eta_T, self.steps)
         self._eta_T[before : self.steps] = eta_T
-        for level, recent in enumerate(self._recent):
-            indices = np.arange(max(before >> level, self._oldest(level)), self.steps >> level)
+        for level in range(_LOWEST):
+            most, end = _RECENT >> level, self.steps >> level
+            self._recent[level] = with_room(self._recent[level], min(end, most))
+            indices = np.arange(max(before >> level, self._oldest(level)), end)
             if len(indices):
-                recent[indices % len(recent)] = self._formed(level, indices)
+                self._recent[level][indices % most] = self._formed(level, indices)
         level = _LOWEST
         while self.steps >> level > before >> level:
             self._append_products(level, before >> level, self.steps >> level)
@@ -106,7 +108,7 @@ class TransitionLog:
         if level >= _LOWEST:
             return self._levels[level - _LOWEST][indices]
         if indices.min() >= self._oldest(level):
-            return self._recent[level][indices % len(self._recent[level])]
+            return self._recent[level][indices % (_RECENT >> level)]
         return self._formed(level, indices)
 
     def _oldest(self, level: int) -> int:
