@@ -36,16 +36,15 @@ from datasets.schedule import Schedule
 from engine.disk.chosen import chosen_checkpoint
 from engine.jobs import parts
 from engine.jobs.data import open_data
-from engine.jobs.row_table import rows_of
 from engine.ranks.lanes import Lanes
 from engine.rows.active_rows import ActiveRows, Start
 from engine.rows.host_tier import HostTier
 from engine.rows.implementations import implementations, names
-from engine.rows.snapshots import RowReader
 from engine.rows.store import MemoryStore
 from engine.rows.transitions import TransitionLog
 from engine.training.checkpoint import read_trunk
 from tests.bench_support import machine
+from tests.comparison import caught_up_rows
 from tests.engine.methods.some_negatives import Errors, Samples, errors, recent
 
 ROOT = Path(__file__).parents[1]
@@ -106,9 +105,7 @@ def state_of(path: str, words: list[str]) -> State:
     source, augmentation, schedule, config = open_data(config, checkpoint, grows=False)
     network = parts.network_of(config)
     network.load_state_dict(read_trunk(checkpoint))
-    reader = RowReader(rows_of(config, checkpoint, schedule))
-    blocks = range(-(-schedule.size // schedule.block))
-    w_ND = np.concatenate([reader.caught_up(block, schedule.instances)[0] for block in blocks])
+    w_ND = caught_up_rows(config, checkpoint, schedule)
     if np.isnan(w_ND).any():
         raise ValueError("some rows were never visited, and do not exist; train for more epochs than W/S")
     batch = StepDataset(source, schedule, augmentation, config.seed)[checkpoint.step]

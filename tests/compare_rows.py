@@ -12,7 +12,6 @@ Two trainings at a time, one thread each. What is there is not trained again, an
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,7 @@ import numpy as np
 from configs import schema
 from engine.disk.chosen import chosen_checkpoint
 from engine.jobs.data import open_data
-from engine.jobs.row_table import rows_of
-from engine.rows.snapshots import RowReader
-from tests.comparison import Cell, run_all, table
+from tests.comparison import Cell, caught_up_rows, run_all, table
 
 CORRECTION = "tests.engine.rows.other_corrections"
 SORTED = "tests.datasets.sorted_runs"
@@ -79,9 +76,7 @@ def rows_at_end(config_file: str, words: list[str]) -> np.ndarray:
     config = schema.load(config_file, words)
     checkpoint, _ = chosen_checkpoint(Path(config.output), None)
     _, _, schedule, config = open_data(config, checkpoint, grows=False)
-    reader = RowReader(rows_of(config, checkpoint, schedule))
-    blocks = range(-(-schedule.size // schedule.block))
-    return np.concatenate([reader.caught_up(block, schedule.instances)[0] for block in blocks])
+    return caught_up_rows(config, checkpoint, schedule)
 
 
 def distances(rows_ND: np.ndarray, dense_ND: np.ndarray) -> tuple[float, float, float]:
@@ -99,7 +94,7 @@ def distances(rows_ND: np.ndarray, dense_ND: np.ndarray) -> tuple[float, float, 
 def rows_table(directory: Path) -> str:
     kinds = ("exact", "power", "momentum", "none")
     runs = [Cell(f"given-{kind}", "configs/given.json", GIVEN, ("-m", CORRECTION, kind)) for kind in kinds]
-    run_all(runs, directory)
+    found = run_all(runs, directory)
     rows = {
         kind: rows_at_end(run.config, [f"output={directory / run.name}", *run.words])
         for kind, run in zip(kinds, runs, strict=True)
@@ -110,8 +105,7 @@ def rows_table(directory: Path) -> str:
     ]
     for kind, run in zip(kinds, runs, strict=True):
         median, most, length = distances(rows[kind], rows["exact"])
-        loss = json.loads((directory / run.name / "summary.json").read_text())["loss"]
-        lines.append(f"| {kind} | {median:.2f} degrees | {most:.2f} | {length:.3f} | {loss:.3f} |")
+        lines.append(f"| {kind} | {median:.2f} degrees | {most:.2f} | {length:.3f} | {found[run.name].loss:.3f} |")
     return "\n".join(lines)
 
 

@@ -25,10 +25,14 @@ import numpy as np
 
 from configs import schema
 from datasets.catalog import every_image
+from datasets.schedule import Schedule
+from engine.disk.manifest import SavedCheckpoint
 from engine.evaluation.evaluate import embed_loaded
 from engine.evaluation.knn import neighbours, vote
 from engine.jobs import parts
 from engine.jobs.data import open_data
+from engine.jobs.row_table import rows_of
+from engine.rows.snapshots import RowReader
 from engine.trunk.network import embed
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +168,16 @@ def leave_one_out(output: Path) -> float:
     others = np.argsort(is_own, axis=1, kind="stable")[:, :-1]  # in their order, without the image itself
     similarity, nearest = (np.take_along_axis(found, others, axis=1) for found in (similarity, nearest))
     return float((vote(similarity, labels_N[nearest], config.evaluate.temperature) == labels_N).mean())
+
+
+# Rows
+
+
+def caught_up_rows(config: schema.Config, checkpoint: SavedCheckpoint, schedule: Schedule) -> np.ndarray:
+    """float32 [N, D], in the order of positions: the rows of a checkpoint, caught up to its step. NaN where one does not exist yet."""
+    reader = RowReader(rows_of(config, checkpoint, schedule))
+    blocks = range(-(-schedule.size // schedule.block))
+    return np.concatenate([reader.caught_up(block, schedule.instances)[0] for block in blocks])
 
 
 # Tables

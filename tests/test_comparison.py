@@ -12,8 +12,8 @@ from datasets.digits import Digits
 from engine.jobs import parts
 from engine.jobs.chosen_sizes import sized
 from engine.trunk.network import embed
-from tests import compare_methods, compare_rows
-from tests.compare_methods import SETS, TRIAL, cells_of, trials
+from tests import compare_rows
+from tests.compare_methods import KINDS, SETS, TRIAL, TRIALS, cells_of, trials
 from tests.comparison import Cell, Figures, chosen_by_training_images, leave_one_out, read, run_all, table
 from tests.conftest import REPOSITORY
 
@@ -92,7 +92,7 @@ def test_choosing_asks_each_training_image_of_all_others(finished, tmp_path, cap
     assert capsys.readouterr().out.count("of the training images") == 2
 
 
-VALUES = {kind: values[0] for kind, values in compare_methods.TRIALS.items()}
+VALUES = dict.fromkeys(KINDS.values(), TRIALS[0])
 CELLS = [
     *((cell, 60_000, 16) for runs in cells_of("f", SETS["fashion_mnist"], VALUES).values() for cell in runs),
     *((cell, 43_523, 9) for runs in cells_of("g", SETS["glyphs"], VALUES).values() for cell in runs),

@@ -173,10 +173,11 @@ def singular_values(features_MD: np.ndarray) -> np.ndarray:
     copy of tall features in float64. What is lost is far below the 1e-7 that RankMe adds to every share.
     """
     count, width = features_MD.shape
-    gram = np.zeros((min(count, width),) * 2)
     if count < width:
-        gram += features_MD.astype(np.float64) @ features_MD.T.astype(np.float64)
+        whole = features_MD.astype(np.float64)
+        gram = whole @ whole.T
     else:
+        gram = np.zeros((width, width))
         for start in range(0, count, SPECTRUM_ROWS):
             part = features_MD[start : start + SPECTRUM_ROWS].astype(np.float64)
             gram += part.T @ part

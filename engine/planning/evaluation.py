@@ -78,8 +78,8 @@ def evaluation_components(sizes: EvaluationSizes) -> list[Component]:
 
 
 def _spectrum_bytes(gallery: int, width: int) -> int:
-    """A copy of the gallery, some of it in float64 (all of it, twice, where it is wide), and three square matrices of the smaller side."""
-    in_float64 = min(gallery, SPECTRUM_ROWS) if gallery >= width else 2 * gallery
+    """A copy of the gallery, some of it in float64 (all of it where it is wide), and three square matrices of the smaller side."""
+    in_float64 = min(gallery, SPECTRUM_ROWS) if gallery >= width else gallery
     return gallery * width * FLOAT_BYTES + 8 * (in_float64 * width + 3 * min(gallery, width) ** 2)
 
 

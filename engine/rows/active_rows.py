@@ -277,15 +277,14 @@ class ActiveRows:
             w[never] = newborn
             self._put(slots, *self.caught_up(w, u, last_step, never, step))
         else:
+            products = self.log.products(last_step, step)
             back = ~never
-            products = self.log.products(last_step[back], step)
-            self._catch_up(slots[back], self.host.weight, self.host.momentum, indices[back], products)
+            self._catch_up(slots[back], self.host.weight, self.host.momentum, indices[back], products[back])
             rest = np.zeros_like(newborn)
             if self.start.feature:  # it has missed nothing
                 self._put(slots[never], newborn, rest)
             else:
-                products = self.log.products(last_step[never], step)
-                self._catch_up(slots[never], newborn, rest, np.arange(len(newborn)), products)
+                self._catch_up(slots[never], newborn, rest, np.arange(len(newborn)), products[never])
         if self.norm_floor:
             w, u = self._get(slots)
             assert u is not None, "a length that nothing shrinks needs no floor"
