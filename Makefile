@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 # faiss for the GPU where an NVIDIA driver answers, for the CPU elsewhere.
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 CODE := launch.py configs datasets engine kernels tests
-# Three tests a core, since half of the time they wait (for time limits, disks, each other); at most six. Each has torch, DeepSpeed and
+# Two tests a core, since half of the time they wait (for time limits, disks, each other); at most four. Each has torch, DeepSpeed and
 # the processes of its test, about 2.5 GB, and one thread (tests/conftest.py).
 # A worker that is done takes half of what another has left, so that the tests of a file stay together and all workers end together.
-TOGETHER := -n $(shell expr 3 \* $$(nproc)) --maxprocesses 6 --dist worksteal
+TOGETHER := -n $(shell expr 2 \* $$(nproc)) --maxprocesses 4 --dist worksteal
 # Without bytecode every process of a test compiles the sources again.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 

@@ -22,6 +22,7 @@ class Scale(Section):
     # Each: key -> values; its cells are all combinations.
     grid: Annotated[list[Grid], BeforeValidator(_as_list)] = Field(default=[])
     repeats: Few = 3  # blocks; each has every cell once, in an order of its own
+    peer_repeats: Few | None = None  # blocks in which rivals run, the first ones; null: all
     steps: Positive | None = None  # of each cell; null: the config's own steps
     skip_steps: Steps = 10  # first steps of a cell that no figure counts; at most half of them
     cell_seconds: AboveZero = 1800.0  # a cell that takes longer is ended

@@ -39,7 +39,7 @@ from engine.training.stop_signal import StopSignal
 _LAUNCH = Path(__file__).parents[2] / "launch.py"
 _FREE_SHARE = 0.8  # of the memory that is free when the sweep starts
 # What may differ when a sweep goes on. More repeats are more blocks; the blocks that are there stay what they are.
-_MAY_DIFFER = ("output", "scale.repeats", "scale.keep", "scale.cell_seconds", "scale.cell_gib")
+_MAY_DIFFER = ("output", "scale.repeats", "scale.peer_repeats", "scale.keep", "scale.cell_seconds", "scale.cell_gib")
 _COUNTED = ("synthetic", "digits")  # sources whose images are counted at once
 
 
@@ -64,6 +64,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         own.write_json("config.json", json.loads(config.model_dump_json()))
         limits = Wanted(
             repeats=wanted.repeats,
+            peer_repeats=wanted.repeats if wanted.peer_repeats is None else wanted.peer_repeats,
             seed=config.seed,
             skip_steps=wanted.skip_steps,
             cell_seconds=wanted.cell_seconds,

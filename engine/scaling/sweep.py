@@ -38,6 +38,7 @@ _LARGE = ("backbone.safetensors", "report.html")
 class Wanted:
     """
     repeats, seed   blocks, and what draws their orders
+    peer_repeats    blocks in which rivals run, the first ones
     skip_steps      first steps of a cell that no figure counts; at most half of them
     cell_seconds, cell_bytes   what a cell may take
     keep            leave the checkpoints of the cells
@@ -45,6 +46,7 @@ class Wanted:
     """
 
     repeats: int
+    peer_repeats: int
     seed: int
     skip_steps: int
     cell_seconds: float
@@ -106,6 +108,8 @@ class Sweep:
                     yield Waiting(repeat, place, self.cells[number])
 
     def _is_waiting(self, repeat: int, number: int) -> bool:
+        if self.cells[number].peer is not None and repeat >= self.wanted.peer_repeats:
+            return False
         return not any(
             record.cell == number and (record.repeat == repeat or record.is_hopeless) for record in self.records
         )

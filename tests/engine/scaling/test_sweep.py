@@ -34,6 +34,7 @@ def sweep_of(
     output: Path,
     todos: list[str],
     repeats: int = 1,
+    peer_repeats: int = 9,
     *,
     mib: int = 4000,
     seconds: float = 300.0,
@@ -44,7 +45,7 @@ def sweep_of(
     own.make()
     cells = [Cell(number, {"data.limit": 10**number}) for number in range(len(todos))]
     wanted = Wanted(
-        repeats, seed=0, skip_steps=1, cell_seconds=seconds, cell_bytes=mib * MIB, keep=True, turn_seconds=turn
+        repeats, peer_repeats, 0, skip_steps=1, cell_seconds=seconds, cell_bytes=mib * MIB, keep=True, turn_seconds=turn
     )
 
     def command_of(cell: Cell, directory: Path) -> list[str]:
@@ -64,6 +65,13 @@ def test_every_cell_of_every_block_is_run_once_and_recorded(tmp_path):
     assert sorted((repeat, cell) for repeat, _, cell, _ in ran) == [(r, c) for r in range(2) for c in range(3)]
     assert {status for *_, status in ran} == {"ended"}
     assert [place for _, place, _, _ in ran] == [0, 1, 2, 0, 1, 2]
+
+
+def test_rivals_run_in_the_first_blocks_alone(tmp_path):
+    sweep = sweep_of(tmp_path / "sweep", ["", ""], repeats=3, peer_repeats=1)
+    sweep.cells[1] = Cell(1, {"data.limit": 1, "peer": "pic_dense"})
+    assert sweep.run(never)
+    assert sorted((record.cell, record.repeat) for record in sweep.records) == [(0, 0), (0, 1), (0, 2), (1, 0)]
 
 
 def test_figures_of_the_table_are_those_of_the_lines_of_the_cells(tmp_path):
