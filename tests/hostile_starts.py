@@ -764,6 +764,18 @@ def exports_that_are_a_link(out):
     (out / "exports").symlink_to(out.parent)
 
 
+@hostile(2, "linear is a link")
+@_after("job=linear", "data.labels=folders")
+def kept_features_that_are_a_link(out):
+    (out / "linear").symlink_to(out.parent)
+
+
+@hostile(2, "linear.json is a directory")
+@_after("job=linear")
+def figures_of_a_probe_that_are_a_directory(out):
+    (out / "linear.json").mkdir()
+
+
 @hostile(2, "store.png")
 @_after("job=store")
 def a_picture_that_is_a_link(out):

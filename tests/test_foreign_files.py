@@ -47,6 +47,7 @@ def test_the_directory_of_another_tool_is_refused_by_every_job(run, capsys, flag
         for words in (
             ["job=knn", f"evaluate.backbone={backbone}"],
             ["job=export"],
+            ["job=linear"],
             *(["job=store", f"store.verb={verb}"] for verb in ("inspect", "scrub", "repair", "export", "verify")),
         ):
             assert run(*words) == 2, words
@@ -121,6 +122,8 @@ def test_a_job_that_would_replace_a_file_of_ours_by_name_alone_is_refused(run, c
     assert run("steps=3") == 0
     (run.output / "knn.json").write_text("mine")
     refused(run, capsys, "job=knn", expect="knn.json was not written by this engine")
+    (run.output / "linear.json").write_text("mine")
+    refused(run, capsys, "job=linear", expect="linear.json was not written by this engine")
     (run.output / "exports").mkdir()
     (run.output / "exports" / "rows.npy").write_text("mine")
     refused(run, capsys, "job=export", expect="rows.npy was not written by this engine")
