@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, Self
 
 from engine.results.output import Output, json_text
+from engine.results.records import FIGURES_OF_PROBE
 
 
 class Listener(AbstractContextManager, Protocol):
@@ -62,7 +63,7 @@ class TensorBoard:
         self._writer.close()
 
     def update(self, line: Mapping[str, Any]) -> None:
-        for key in ("loss", "lr", "images_per_second", *line["figures"], "probe_top1", "probe_loss"):
+        for key in ("loss", "lr", "images_per_second", *line["figures"], *FIGURES_OF_PROBE):
             if line.get(key) is not None:
                 self._writer.add_scalar(self._prefix + key, line[key], line["step"])
         self._writer.flush()

@@ -26,6 +26,7 @@ FIGURES_OF_ROWS = (
     *("active", "visited", "readmitted", "store_bytes"),
     *("blocks_read", "block_read_seconds", "blocks_written", "block_write_seconds", "blocks_stored"),
 )
+FIGURES_OF_PROBE = ("probe_top1", "probe_loss")  # of the online probe
 _LARGEST = 1e100  # no figure of a run is larger, and charts cannot draw what is
 
 

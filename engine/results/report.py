@@ -19,13 +19,20 @@ from engine.results.linear_part import linear_section
 from engine.results.page import figure, header, json_details, page, panels, paragraph, section, table, tiles
 from engine.results.pictures import EmbeddingSample, NeighbourRow, feature_map, neighbour_pictures
 from engine.results.progress import duration_text
-from engine.results.records import FIGURES_OF_ROWS, Records, amounts, finite, finite_items, read_records
+from engine.results.records import (
+    FIGURES_OF_PROBE,
+    FIGURES_OF_ROWS,
+    Records,
+    amounts,
+    finite,
+    finite_items,
+    read_records,
+)
 
 __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
 _HEADLINE, _TOP_FIVE = "knn_top1", "knn_top5"
 _MAX_PANELS, _MAX_WAYS = 12, 200
-_OF_PROBE = ("probe_top1", "probe_loss")
 # What a line of evaluations.jsonl says beside the figures of its evaluators.
 _ASKED = "Share of queries to which their nearest images of the gallery give the right label."
 _NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
@@ -193,7 +200,7 @@ def _loss(records: Records) -> list[Markup]:
     if None in losses:
         caption += f" Logged steps without a finite loss, where the curve has gaps: {losses.count(None):,}."
     figures = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
-    figures += [name for name in _OF_PROBE if any(name in line for line in metrics)]
+    figures += [name for name in FIGURES_OF_PROBE if any(name in line for line in metrics)]
     small = [
         over_steps(records, name, title)
         for name, title in [("lr", "Learning rate"), *((one, _title(one)) for one in figures)]
