@@ -57,14 +57,7 @@ def kill(number: int) -> Callable[[], object]:
     return do
 
 
-def fail(error: BaseException) -> Callable[[], object]:
-    def do() -> None:
-        raise error
-
-    return do
-
-
-def fail_with(error: BaseException) -> Callable[..., Any]:
+def fail(error: BaseException) -> Callable[..., Any]:
     def do(*_: object, **__: object) -> None:
         raise error
 

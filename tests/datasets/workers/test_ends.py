@@ -178,7 +178,7 @@ def test_a_program_that_forgets_to_close_ends_though_a_worker_does_not_answer(ho
 
 def test_a_worker_that_hangs_ends_when_its_parent_is_killed() -> None:
     script = (
-        "import multiprocessing, os, signal\n"
+        "import multiprocessing\n"
         "from datasets.loader import batches\n"
         "from tests.datasets.workers.made_batches import Made, hang\n"
         "stream = batches(Made({0: hang}), 0, 10**9, workers=2, pin=False)\n"

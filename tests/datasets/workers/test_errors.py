@@ -17,7 +17,6 @@ from datasets.loader import batches
 from tests.datasets.workers.made_batches import (
     Made,
     fail,
-    fail_with,
     one_line,
     open_files,
 )
@@ -93,7 +92,7 @@ def test_an_error_comes_in_its_turn_and_not_before() -> None:
 
 
 def test_a_worker_that_can_make_no_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "memfd_create", fail_with(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+    monkeypatch.setattr(os, "memfd_create", fail(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
     with pytest.raises(OSError, match="Too many open files"):
         list(batches(Made(), 0, 9, 2, pin=False))
 
@@ -101,7 +100,7 @@ def test_a_worker_that_can_make_no_memory_says_so(monkeypatch: pytest.MonkeyPatc
 def test_a_disk_or_memory_that_is_full_while_a_batch_is_written_is_an_error_and_no_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(os, "pwrite", fail_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    monkeypatch.setattr(os, "pwrite", fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     with pytest.raises(OSError, match="No space left"):
         list(batches(Made(), 0, 9, 2, pin=False))
 
@@ -132,7 +131,7 @@ def test_a_process_without_descriptors_left_says_so_and_does_not_wait() -> None:
 
 
 def test_a_process_without_memory_for_a_batch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parcel.mmap, "mmap", fail_with(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
+    monkeypatch.setattr(parcel.mmap, "mmap", fail(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
     with pytest.raises(OSError, match=r"no memory for a batch of 0 MiB: Cannot allocate memory; lower data\.workers"):
         list(batches(Made(), 0, 9, 1, pin=False))
 
@@ -173,7 +172,7 @@ def test_a_worker_that_cannot_be_forked_ends_those_that_were(
 
 
 def test_no_descriptor_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "socketpair", fail_with(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+    monkeypatch.setattr(socket, "socketpair", fail(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
     with pytest.raises(OSError, match=r"worker 0 of 3 cannot be started: Too many open files.*ulimit -n"):
         batches(Made(), 0, 9, 3, pin=False)
 

@@ -21,12 +21,29 @@ from tests.datasets.test_loader import REPOSITORY
 from tests.datasets.workers.made_batches import (
     Made,
     fail,
-    fail_with,
     open_files,
     soon,
 )
 
-_IMPORTS = "from datasets.loader import batches\nfrom tests.datasets.workers.made_batches import Made"
+
+def eight_batches_come(*before: str, **environment: str) -> None:
+    """In a process of its own. before: words of the command before the interpreter's."""
+    script = (
+        "from datasets.loader import batches\n"
+        "from tests.datasets.workers.made_batches import Made\n"
+        "print(sum(1 for _ in batches(Made(), 0, 8, 2, pin=False)))"
+    )
+    done = subprocess.run(
+        [*before, sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+
 
 # What is sent
 
@@ -96,32 +113,13 @@ def test_a_full_dev_shm_does_not_matter() -> None:
     inside = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
     if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody mount")
-    script = f"{_IMPORTS}\nprint(sum(1 for _ in batches(Made(), 0, 8, 2, pin=False)))"
-    done = subprocess.run(
-        [*inside, sys.executable, "-c", script],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+    eight_batches_come(*inside)
 
 
 def test_the_length_of_tmpdir_does_not_matter(tmp_path: Path) -> None:
     long = tmp_path / ("t" * 100)
     long.mkdir()
-    script = f"{_IMPORTS}\nprint(sum(1 for _ in batches(Made(), 0, 8, 2, pin=False)))"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(long)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+    eight_batches_come(TMPDIR=str(long))
     assert list(long.iterdir()) == []
 
 
@@ -210,7 +208,7 @@ def test_the_next_batch_is_pinned_while_a_step_runs_and_no_more_than_that(fake_p
 
 
 def test_an_error_comes_out_of_the_thread_that_pins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.Tensor, "pin_memory", fail_with(RuntimeError("CUDA error: out of memory")))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail(RuntimeError("CUDA error: out of memory")))
     with pytest.raises(RuntimeError, match="CUDA error"):
         list(batches(Made(), 0, 9, 2, pin=True))
 
