@@ -12,14 +12,11 @@ at a time, as in training; what else the augmentation makes of it (the other cro
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from datasets.batch import ImageSet, Loaded, UnreadableImage
 from datasets.loader import Augmentation, Source
 
 SEED = 20203  # beside those of datasets/probes.py
-# Grey views are made all at once, with several arrays of their size on the way; those of a whole batch of an evaluation took 150 MiB.
-_AT_ONCE = 32
 
 
 def drawn_views(source: Source, augmentation: Augmentation, instances_M: np.ndarray, draws: Sequence[int]) -> ImageSet:
@@ -33,12 +30,8 @@ def drawn_views(source: Source, augmentation: Augmentation, instances_M: np.ndar
 
     def load(start: int, stop: int) -> Loaded:
         readable = np.zeros(stop - start, dtype=bool)
-        parts = []
-        for first in range(start, stop, _AT_ONCE):
-            these = slice(first, min(first + _AT_ONCE, stop))
-            images = _decoded(source, instances[these], readable[first - start :][:_AT_ONCE])
-            parts.append(augmentation.views(images, SEED, 0, keys[these])[0])
-        return Loaded(torch.cat(parts), readable)
+        images = _decoded(source, instances[start:stop], readable)
+        return Loaded(augmentation.views(images, SEED, 0, keys[start:stop])[0], readable)
 
     return ImageSet("views", len(instances), load)
 

@@ -21,7 +21,7 @@ A source more than twice as large as `size` is sampled too sparsely; render it s
 also what the warp finds outside of them. One that is not square is made square.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ from datasets.keyed import keyed, uniform
 _CONTROL_POINTS = 6  # a side, of which the image spans the inner 3 intervals: about 11 pixels each at 32 x 32
 _ANGLE, _SHIFT_X, _SHIFT_Y, _SCALE, _SHEAR, _FLIP, _THICKNESS, _BLUR, _CONTRAST, _BRIGHTNESS, _ELASTIC = range(11)
 _DRAWS = _ELASTIC + 2 * _CONTROL_POINTS**2
+# 1 MiB an array of floats, of which there are some ten: 256 views of 32 x 32. A batch of large views would take hundreds of MiB.
+_PIXELS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,18 @@ class GreyAugment:
             shape = (len(in_memory), 1, self.size, self.size)
             return [torch.zeros(shape, dtype=torch.uint8) for _ in range(self.view_count)]
         images_B1HW = torch.from_numpy(np.stack(pixels)[:, None])
-        views = [self(images_B1HW, keyed(seed, step, ids_B[there_B], view)) for view in range(self.view_count)]
+        keys = [keyed(seed, step, ids_B[there_B], view) for view in range(self.view_count)]
+        views = [torch.cat([self(*some) for some in self._parts(images_B1HW, keys_B)]) for keys_B in keys]
         if len(pixels) == len(in_memory):
             return views
         views_VB1SS = torch.zeros(len(views), len(in_memory), 1, self.size, self.size, dtype=torch.uint8)
         views_VB1SS[:, torch.from_numpy(there_B)] = torch.stack(views)
         return list(views_VB1SS)
+
+    def _parts(self, images_B1HW: torch.Tensor, keys_B: np.ndarray) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        """As many images at a time as views of them have _PIXELS_AT_ONCE pixels."""
+        at_once = max(1, _PIXELS_AT_ONCE // self.size**2)
+        return zip(images_B1HW.split(at_once), np.split(keys_B, range(at_once, len(keys_B), at_once)), strict=True)
 
     def __call__(self, images_B1HW: torch.Tensor, keys_B: np.ndarray) -> torch.Tensor:
         """One view of each image: uint8 [B, 1, H, W] and uint64 [B] -> uint8 [B, 1, size, size]."""

@@ -1,6 +1,6 @@
 """Who learns more? PIC at three numbers of active rows, InstDisc, MoCo v2 and SimCLR, on three sets of images, as Markdown tables.
 
-    python -m tests.compare_methods [--sets fashion_mnist glyphs emoji] [--emoji DIRECTORY] [--output runs/compare_methods]
+    python -m tests.compare_methods [--sets fashion_mnist glyphs emoji] [--emoji DIRECTORY] [--output runs/compare_methods] [--figures FILE]
 
 Every method has the same network, the same random views, the same batch and schedule, and sees the same number of views: those of two
 views an image make half as many passes. On Fashion-MNIST each has the same small search before: four trainings on the first 6,000 images, a
@@ -10,7 +10,8 @@ of the test. Glyphs (the demo's) and emoji (tests/render_emoji.py) are trained o
 For the frame: raw pixels; the network with the weights it starts with, its batch statistics settled; the network trained with labels on the
 same views (tests/supervised.py).
 
-Two trainings at a time, one thread each. What is there is not trained again, and a training that was killed goes on.
+Two trainings at a time, one thread each. What has its line in the file of figures is not trained again, and a training that was killed goes
+on. tests/compare_methods.jsonl has the lines of the tables in configs/README.md: with --figures it, the same tables are printed at once.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.comparison import Cell, Figures, chosen_by_training_images, run_all, table
+from tests.comparison import Cell, Figures, run_all, table
 
 NO_ROWS = ("optimizer.rows_lr_scale=1", "optimizer.rows_weight_decay=null")
 STILL = ("optimizer.lr=1e-9", "optimizer.min_lr=1e-9", "optimizer.warmup_epochs=0", "steps=200")
@@ -139,18 +140,18 @@ def trials(trial: Set) -> dict[str, list[Cell]]:
     lines = {kind: line for line, kind in reversed(KINDS.items())}
     return {
         kind: [
-            Cell(f"search-{kind}-{number}", trial.config, (*trial.words, *trial.method(line, *values)))
+            Cell(f"search-{kind}-{number}", trial.config, (*trial.words, *trial.method(line, *values)), asks_own=True)
             for number, values in enumerate(TRIALS)
         ]
         for kind, line in lines.items()
     }
 
 
-def search(trial: Set, directory: Path) -> Values:
-    """Of each kind of method the trial that is best by its training images."""
+def search(trial: Set, directory: Path, file: Path | None) -> Values:
+    """Of each kind of method the trial that is best by its training images; of equal ones the first."""
     tried = trials(trial)
-    run_all([cell for cells in tried.values() for cell in cells], directory)
-    best = {kind: chosen_by_training_images(cells, directory) for kind, cells in tried.items()}
+    found = run_all([cell for cells in tried.values() for cell in cells], directory, file)
+    best = {kind: max(cells, key=lambda cell: found[cell.name].own or 0) for kind, cells in tried.items()}
     return {kind: TRIALS[tried[kind].index(cell)] for kind, cell in best.items()}
 
 
@@ -169,11 +170,11 @@ def cells_of(name: str, images: Set, values: Values) -> dict[str, list[Cell]]:
     return every | {"the network untrained": [untrained], "the network trained with labels": [supervised]}
 
 
-def compare(name: str, images: Set, values: Values, directory: Path) -> str:
+def compare(name: str, images: Set, values: Values, directory: Path, file: Path | None) -> str:
     """A Markdown table."""
     cells = cells_of(name, images, values)
     turns = zip_longest(*cells.values())  # a seed of every line, then the next seed
-    found = run_all([cell for turn in turns for cell in turn if cell is not None], directory)
+    found = run_all([cell for turn in turns for cell in turn if cell is not None], directory, file)
     rows = {line: [found[cell.name] for cell in runs] for line, runs in cells.items()}
     one = next(iter(rows.values()))[0]
     rows["raw pixels"] = [Figures(one.raw, one.raw_jittered, *(None,) * 6)]
@@ -187,17 +188,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--emoji", type=Path, help="what tests/render_emoji.py made")
     parser.add_argument("--output", type=Path, default=Path("runs/compare_methods"))
+    parser.add_argument("--figures", type=Path, help="the file of figures; without it figures.jsonl in the output")
     arguments = parser.parse_args(argv)
     if "emoji" in arguments.sets and arguments.emoji is None:
         parser.error("emoji need --emoji, a directory that tests/render_emoji.py made; or leave them out of --sets")
     directory = arguments.output.resolve()
-    values = search(TRIAL, directory)
+    values = search(TRIAL, directory, arguments.figures)
     print("learning rate, temperature: " + ", ".join(f"{kind} {rate:g}, {t:g}" for kind, (rate, t) in values.items()))
     for name in arguments.sets:
         images = SETS[name]
         if name == "emoji":
             images = images._replace(words=(*images.words, f"data.root={arguments.emoji.resolve()}"))
-        print(f"\n**{name}**\n\n{compare(name, images, values, directory)}", flush=True)
+        print(f"\n**{name}**\n\n{compare(name, images, values, directory, arguments.figures)}", flush=True)
 
 
 if __name__ == "__main__":

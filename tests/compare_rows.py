@@ -1,6 +1,6 @@
 """What are the parts of the row engine worth? Each is taken away in turn, as Markdown tables.
 
-    python -m tests.compare_rows [--output runs/compare_rows] [--seeds 0 1 2]
+    python -m tests.compare_rows [--output runs/compare_rows] [--seeds 0 1 2] [--figures FILE]
 
     learning   configs/fashion_mnist_60k.json on 6,000 images, K = N/16, the same steps for every line: kNN of the features. What changes
                is the correction of rows that come back (tests/engine/rows/other_corrections.py), the window, how a row starts, and
@@ -8,7 +8,8 @@
     rows       given features, which no row can change: how far the rows of each correction end from those of dense SGD, which the exact
                ones equal. Angle, since the softmax sees no length; and the length beside it
 
-Two trainings at a time, one thread each. What is there is not trained again, and a training that was killed goes on.
+Two trainings at a time, one thread each. What is there is not trained again, and a training that was killed goes on. With --figures a cell of
+`learning` that has its line in FILE is not trained either: tests/compare_rows.jsonl has the lines of the tables in configs/README.md.
 """
 
 import argparse
@@ -113,12 +114,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the parts of the row engine are worth.")
     parser.add_argument("--output", type=Path, default=Path("runs/compare_rows"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--figures", type=Path, help="the file of figures; without it figures.jsonl in the output")
     arguments = parser.parse_args(argv)
     directory = arguments.output.resolve()
     print(rows_table(directory), flush=True)
     tables = cells(arguments.seeds)
     every = {cell.name: cell for lines in tables.values() for runs in lines.values() for cell in runs}
-    found = run_all(every.values(), directory)
+    found = run_all(every.values(), directory, arguments.figures)
     for title, lines in tables.items():
         rows = {name: [found[cell.name] for cell in runs] for name, runs in lines.items()}
         print(f"\n**{title}**\n\n{table(rows, columns=('knn',))}")

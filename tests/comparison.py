@@ -1,19 +1,23 @@
 """Trainings that are compared: each is a run of launch.py in a directory of its own, two at a time with one thread each.
 
-A cell is trained, then probed (job=linear). All that is known of it is what these leave in its directory, so the same command goes on
-after any end: a cell that is finished is read, one that was killed goes on from its last checkpoint.
+A cell is trained, then probed (job=linear), and its figures become a line of a file of figures. The same command goes on after any end: a
+cell that has its line is not touched, one that is finished is read, one that was killed goes on from its last checkpoint. So the file alone
+is enough to print the tables again, and a comparison may be made in parts, on several machines: minutes are then those of each machine.
 
     knn        share of queries right by the nearest neighbours in the gallery, as the config asks
     jittered   the same, each query being a random view of itself
     linear     top-1 of the linear classifier that was best on held-out training images
     few        top-1 of logistic regression on ten labels a class
+    own        share of the training images right by their nearest neighbours among all others; no image of the test is looked at
 """
 
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +50,7 @@ class Cell:
     words     section.key=value, over the file
     program   what trains it
     probe     words of job=linear; None: no probe
+    asks_own  also ask its training images
     """
 
     name: str
@@ -53,6 +58,13 @@ class Cell:
     words: tuple[str, ...]
     program: tuple[str, ...] = ("launch.py",)
     probe: tuple[str, ...] | None = None
+    asks_own: bool = False
+
+    def asked(self) -> str:
+        """A hash of what is trained and probed, but for the code and the place of the images."""
+        words = [word for word in self.words if not word.startswith("data.root=")]
+        everything = [(ROOT / self.config).read_text(), words, self.program, self.probe, self.asks_own]
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
     def command(self, output: Path, *more: str, program: Sequence[str] | None = None) -> list[str]:
         words = (f"output={output}", "threads=1", *self.words, *more)
@@ -70,18 +82,41 @@ class Figures(NamedTuple):
     minutes: float | None
     raw: float | None
     raw_jittered: float | None
+    own: float | None = None
 
 
-def run_all(cells: Iterable[Cell], directory: Path, at_once: int = 2) -> dict[str, Figures]:
-    """Train and probe every cell, and tell when one is done. Raises RuntimeError with the last words of one that fails."""
-    waiting = list(cells)
+def run_all(cells: Iterable[Cell], directory: Path, file: Path | None = None, at_once: int = 2) -> dict[str, Figures]:
+    """Train and probe every cell whose figures are not in `file` (None: figures.jsonl in the directory), write them there, and tell.
+
+    Raises RuntimeError with the last words of a cell that fails.
+    """
+    waiting, file = list(cells), file or directory / "figures.jsonl"
+    known, lock = written(file), threading.Lock()
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    def figures_of(cell: Cell) -> Figures:
+        asked = cell.asked()
+        if (cell.name, asked) not in known:
+            found = _run(cell, directory / cell.name)
+            line = {"cell": cell.name, "asked": asked} | found._asdict()
+            with lock, file.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+            return found
+        return known[cell.name, asked]
+
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            found = list(pool.map(lambda cell: _run(cell, directory / cell.name), waiting))
+            found = list(pool.map(figures_of, waiting))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return {cell.name: figures for cell, figures in zip(waiting, found, strict=True)}
+
+
+def written(file: Path) -> dict[tuple[str, str], Figures]:
+    """(name of a cell, what was asked) -> its figures, of a file of figures; the last line of several counts."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {(line.pop("cell"), line.pop("asked")): Figures(**line) for line in lines}
 
 
 def _run(cell: Cell, output: Path) -> Figures:
@@ -90,7 +125,7 @@ def _run(cell: Cell, output: Path) -> Figures:
         _call(cell.command(output), output)
     if cell.probe is not None and not (output / "linear.json").exists():
         _call(cell.command(output, "job=linear", *cell.probe, program=["launch.py"]), output)
-    figures = read(output)
+    figures = read(output)._replace(own=leave_one_out(output) if cell.asks_own else None)
     print(f"{cell.name}: {_shown(figures)}; {(time.monotonic() - begun) / 60:.1f} minutes now", flush=True)
     return figures
 
@@ -139,19 +174,12 @@ def _jittered(figures: Mapping[str, float]) -> float | None:
 
 
 def _shown(figures: Figures) -> str:
-    named = zip(("kNN", "jittered", "linear", "few"), figures, strict=False)
-    return ", ".join(f"{name} {share:.1%}" for name, share in named if share is not None)
+    names = {"knn": "kNN", "jittered": "jittered", "linear": "linear", "few": "few", "own": "own images"}
+    shares = {shown: getattr(figures, name) for name, shown in names.items()}
+    return ", ".join(f"{shown} {share:.1%}" for shown, share in shares.items() if share is not None)
 
 
-# Choosing by training images
-
-
-def chosen_by_training_images(cells: Sequence[Cell], directory: Path) -> Cell:
-    """The trained cell whose features group its own training images best; no image of the test is looked at."""
-    shares = {cell.name: leave_one_out(directory / cell.name) for cell in cells}
-    for name, share in shares.items():
-        print(f"{name}: {share:.1%} of the training images, each by the others", flush=True)
-    return max(cells, key=lambda cell: shares[cell.name])
+# Training images, each by the others
 
 
 def leave_one_out(output: Path) -> float:

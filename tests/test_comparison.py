@@ -1,7 +1,9 @@
-"""Comparisons: a cell is trained once and goes on after a kill, figures are read as they stand, choosing looks at training images alone."""
+"""Comparisons: a cell is trained once and goes on after a kill, figures are read as they stand and kept in a file, choosing looks at training
+images alone."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from datasets.digits import Digits
 from engine.jobs import parts
 from engine.jobs.chosen_sizes import sized
 from engine.trunk.network import embed
-from tests import compare_rows
-from tests.compare_methods import KINDS, SETS, TRIAL, TRIALS, cells_of, trials
-from tests.comparison import Cell, Figures, chosen_by_training_images, leave_one_out, read, run_all, table
+from tests import compare_methods, compare_rows
+from tests.compare_methods import KINDS, SETS, TRIAL, TRIALS, cells_of, search, trials
+from tests.comparison import Cell, Figures, leave_one_out, read, run_all, table, written
 from tests.conftest import REPOSITORY
 
 # In the place of launch.py: counts its starts, fails at the first one where the seed is 1, and leaves what a training leaves.
@@ -37,7 +39,7 @@ lines = [{"figures": {"knn_top1": 0}}, {"figures": figures, "raw_pixels": {"knn_
 
 
 def fake(name: str, share: float, seed: int = 0) -> Cell:
-    return Cell(name, "a file", (f"share={share}", f"seed={seed}"), program=("-c", FAKE))
+    return Cell(name, "configs/given.json", (f"share={share}", f"seed={seed}"), program=("-c", FAKE))
 
 
 def test_a_cell_that_is_finished_is_not_run_again_and_one_that_failed_is(tmp_path, capsys):
@@ -49,6 +51,23 @@ def test_a_cell_that_is_finished_is_not_run_again_and_one_that_failed_is(tmp_pat
     run_all(cells, tmp_path)
     assert [(tmp_path / name / "starts").read_text() for name in ("good", "bad")] == ["x", "xx"]
     assert "good: kNN 50.0%, jittered 18.8%; 0.0 minutes now" in capsys.readouterr().out
+
+
+def test_a_cell_that_has_its_line_in_the_file_of_figures_needs_no_directory(tmp_path):
+    file, elsewhere = tmp_path / "figures.jsonl", tmp_path / "elsewhere"
+    found = run_all([fake("one", 0.5), fake("two", 0.6)], tmp_path / "here", file)
+    assert run_all([fake("one", 0.5), fake("two", 0.6)], elsewhere, file) == found
+    assert not elsewhere.exists() and len(written(file)) == 2
+    assert run_all([fake("one", 0.9)], elsewhere, file)["one"].knn == 0.9  # another training of that name
+    assert (elsewhere / "one").exists() and not (elsewhere / "two").exists() and len(written(file)) == 3
+
+
+def test_what_a_cell_asks_does_not_depend_on_the_place_of_the_images():
+    here, there = (Cell("a", "configs/given.json", ("seed=1", f"data.root=/{place}")) for place in ("here", "there"))
+    assert here.asked() == there.asked()
+    others = [here, replace(here, config="configs/photos.json"), replace(here, words=("seed=2",))]
+    others += [replace(here, probe=("linear.epochs=1",)), replace(here, asks_own=True)]
+    assert len({cell.asked() for cell in others}) == len(others)
 
 
 def test_figures_are_those_of_the_last_evaluation_and_of_the_head_that_was_chosen(tmp_path):
@@ -69,7 +88,7 @@ def test_a_line_has_the_mean_of_its_seeds_and_their_spread():
     assert lines[3] == "| raw | 50.0 % | 25.0 % |  |  | 1.00 | 3 |"
 
 
-def test_choosing_asks_each_training_image_of_all_others(finished, tmp_path, capsys):
+def test_own_images_are_each_asked_of_all_others(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.output, run)
     share = leave_one_out(run)
@@ -85,11 +104,20 @@ def test_choosing_asks_each_training_image_of_all_others(finished, tmp_path, cap
     weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
     np.add.at(votes, (np.arange(len(source))[:, None], labels_N[nearest]), weights)
     assert share == pytest.approx((votes.argmax(axis=1) == labels_N).mean(), abs=0.002)
-    worse = tmp_path / "worse"
-    shutil.copytree(run, worse)
-    chosen = chosen_by_training_images([Cell("worse", "", ()), Cell("run", "", ())], tmp_path)
-    assert chosen.name == "worse"  # equal: the first
-    assert capsys.readouterr().out.count("of the training images") == 2
+
+
+@pytest.mark.parametrize(("own", "chosen"), [((0.5, 0.7, 0.6, 0.7), 1), ((0.5, 0.5, 0.5, 0.5), 0)], ids=["best", "equal"])
+def test_the_search_takes_the_trial_that_is_best_by_its_training_images(own, chosen, tmp_path, monkeypatch):
+    asked = []
+
+    def found(cells, directory, file):
+        asked.extend(cells)
+        shares = {cell.name: own[int(cell.name[-1])] for cell in cells}
+        return {name: Figures(*[1 - share] * 8, own=share) for name, share in shares.items()}
+
+    monkeypatch.setattr(compare_methods, "run_all", found)
+    assert search(TRIAL, tmp_path, None) == dict.fromkeys(["pic", "instdisc", "moco", "simclr"], TRIALS[chosen])
+    assert len(asked) == 16 and all(cell.asks_own for cell in asked)
 
 
 VALUES = dict.fromkeys(KINDS.values(), TRIALS[0])

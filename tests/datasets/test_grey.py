@@ -12,6 +12,7 @@ import torch
 from scipy.interpolate import BSpline
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
+from datasets import grey
 from datasets.grey import GreyAugment, _blur, _change_thickness, _smooth_field
 from datasets.keyed import keyed
 
@@ -69,6 +70,17 @@ def test_same_pixels_in_a_batch_of_any_size(count: int) -> None:
         part = ALL_ON.views(images[start : start + count], 3, 5, ids_B[start : start + count])
         for view in range(2):
             assert torch.equal(part[view], whole[view][start : start + count])
+
+
+def test_a_large_batch_is_made_in_parts_of_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, ids = random_images(50), np.arange(50)
+    whole = ALL_ON.views(images, 0, 1, ids)
+    made, on_floats = [], GreyAugment.on_floats
+    monkeypatch.setattr(GreyAugment, "on_floats", lambda *them: (made.append(len(them[1])), on_floats(*them))[1])
+    monkeypatch.setattr(grey, "_PIXELS_AT_ONCE", 4 * 32 * 32 - 1)
+    parts = ALL_ON.views(images, 0, 1, ids)
+    assert max(made) == 3 and sum(made) == 2 * 50
+    assert all(torch.equal(*pair) for pair in zip(whole, parts, strict=True))
 
 
 def test_same_pixels_in_any_order() -> None:
