@@ -1,12 +1,13 @@
 """Many small JPEGs as folder and as zip with a map file: to list, to open, to read, and to make views of, beside other loaders.
 
-    python -m tests.bench_images [--count 200000] [--rounds 3] [--seconds 8] [--directory .]
+    python -m tests.bench_images [--count 200000] [--rounds 3] [--seconds 8] [--no-views] [--directory .]
 
 The images are JPEGs of 96 to 400 px, cut out of the two photographs that scikit-learn ships, in 1,000 class folders. The same bytes lie
 in a folder, in a stored zip with a map file, in tar shards (WebDataset) and in chunks (LitData).
 
     index and open   job=index in a process of its own; then what a start does, in a fresh process. Of torchvision: ImageFolder's walk
-    read             the encoded bytes of images in a random order from the page cache, one process; tars in the order they have
+    read             the encoded bytes of images in a random order from the page cache, one process. Tars only have the order they have;
+                     LitData is read in the same random order and in its own, which shuffles within chunks
     views            decode and PIC's four published views, through the loader, with 1 and 2 workers, batches of 64
 
 Ways take turns in each round; told are the median, the least and the most of images a second. Peers that are not installed are left out
@@ -153,7 +154,8 @@ def readers(directory: Path, count: int) -> dict[str, Callable[[], Iterator[byte
     if importlib.util.find_spec("litdata"):
         from litdata import StreamingDataset
 
-        shuffled = StreamingDataset(str(directory / "chunks"), shuffle=True)
+        chunks, shuffled = (StreamingDataset(str(directory / "chunks"), shuffle=shuffle) for shuffle in (False, True))
+        found["LitData, the same random order"] = lambda: (chunks[number]["image"] for number in order)
         found["LitData, its own shuffle"] = lambda: (one["image"] for one in iter(shuffled))
     return found
 
@@ -254,6 +256,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--no-views", action="store_true", help="indexes and reading alone")
     parser.add_argument("--directory", type=Path, default=Path())
     parser.add_argument("--open", help=argparse.SUPPRESS)
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
@@ -273,7 +276,7 @@ def main() -> None:
         index_and_open(directory)
         read = in_turns(readers(directory, options.count), 1, 1000, options.rounds, options.seconds / 2)
         table("Reading alone, one process", read)
-        for workers in (1, 2):
+        for workers in () if options.no_views else (1, 2):
             rates = in_turns(loaders(directory, options.count, workers), _BATCH, 4, options.rounds, options.seconds)
             table(f"Decode and four views, {workers} workers", rates)
 

@@ -106,7 +106,9 @@ def test_own_images_are_each_asked_of_all_others(finished, tmp_path):
     assert share == pytest.approx((votes.argmax(axis=1) == labels_N).mean(), abs=0.002)
 
 
-@pytest.mark.parametrize(("own", "chosen"), [((0.5, 0.7, 0.6, 0.7), 1), ((0.5, 0.5, 0.5, 0.5), 0)], ids=["best", "equal"])
+@pytest.mark.parametrize(
+    ("own", "chosen"), [((0.5, 0.7, 0.6, 0.7), 1), ((0.5, 0.5, 0.5, 0.5), 0)], ids=["best", "equal"]
+)
 def test_the_search_takes_the_trial_that_is_best_by_its_training_images(own, chosen, tmp_path, monkeypatch):
     asked = []
 

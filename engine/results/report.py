@@ -146,9 +146,12 @@ def _method_tiles(records: Records, instances: float | None) -> list[tuple[str, 
             ("readmitted rows", _show(records.figure("readmitted"), whole), "left the device, returned, caught up"),
         ]
     names = [name for name in records.figure_names() if name not in FIGURES_OF_ROWS]
-    return tiles_of_rows + [
-        (name.replace("_", " "), _show(records.figure(name), "{:,.6g}".format), "") for name in names
-    ]
+    return tiles_of_rows + [(name.replace("_", " "), _show(records.figure(name), _short), "") for name in names]
+
+
+def _short(number: float) -> str:
+    """Of whatever size: `0.121`, `12,346`."""
+    return f"{number:,.0f}" if number == round(number) or abs(number) >= 100 else f"{number:.3g}"
 
 
 def _words(value: object) -> str:

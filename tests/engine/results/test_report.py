@@ -192,6 +192,7 @@ def test_figures_of_any_evaluator_and_of_any_method_are_drawn_by_their_names(tmp
     assert charts["linear probe: top1 over steps"]["data"][0]["y"] == [0.5, 0.5]
     assert charts["temperature over steps"]["data"][0]["text"] == ["1.429", "2.857"]
     assert "At step 20: spread: 0.2; linear probe: top1: 0.5." in html
+    assert "2.86" in html and "2.857142" not in html  # in its tile
 
 
 def test_of_one_evaluation_there_are_bars_beside_raw_pixels_and_chance_and_no_curve(tmp_path: Path) -> None:
