@@ -8,8 +8,8 @@
     rows       given features, which no row can change: how far the rows of each correction end from those of dense SGD, which the exact
                ones equal. Angle, since the softmax sees no length; and the length beside it
 
-Two trainings at a time, one thread each. What is there is not trained again, and a training that was killed goes on. With --figures a cell of
-`learning` that has its line in FILE is not trained either: tests/compare_rows.jsonl has the lines of the tables in configs/README.md.
+Two trainings at a time, one thread each. What is there is not trained again, and a training that was killed goes on. With --figures a cell
+of `learning` that has its line in FILE is not trained either: tests/compare_rows.jsonl has those of the tables in configs/README.md.
 """
 
 import argparse

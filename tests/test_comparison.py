@@ -1,5 +1,5 @@
-"""Comparisons: a cell is trained once and goes on after a kill, figures are read as they stand and kept in a file, choosing looks at training
-images alone."""
+"""Comparisons: a cell is trained once and goes on after a kill, figures are read as they stand and kept in a file, choosing looks at
+training images alone."""
 
 import json
 import shutil
