@@ -78,8 +78,7 @@ def _grids(heads: list[dict[str, Any]]) -> list[Markup]:
 def _few(few: list[dict[str, Any]]) -> list[Markup]:
     rows = []
     for one in few:
-        asked = finite(one.get("asked"))
-        name = "unknown" if asked is None else f"{asked:.3g} of them" if asked < 1 else f"{asked:.0f} a class"
+        name = one["what"] if isinstance(one.get("what"), str) else "unknown"
         figures = [_per_cent(one.get("top1")), _per_cent(one.get("top5"))]
         rows.append([name, _number(one.get("images")), *figures, _number(one.get("C"))])
     return [table(["few labels", "images", "top-1", "top-5", "C"], rows)] if rows else []

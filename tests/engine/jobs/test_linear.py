@@ -224,10 +224,12 @@ def test_a_report_without_a_place_for_the_probe_stays_as_it_is(tmp_path):
     assert with_section("<html>somebody's</html>", linear_section({})) is None
     whole = report_of(tmp_path, [], None)
     head = {"name": "sgd", "top1": 0.5, "top5": None, "rate": 0.1, "grid": [{"rate": 0.1, "held_out_top1": 0.4}]}
-    section = linear_section({"features": {"heads": [head], "chance": 0.1, "protocol": "<b>words</b>"}})
+    few = {"asked": 10, "what": "10 labels a class", "images": 100, "top1": 0.4, "top5": None, "C": 1}
+    features = {"heads": [head], "few_labels": [few], "chance": 0.1, "protocol": "<b>words</b>"}
+    section = linear_section({"features": features})
     once = with_section(whole, section)
     assert with_section(once, section) == once and once.count("<h2>Linear probe</h2>") == 1
-    assert "50.0 %" in once and "<b>words</b>" not in once
+    assert "50.0 %" in once and "10 labels a class" in once and "<b>words</b>" not in once
     start = whole.index("<section>\n<h2>Linear probe")
     older = whole[:start] + whole[whole.index("</section>", start) + len("</section>") :]
     assert with_section(older, section).count("<h2>Linear probe</h2>") == 1
@@ -236,7 +238,7 @@ def test_a_report_without_a_place_for_the_probe_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     "strange",
     [
-        {"features": {"heads": [1, None, {"name": [], "top1": "x", "grid": {"a": 1}}], "few_labels": [{"asked": "x"}]}},
+        {"features": {"heads": [1, None, {"name": [], "top1": "x", "grid": {"a": 1}}], "few_labels": [{"what": 5}]}},
         {
             "features": {
                 "per_class": [{"example": 5, "images": None, "sgd": 0.5}, {"sgd": "x"}],
