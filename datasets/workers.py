@@ -25,6 +25,7 @@ waited for.
 
 import atexit
 import contextlib
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -50,6 +51,7 @@ _STOP_POLL_SECONDS = 0.2  # between two looks at whether the run was asked to st
 _PARENT_POLL_SECONDS = 1.0
 _GRACE_SECONDS = 0.5  # from SIGTERM to SIGKILL
 _CREDIT = b"+"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 class Steps(Protocol):
@@ -239,6 +241,7 @@ def _work(
         try:
             # More than one OpenMP thread in a forked process can hang (see the top).
             torch.set_num_threads(1)
+            _keep_freed_memory()
             _obey_parent()
             credits, cpu_seconds = ahead * count, time.thread_time()
             for step, part, parts in shares(steps, number, count):
@@ -255,6 +258,21 @@ def _work(
             send_error(to_parent, error)
         while to_parent.recv(1):  # until the parent has taken everything, or ends
             pass
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library use what an image leaves for the next one, up to 1 GiB, instead of giving it back to the system.
+
+    Memory that comes anew from the system costs a fault for each page; on a virtual machine all of them together took a tenth of the
+    time of decoding and of four views. Where MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ is set, that holds; other C libraries
+    than glibc have no such setting.
+    """
+    if {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+        return
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _obey_parent() -> None:
