@@ -1,6 +1,6 @@
 """What are the parts of the row engine worth? Each is taken away in turn, as Markdown tables.
 
-    python -m tests.compare_rows [--output runs/compare_rows] [--seeds 0 1 2] [--figures FILE]
+    python -m tests.compare_rows [--output runs/compare_rows] [--seeds 0 1 2] [--figures FILE] [--at-once 2]
 
     learning   configs/fashion_mnist_60k.json on 6,000 images, K = N/16, the same steps for every line: kNN of the features. What changes
                is the correction of rows that come back (tests/engine/rows/other_corrections.py), the window, how a row starts, and
@@ -8,8 +8,9 @@
     rows       given features, which no row can change: how far the rows of each correction end from those of dense SGD, which the exact
                ones equal. Angle, since the softmax sees no length; and the length beside it
 
-Two trainings at a time, one thread each. What is there is not trained again, and a training that was killed goes on. With --figures a cell
-of `learning` that has its line in FILE is not trained either: tests/compare_rows.jsonl has those of the tables in configs/README.md.
+Two trainings at a time (--at-once), one thread each. What is there is not trained again, and a training that was killed goes on. With
+--figures a cell of `learning` that has its line in FILE is not trained either: tests/compare_rows.jsonl has those of the tables in
+configs/README.md.
 """
 
 import argparse
@@ -92,10 +93,10 @@ def distances(rows_ND: np.ndarray, dense_ND: np.ndarray) -> tuple[float, float, 
     )
 
 
-def rows_table(directory: Path) -> str:
+def rows_table(directory: Path, at_once: int) -> str:
     kinds = ("exact", "power", "momentum", "none")
     runs = [Cell(f"given-{kind}", "configs/given.json", GIVEN, ("-m", CORRECTION, kind)) for kind in kinds]
-    found = run_all(runs, directory)
+    found = run_all(runs, directory, at_once=at_once)
     rows = {
         kind: rows_at_end(run.config, [f"output={directory / run.name}", *run.words])
         for kind, run in zip(kinds, runs, strict=True)
@@ -114,13 +115,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the parts of the row engine are worth.")
     parser.add_argument("--output", type=Path, default=Path("runs/compare_rows"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--figures", type=Path, help="the file of figures; without it figures.jsonl in the output")
     arguments = parser.parse_args(argv)
     directory = arguments.output.resolve()
-    print(rows_table(directory), flush=True)
+    print(rows_table(directory, arguments.at_once), flush=True)
     tables = cells(arguments.seeds)
     every = {cell.name: cell for lines in tables.values() for runs in lines.values() for cell in runs}
-    found = run_all(every.values(), directory, arguments.figures)
+    found = run_all(every.values(), directory, arguments.figures, arguments.at_once)
     for title, lines in tables.items():
         rows = {name: [found[cell.name] for cell in runs] for name, runs in lines.items()}
         print(f"\n**{title}**\n\n{table(rows, columns=('knn',))}")
