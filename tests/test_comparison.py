@@ -124,7 +124,7 @@ def test_the_search_takes_the_trial_that_is_best_by_its_training_images(own, cho
 
 VALUES = dict.fromkeys(KINDS.values(), TRIALS[0])
 CELLS = [
-    *((cell, 60_000, 16) for runs in cells_of("f", SETS["fashion_mnist"], VALUES).values() for cell in runs),
+    *((cell, 60_000, 8) for runs in cells_of("f", SETS["fashion_mnist"], VALUES).values() for cell in runs),
     *((cell, 43_523, 9) for runs in cells_of("g", SETS["glyphs"], VALUES).values() for cell in runs),
     *((cell, 4_782, 60) for runs in cells_of("e", SETS["emoji"], VALUES).values() for cell in runs),
     *((cell, 6_000, 30) for runs in trials(TRIAL).values() for cell in runs),
