@@ -4,9 +4,9 @@
 
 The run is made of four legs, each a process of its own that goes on where the one before ended, with more images; the last one is the
 longest. After its first pass over all rows no process may get slower or larger. The slopes over the steps of resident memory, open files
-and the time of a step are estimated with a constant for each leg, from means over WIDTH steps, so that neighbours are nearly independent,
-and told with their 95 % intervals. Of the memory the slope is told without LOG_BYTES a step: each step's learning rate, its products and
-its loss, which a run keeps in memory (engine/rows/transitions.py, engine/training/totals.py).
+and the time of a step are estimated with a constant for each leg, from means over WIDTH steps, and told with their 95 % intervals, wider by
+what neighbours have in common. Of the memory the slope is told without LOG_BYTES a step: each step's learning rate, its products and its
+loss, which a run keeps in memory (engine/rows/transitions.py, engine/training/totals.py). The means are kept in soak.csv of the directory.
 
 A pass takes 5,000 to 8,000 steps here. So long the heap of the C library takes to find its size: blocks of all lengths come and go, and now
 and then one finds no gap. With ENVIRONMENT what is freed in blocks of 64 KiB or more goes back to the system at once; left to itself glibc
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{machine()}\n{' '.join(OVERRIDES)}\nimages of the legs: {IMAGES}")
     with scratch(options.directory) as directory:
         samples, digest = soak(directory / "zarr", options.steps)
+        header = "leg,step,resident_mib,open_files,step_ms"
+        np.savetxt(options.directory / "soak.csv", samples, "%.6g", ",", header=header, comments="")
         _, in_memory = soak(directory / "memory", options.steps, "store.kind=memory")
     print(f"{options.steps:,} steps, {options.steps * BATCH // WINDOW:,} slides; the digest in memory is "
           f"{'the same' if in_memory == digest else 'ANOTHER'}: {digest}\n")  # fmt: skip
@@ -125,7 +127,11 @@ def open_files(pid: int) -> int:
 
 
 def slope_of(leg_n: np.ndarray, step_n: np.ndarray, value_n: np.ndarray) -> tuple[float, float]:
-    """(per 1,000 steps, half of its 95 % interval), by least squares with a constant for each leg."""
+    """(per 1,000 steps, half of its 95 % interval), by least squares with a constant for each leg; leg_n in order, and step_n in each.
+
+    Neighbours may be alike: the heap stays as it is for a while, another program runs for some minutes. With the correlation r of
+    neighbouring residuals, n of them tell as much as n (1 - r) / (1 + r) that have nothing to do with each other.
+    """
     legs = np.unique(leg_n)
     x_n, y_n = step_n / 1000, value_n.astype(float).copy()
     for leg in legs:
@@ -134,8 +140,15 @@ def slope_of(leg_n: np.ndarray, step_n: np.ndarray, value_n: np.ndarray) -> tupl
         y_n = np.where(inside, y_n - y_n[inside].mean(), y_n)
     slope = (x_n @ y_n) / (x_n @ x_n)
     freedom = len(x_n) - len(legs) - 1
-    error = math.sqrt(((y_n - slope * x_n) ** 2).sum() / freedom / (x_n @ x_n))
-    return float(slope), 2.0 * error  # Student's t is 2.00 at 60 degrees of freedom
+    left_n = y_n - slope * x_n
+    error = math.sqrt((left_n @ left_n) / freedom / (x_n @ x_n))
+    together = (left_n[1:] * left_n[:-1])[leg_n[1:] == leg_n[:-1]].sum()
+    found = float(together / (left_n @ left_n)) if left_n.any() else 0.0
+    # Of residuals of a line that was fitted to them it comes out too small by (1 + 4 r) / n (Kendall 1954).
+    alike = min(max(0.0, (len(x_n) * found + 1) / (len(x_n) - 4)), 0.99)
+    return float(slope), 2.0 * error * math.sqrt(
+        (1 + alike) / (1 - alike)
+    )  # Student's t is 2.00 at 60 degrees of freedom
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from engine.disk.files import DiskFiles
 from engine.rows.store import empty_block
@@ -196,3 +197,13 @@ def test_the_soak_finds_a_slope_that_is_there_whatever_the_legs_begin_at() -> No
     assert abs(slope) < error < 0.5
     slope, error = bench_soak.slope_of(leg, step, level + noise + 2.0 * step / 1000)
     assert abs(slope - 2.0) < error < 0.5
+
+
+def test_the_soaks_interval_holds_the_slope_where_neighbours_are_alike() -> None:
+    chance, step = np.random.default_rng(0), np.arange(80) * 250
+    held = 0
+    for _ in range(300):
+        noise = lfilter([1], [1, -0.6], chance.normal(size=80))  # each 0.6 of the one before, and something new
+        slope, error = bench_soak.slope_of(np.zeros(80), step, noise + step / 1000)
+        held += abs(slope - 1.0) < error
+    assert held > 0.9 * 300  # 0.68 with intervals as if they were independent
