@@ -88,6 +88,13 @@ def encoded(place: str) -> dict[str, bytes]:
     return {"image": Path(place).read_bytes()}
 
 
+def into_page_cache(directory: Path) -> None:
+    """Of what was just written the system may have let go again."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+
+
 def write_chunks(directory: Path) -> None:
     from litdata import optimize
 
@@ -274,6 +281,7 @@ def main() -> None:
         size = (directory / "zip" / "train.zip").stat().st_size
         print(f"{options.count:,} images, {size / 2**20:,.0f} MiB, made in {time.monotonic() - start:.0f} s")
         index_and_open(directory)
+        into_page_cache(directory)
         read = in_turns(readers(directory, options.count), 1, 1000, options.rounds, options.seconds / 2)
         table("Reading alone, one process", read)
         for workers in () if options.no_views else (1, 2):
