@@ -11,7 +11,7 @@ For the frame: raw pixels; the network with the weights it starts with, its batc
 same views (tests/supervised.py).
 
 Two trainings at a time, one thread each. What has its line in the file of figures is not trained again, and a training that was killed goes
-on. tests/compare_methods.jsonl has the lines of the tables in configs/README.md: with --figures it, the same tables are printed at once.
+on. So a comparison may be made in parts, with --figures and the file that an earlier part left.
 """
 
 import argparse
