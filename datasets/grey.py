@@ -1,4 +1,4 @@
-"""Augmentation of small grey images (glyphs, digits, Fashion-MNIST): a whole batch at once, yet random image by image.
+"""Augmentation of small grey images (glyphs, digits, Fashion-MNIST): some hundred at once, yet random image by image.
 
 One warp carries all the geometry. The output pixel p lies in the source at
 
