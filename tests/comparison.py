@@ -88,7 +88,7 @@ class Figures(NamedTuple):
 def run_all(cells: Iterable[Cell], directory: Path, file: Path | None = None, at_once: int = 2) -> dict[str, Figures]:
     """Train and probe every cell whose figures are not in `file` (None: figures.jsonl in the directory), write them there, and tell.
 
-    Raises RuntimeError with the last words of a cell that fails.
+    Raises RuntimeError with the last words of a cell that fails, and where its directory holds another training.
     """
     waiting, file = list(cells), file or directory / "figures.jsonl"
     known, lock = written(file), threading.Lock()
@@ -97,6 +97,7 @@ def run_all(cells: Iterable[Cell], directory: Path, file: Path | None = None, at
     def figures_of(cell: Cell) -> Figures:
         asked = cell.asked()
         if (cell.name, asked) not in known:
+            _claim(directory / cell.name, asked)
             found = _run(cell, directory / cell.name)
             line = {"cell": cell.name, "asked": asked} | found._asdict()
             with lock, file.open("a") as out:
@@ -117,6 +118,17 @@ def written(file: Path) -> dict[tuple[str, str], Figures]:
     """(name of a cell, what was asked) -> its figures, of a file of figures; the last line of several counts."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {(line.pop("cell"), line.pop("asked")): Figures(**line) for line in lines}
+
+
+def _claim(output: Path, asked: str) -> None:
+    """Figures of another training, left by other words or another config, must not be taken for those that are asked."""
+    mark = output.parent / f"{output.name}.asked"
+    if mark.exists() and mark.read_text() != asked:
+        raise RuntimeError(
+            f"{output} holds another training of this name; remove it and {mark.name}, or set another --output"
+        )
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(asked)
 
 
 def _run(cell: Cell, output: Path) -> Figures:

@@ -62,6 +62,13 @@ def test_a_cell_that_has_its_line_in_the_file_of_figures_needs_no_directory(tmp_
     assert (elsewhere / "one").exists() and not (elsewhere / "two").exists() and len(written(file)) == 3
 
 
+def test_a_directory_of_another_training_is_not_taken_for_this_one(tmp_path):
+    run_all([fake("one", 0.5)], tmp_path)
+    with pytest.raises(RuntimeError, match="one holds another training of this name"):
+        run_all([fake("one", 0.9)], tmp_path)
+    assert len(written(tmp_path / "figures.jsonl")) == 1
+
+
 def test_what_a_cell_asks_does_not_depend_on_the_place_of_the_images():
     here, there = (Cell("a", "configs/given.json", ("seed=1", f"data.root=/{place}")) for place in ("here", "there"))
     assert here.asked() == there.asked()
