@@ -20,8 +20,11 @@ class Linear(Section):
     held_out: _Part = 0.1  # features: share of the training images by which learning rate and C are chosen
     # features: learning rates of SGD, all in one pass; []: no SGD
     rates: tuple[AboveZero, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    # features: of logistic regression, as scikit-learn counts it: the inverse of the penalty; []: none, and no few labels
+    # features: of logistic regression, as scikit-learn counts it: the inverse of the penalty; []: none
     C: tuple[AboveZero, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
+    few_C: tuple[AboveZero, ...] | None = (
+        None  # features: the same with few labels; null: those of C; []: no few labels
+    )
     # features: few labels; below 1: that share of the training images of each class, from 1 on: so many of each
     few: tuple[AboveZero, ...] = (0.01, 0.1, 10)
     lr: AboveZero = 30.0  # published: for the whole batch

@@ -30,6 +30,8 @@ from engine.ranks.agreement import require_same
 from engine.ranks.ranks import Ranks
 from engine.results.output import EVENTS, LINEAR, LOCK, Output
 
+SAID_EVERY_SECONDS = 5
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -237,7 +239,7 @@ class LinearJob:
         def tell(step: int, figures: Mapping[str, float]) -> None:
             nonlocal said
             self.tell_board(step, figures)
-            if time.monotonic() - said > 5 or step == total:
+            if time.monotonic() - said > SAID_EVERY_SECONDS or step == total:
                 said = time.monotonic()
                 losses = ", ".join(f"{loss:.3f} {name.removeprefix('loss ')}" for name, loss in figures.items())
                 print(f"step {step:,}/{total:,}  loss {losses}", flush=True)

@@ -1,21 +1,24 @@
 """What job=linear does by each protocol, with what engine/jobs/linear.py opens; each gives a record for linear.json, at rank 0."""
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datasets.passes import orders
 from datasets.strata import share_of_each, so_many_of_each
-from engine.jobs.linear import print_of
+from engine.jobs.linear import SAID_EVERY_SECONDS, print_of
 from engine.probing.chosen import Chosen, best_rate, best_strength
 from engine.probing.heads import Head, Heads
+from engine.probing.logistic import MOST_ITERATIONS
 from engine.probing.published import DEVIATION, Course, Published
 from engine.probing.rate_grid import train_grid
 from engine.probing.rows import Rows, Standard, readable, standard_of
 from engine.probing.saved import SavedProbe
 from engine.probing.score import Score, score
+from engine.probing.tellers import Tell
 from engine.probing.words import asked_text, by_class
 from engine.ranks.process_table import peak_resident_bytes
 from engine.results.progress import progress
@@ -77,9 +80,9 @@ def by_features(job: "LinearJob") -> dict[str, Any] | None:
     trained, tested = _Trained(job, train.features_MD), _Tested(job, test.features_MD)
     asked = job.config.linear
     chosen = [_sgd(job, trained)] if asked.rates else []
-    chosen += [_logistic(job, trained, "logistic-0", trained.fitted)] if asked.C else []
+    chosen += [_logistic(job, trained, "logistic-0", trained.fitted, asked.C)] if asked.C else []
     scores = {one.name: tested.score(one.head, trained.standard) for one in chosen}
-    few = enumerate(asked.few if asked.C else (), 1)
+    few = enumerate(asked.few if _strengths_of_few(job) else (), 1)
     few_labels = [_few_labels(job, trained, tested, number, labels) for number, labels in few]
     _save(job, "features", {one.name: (one.head, trained.standard) for one in chosen})
     how = (
@@ -114,17 +117,38 @@ def _sgd(job: "LinearJob", trained: _Trained) -> Chosen:
     return best_rate(heads, rates, trained.rows, trained.classes_M, trained.held)
 
 
-def _logistic(job: "LinearJob", trained: _Trained, name: str, ids_n: np.ndarray) -> Chosen:
-    strengths = sorted(job.config.linear.C)
-    print(f"logistic regression on {len(ids_n):,} images, {len(strengths)} values of C", flush=True)
+def _logistic(job: "LinearJob", trained: _Trained, name: str, ids_n: np.ndarray, asked: Sequence[float]) -> Chosen:
+    strengths = sorted(asked)
+    print(f"logistic regression on {len(ids_n):,} images, C {', '.join(f'{C:g}' for C in strengths)}", flush=True)
     kept = job.kept(name, strengths, print_of(ids_n))
     classes = len(job.parts.labels_C)
-    return best_strength(trained.rows, trained.classes_M, ids_n, trained.held, strengths, classes, kept)
+    return best_strength(trained.rows, trained.classes_M, ids_n, trained.held, strengths, classes, kept, _searched())
+
+
+def _searched() -> Tell:
+    """Hears the iterations of a logistic regression, and says one every few seconds."""
+    said = time.monotonic()
+
+    def tell(iteration: int, figures: Mapping[str, float]) -> None:
+        nonlocal said
+        if time.monotonic() - said > SAID_EVERY_SECONDS:
+            said = time.monotonic()
+            print(
+                f"C {figures['C']:g}: iteration {iteration}, at most {MOST_ITERATIONS}, loss {figures['loss']:.4f}",
+                flush=True,
+            )
+
+    return tell
+
+
+def _strengths_of_few(job: "LinearJob") -> Sequence[float]:
+    asked = job.config.linear
+    return asked.C if asked.few_C is None else asked.few_C
 
 
 def _few_labels(job: "LinearJob", trained: _Trained, tested: _Tested, number: int, asked: float) -> dict[str, Any]:
     ids_n = trained.few(asked)
-    chosen = _logistic(job, trained, f"logistic-{number}", ids_n)
+    chosen = _logistic(job, trained, f"logistic-{number}", ids_n, _strengths_of_few(job))
     record = chosen.record(tested.score(chosen.head, trained.standard))
     return {"asked": asked, "what": asked_text(asked), "images": len(ids_n), **record}
 
@@ -165,7 +189,7 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
     }
 
 
-def _told(job: "LinearJob", show: Callable[[Mapping[str, Any]], None]) -> Callable[[int, Mapping[str, float]], None]:
+def _told(job: "LinearJob", show: Callable[[Mapping[str, Any]], None]) -> Tell:
     """Hears what engine/probing/published.py tells, for terminal and TensorBoard."""
 
     def tell(step: int, figures: Mapping[str, float]) -> None:

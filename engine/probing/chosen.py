@@ -15,6 +15,7 @@ from engine.probing.kept import Kept
 from engine.probing.logistic import fit_logistic
 from engine.probing.rows import Rows
 from engine.probing.score import Score, score
+from engine.probing.tellers import Tell, nobody
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,18 @@ def best_strength(
     strengths: Sequence[float],
     classes: int,
     kept: Kept,
+    tell: Tell = nobody,
 ) -> Chosen:
-    """Logistic regression on the rows `ids_n` at each C of `strengths`, ascending: each begins where the one before ended."""
+    """Logistic regression on the rows `ids_n` at each C of `strengths`, ascending: each begins where the one before ended.
+
+    tell: hears each iteration of a search, with its loss and C.
+    """
     done, tensors = kept.load() or (0, {})
     fits: list[Head] = []
     grid: list[dict[str, Any]] = []
     for number, C in enumerate(strengths):
         if number >= done:
-            fit = fit_logistic(rows, labels_M, ids_n, C, classes, fits[-1] if fits else None)
+            fit = fit_logistic(rows, labels_M, ids_n, C, classes, fits[-1] if fits else None, tell)
             tensors = {**tensors, **_tensors(number, fit.head)}
             tensors[f"{number}.search"] = torch.tensor([fit.iterations, int(fit.is_converged)])
             kept.save(number + 1, lambda tensors=tensors: tensors, is_last=True)  # type: ignore[misc]

@@ -9,18 +9,20 @@ not exact.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 
 from engine.probing.heads import Head, on_device
 from engine.probing.rows import Rows
+from engine.probing.tellers import Tell, nobody
 
 HELD_BYTES = 2**30
 _GRADIENT = 1e-5  # largest entry of the gradient at which it ends
-_MOST_ITERATIONS = 500
+MOST_ITERATIONS = 500
 
 Slice = tuple[torch.Tensor, torch.Tensor]  # x float64 [B, D], labels int64 [B]
 
@@ -34,10 +36,19 @@ class Fit(NamedTuple):
 
 
 def fit_logistic(
-    rows: Rows, labels_M: np.ndarray, ids_n: np.ndarray, C: float, classes: int, start: Head | None = None
+    rows: Rows,
+    labels_M: np.ndarray,
+    ids_n: np.ndarray,
+    C: float,
+    classes: int,
+    start: Head | None = None,
+    tell: Tell = nobody,
 ) -> Fit:
-    """Fitted to the rows `ids_n`; labels_M: of all rows, 0 .. classes - 1. start: where the search begins; None: at zero."""
-    slices, width = _slices(rows, labels_M, ids_n), rows.width
+    """Fitted to the rows `ids_n`; labels_M: of all rows, 0 .. classes - 1. start: where the search begins; None: at zero.
+
+    tell: hears each iteration, with its loss and C.
+    """
+    slices, width, iterations = _slices(rows, labels_M, ids_n), rows.width, count(1)
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
         weight_DC, bias_C = _parts(torch.from_numpy(point).to(rows.device), width, classes)
@@ -56,10 +67,14 @@ def fit_logistic(
     begin = np.zeros((width + 1) * classes)
     if start is not None:
         begin = torch.cat([start.weight_DC.reshape(-1), start.bias_C]).double().cpu().numpy()
-    options = {"maxiter": _MOST_ITERATIONS, "gtol": _GRADIENT, "ftol": 64 * np.finfo(float).eps}
-    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options=options)
+    options = {"maxiter": MOST_ITERATIONS, "gtol": _GRADIENT, "ftol": 64 * np.finfo(float).eps}
+
+    def heard(intermediate_result: OptimizeResult) -> None:
+        tell(next(iterations), {"loss": float(intermediate_result.fun), "C": C})
+
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options=options, callback=heard)
     weight_DC, bias_C = _parts(torch.from_numpy(found.x).float().to(rows.device), width, classes)
-    return Fit(Head(weight_DC, bias_C), int(found.nit), found.nit < _MOST_ITERATIONS)
+    return Fit(Head(weight_DC, bias_C), int(found.nit), found.nit < MOST_ITERATIONS)
 
 
 def _slices(rows: Rows, labels_M: np.ndarray, ids_n: np.ndarray) -> Callable[[], Iterable[Slice]]:

@@ -74,11 +74,23 @@ def test_the_figures_are_those_of_scikit_learn_on_the_cached_features(run, probe
     assert sgd["rate"] in LINEAR["rates"] and sgd["held_out_top1"] == max(one["held_out_top1"] for one in sgd["grid"])
     assert [one["images"] for one in result["few_labels"]] == [130, 100]
     assert all(0.3 < one["top1"] <= logistic["top1"] + 0.05 for one in result["few_labels"])
+    assert "logistic regression on 100 images, C 0.1" in out
     by_class = result["per_class"]
     assert [one["label"] for one in by_class] == list(range(10)) and sum(one["images"] for one in by_class) == 360
     mean = sum(one["images"] * one["logistic"] for one in by_class) / 360
     assert mean == pytest.approx(logistic["top1"])
     assert result["chance"] == 0.1 and "training did not see" in result["protocol"]
+
+
+def test_few_labels_have_values_of_their_own_and_the_search_on_all_images_can_be_left_out(probed, monkeypatch, capsys):
+    monkeypatch.setattr("engine.jobs.linear_protocols.SAID_EVERY_SECONDS", 0)
+    result = probed("linear.C=[]", "linear.few=[10]", "linear.few_C=[0.01,0.001]")["features"]
+    assert [one["name"] for one in result["heads"]] == ["sgd"]
+    (few,) = result["few_labels"]
+    assert [one["C"] for one in few["grid"]] == [0.001, 0.01] and few["images"] == 100
+    out = capsys.readouterr().out
+    assert out.count("logistic regression on") == 1 and "C 0.001: iteration 1, at most 500, loss " in out
+    assert probed("linear.few_C=[]", "linear.C=[0.001]")["features"]["few_labels"] == []
 
 
 def test_a_second_start_computes_nothing_again_and_a_probe_is_tested_again(run, probed, monkeypatch):
