@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.hostile_starts import CASES, lay
+from tests.hostile import CASES, lay
 from tests.pooled_start import pooled_start
 
 
