@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch
 
 import launch
+from engine.training import run as run_module
 from tests.slow_tests import is_slow, slow_tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -166,3 +167,19 @@ def _no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", sync_nothing)
         yield
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Send SIGINT to this process during given steps, each once."""
+    real = run_module.train_step
+    steps: set[int] = set()
+
+    def train_step(batch, *arguments, **options):
+        if batch.step in steps:
+            steps.remove(batch.step)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(run_module, "train_step", train_step)
+    return steps
