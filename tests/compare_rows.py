@@ -4,7 +4,8 @@
 
     learning   configs/fashion_mnist_60k.json on 6,000 images, K = N/16, the same steps for every line: kNN of the features. What changes
                is the correction of rows that come back (tests/engine/rows/other_corrections.py), the window, how a row starts, and
-               whether images that lie together are visited together (tests/datasets/sorted_runs.py)
+               whether images that lie together are visited together (tests/datasets/sorted_runs.py). Last, with all rows active,
+               how long ago an image was visited: SimCLR, with as many views, compares with a view of the same step
     rows       given features, which no row can change: how far the rows of each correction end from those of dense SGD, which the exact
                ones equal. Angle, since the softmax sees no length; and the length beside it
 
@@ -28,6 +29,11 @@ SORTED = "tests.datasets.sorted_runs"
 _IMAGES = ("data.limit=6000", "method.active=376", "epochs=20", "evaluate.views=0")
 _WINDOW = ("schedule.block=8", "schedule.window=2304", "schedule.stride=288")
 _DECAY = ("optimizer.rows_weight_decay=1e-4",)
+_ALL = "method.active=null"
+_SIMCLR = (
+    'method={"kind":"simclr","dim":128,"temperature":0.07}',
+    *("data.augment.views=2", "epochs=10", "optimizer.rows_lr_scale=1", "optimizer.rows_weight_decay=null"),
+)
 
 # Of each table: name of a line -> (words over the config, what trains it).
 LINES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -47,6 +53,13 @@ LINES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "Images that lie class by class": {
         "keyed order": ((), ("-m", SORTED, "keyed")),
         "runs of C neighbours": ((), ("-m", SORTED, "runs")),
+    },
+    "All rows active: steps between two visits of an image, W/B": {
+        "47: plain passes": ((_ALL, "schedule.window=6016", "schedule.stride=6016"), ("launch.py",)),
+        "18": ((_ALL,), ("launch.py",)),
+        "6": ((_ALL, "schedule.window=768", "schedule.stride=96"), ("launch.py",)),
+        "2": ((_ALL, "schedule.window=256", "schedule.stride=32"), ("launch.py",)),
+        "SimCLR, for comparison": (_SIMCLR, ("launch.py",)),
     },
 }
 
