@@ -134,7 +134,7 @@ CELLS = [
     *((cell, 60_000, 8) for runs in cells_of("f", SETS["fashion_mnist"], VALUES).values() for cell in runs),
     *((cell, 43_523, 9) for runs in cells_of("g", SETS["glyphs"], VALUES).values() for cell in runs),
     *((cell, 4_782, 60) for runs in cells_of("e", SETS["emoji"], VALUES).values() for cell in runs),
-    *((cell, 6_000, 30) for runs in trials(TRIAL).values() for cell in runs),
+    *((cell, 60_000, 3) for runs in trials(TRIAL).values() for cell in runs),
     *((cell, 6_000, 20) for lines in compare_rows.cells([0]).values() for runs in lines.values() for cell in runs),
 ]
 
