@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import launch
-from engine.results.output import EVENTS, EXPORT, KNN, PICTURE, PRETRAIN
+from engine.results.output_names import EVENTS, EXPORT, KNN, PICTURE, PRETRAIN
 from tests.conftest import TINY
 from tests.foreign import Foreign
 

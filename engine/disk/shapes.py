@@ -13,7 +13,7 @@
 
     rows.npy, embeddings.npy, names.txt, backbone.safetensors, manifest.json
                                                     engine/results/exports.py, in `exports`
-    rows-1200.npy, rows-1200.json, rows-1200.zarr/                      engine/jobs/store_jobs.py, in `exports`
+    rows-1200.npy, rows-1200.json, rows-1200.zarr/                      engine/jobs/store_export.py, in `exports`
 
 A name with `.part` behind it is a file or an export that is not whole yet; `.zarr.old.part` is an export while another takes its
 place, `.zarr.room.part` the room that one will need. Nothing else is removed, and a manifest may name nothing else. Numbers have

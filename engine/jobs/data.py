@@ -14,11 +14,12 @@ from datasets.index.image_index import WrongIndex
 from datasets.schedule import Schedule
 from datasets.shown import shown
 from datasets.source import Source
+from engine.disk.files import CHECKPOINTS
 from engine.disk.manifest_body import check_run_state
 from engine.jobs.chosen_sizes import sized, sized_as
 from engine.jobs.sizes import capacities, is_full
 from engine.ranks.lanes import Lanes
-from engine.results.output import CHECKPOINTS, INDEX, UNREADABLE
+from engine.results.output_names import INDEX, UNREADABLE
 from engine.training.reading import listed
 
 if TYPE_CHECKING:

@@ -13,11 +13,13 @@ from configs import schema
 from datasets.catalog import every_image
 from datasets.shown import shown
 from engine.disk.chosen import chosen_checkpoint, while_it_is_there
+from engine.disk.files import CHECKPOINTS
 from engine.jobs import parts
 from engine.jobs.data import images_directory, open_data
 from engine.jobs.row_table import rows_of
 from engine.results import exports
-from engine.results.output import CHECKPOINTS, EXPORT, Output
+from engine.results.output import Output
+from engine.results.output_names import EXPORT
 from engine.rows.snapshots import RowReader
 from engine.training.checkpoint import read_trunk
 

@@ -9,7 +9,8 @@ from engine.evaluation.nearest import KnnEvaluator, describe
 from engine.jobs import parts
 from engine.jobs.data import images_directory, open_data, open_probe
 from engine.ranks.ranks import Channel
-from engine.results.output import KNN, Output
+from engine.results.output import Output
+from engine.results.output_names import KNN
 
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:

@@ -28,7 +28,8 @@ from engine.jobs.locked import lock, require_no_sweep
 from engine.jobs.pretrain import joined_ranks
 from engine.ranks.agreement import require_same
 from engine.ranks.ranks import Ranks
-from engine.results.output import EVENTS, LINEAR, LOCK, Output
+from engine.results.output import Output
+from engine.results.output_names import EVENTS, LINEAR, LOCK
 
 SAID_EVERY_SECONDS = 5
 

@@ -25,7 +25,8 @@ from engine.jobs.locked import lock, require_no_sweep
 from engine.methods.stages import Stages
 from engine.ranks.process_table import peak_resident_bytes
 from engine.results.listeners import MetricsFile
-from engine.results.output import LOCK, Output
+from engine.results.output import Output
+from engine.results.output_names import LOCK
 from engine.results.progress import progress
 from engine.scaling.peers.peer import Peer, PeerTask
 from engine.training.stop_signal import StopSignal

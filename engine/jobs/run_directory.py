@@ -12,7 +12,7 @@ from configs import schema
 from datasets.schedule import Schedule
 from datasets.source import Source
 from engine.disk import manifest
-from engine.disk.files import checkpoint_files
+from engine.disk.files import CHECKPOINTS, checkpoint_files
 from engine.disk.manifest import SavedCheckpoint
 from engine.disk.recovery import recover_together
 from engine.disk.shapes import PART_OF_A_RUN
@@ -21,7 +21,8 @@ from engine.jobs.locked import lock, require_no_sweep
 from engine.ranks.agreement import require_one_disk
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
-from engine.results.output import CHECKPOINTS, EVENTS, INDEX, LOCK, PRETRAIN, Output, is_finished
+from engine.results.output import Output, is_finished
+from engine.results.output_names import EVENTS, INDEX, LOCK, PRETRAIN
 
 
 class RunDirectory:

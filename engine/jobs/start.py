@@ -31,7 +31,7 @@ from engine.planning.text import plan_text, traffic_text
 from engine.ranks.agreement import require_same
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
-from engine.results.output import UNREADABLE
+from engine.results.output_names import UNREADABLE
 from engine.rows.implementations import implementations, kernel_lines, names
 from engine.training.course import Course
 from engine.training.reading import Reading, listed

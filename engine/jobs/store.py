@@ -11,7 +11,9 @@ from engine.jobs import store_jobs
 from engine.jobs.data import images_directory, open_data
 from engine.jobs.locked import lock
 from engine.jobs.row_table import rows_of
-from engine.results.output import LOCK, PICTURE, Output, rows_of_step, summary_of
+from engine.jobs.store_export import export
+from engine.results.output import Output, summary_of
+from engine.results.output_names import LOCK, PICTURE, rows_of_step
 
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
@@ -50,6 +52,4 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         own.make()
         for name in names:
             own.enter(name)
-        return store_jobs.export(
-            output / "exports", rows, schedule.size, schedule.instances, checkpoint.step, wanted.format
-        )
+        return export(output / "exports", rows, schedule.size, schedule.instances, checkpoint.step, wanted.format)

@@ -36,49 +36,13 @@ from engine.disk import manifest, shapes
 from engine.disk.files import CHECKPOINTS, checkpoint_files
 from engine.disk.shapes import PART_OF_A_RUN, TEMPORARY
 from engine.disk.sweep import remove_run
+from engine.results.output_names import DIRECTORIES, EVERY, IN_ZARR, LOCK, PART_SHAPE, WITH_PART, is_name
 from engine.rows.damaged import Damaged
 
 _HEADER = "This directory was made by pic-engine, which wrote what is named below and removes nothing else.\n"
-LOCK, UNREADABLE, INDEX = "lock", "unreadable.jsonl", "images.index"
-# What each job writes.
-PRETRAIN = (
-    *(LOCK, "config.json", "plan.json", CHECKPOINTS, "metrics.jsonl", "evaluations.jsonl", "summary.json"),
-    *("report.html", "backbone.safetensors", UNREADABLE, INDEX),
-)
-KNN = ("knn.json",)
-LINEAR = (LOCK, "linear.json", "report.html")
-EXPORT = tuple(
-    f"exports/{name}" for name in ("backbone.safetensors", "embeddings.npy", "names.txt", "rows.npy", "manifest.json")
-)
-PICTURE = ("store.png",)
-EVENTS = ("tensorboard",)
-CELLS, RECORDS = "cells", "cells.jsonl"
-SCALE = (LOCK, "config.json", CELLS, RECORDS, "scale.json", "scale.csv", "scale.html")
-PROFILE = (*PRETRAIN, "profile.json", "profile.html")
-_EVERY = {*PRETRAIN, *PROFILE, *KNN, *LINEAR, *EXPORT, *PICTURE, *EVENTS, *SCALE}
-_OTHER_NAMES = re.compile(
-    r"exports/rows-\d{1,12}\.(npy|json|zarr)|tensorboard/events\.out\.tfevents\.[^/]+|profile/facts\.json"
-    r"|linear/((train|test)\.(npy|json)|(grid|logistic-\d{1,4}|published|heads-(features|published))\.safetensors)"
-    r"|profile/((now|ended)-\d{1,6}|samples-\d{1,6}\.jsonl|components-\d{1,6}\.json|memory-\d{1,6}\.pickle)"
-)
-_DIRECTORIES = re.compile(r"checkpoints|tensorboard|cells|exports/[^/]+\.zarr")
-_IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
-# What is written under this name first, by engine/results/whole_files.py.
-_WITH_PART = re.compile(r"exports/[^/]+|linear/[^/]+\.safetensors|backbone\.safetensors|store\.png")
-_PART_SHAPE = re.compile(rf"\.({'|'.join(re.escape(name) for name in _EVERY)})\.[0-9a-f]{{8}}\.part")
 # Keys that every config.json of ours has, and hardly another file: a run that was made before there was a mark is known by them.
 _CONFIG_KEYS = {"job", "seed", "output", "epochs", "data", "schedule", "backbone", "optimizer", "store"}
 _ONE_OF_THEM = {"method", "classifier"}  # as it was called before
-
-
-def profile_names(rank: int) -> tuple[str, ...]:
-    """What job profile writes of a rank, in the directory `profile`."""
-    return f"now-{rank}", f"samples-{rank}.jsonl", f"components-{rank}.json", f"ended-{rank}", f"memory-{rank}.pickle"
-
-
-def rows_of_step(step: int, format: str) -> tuple[str, ...]:
-    """What job store writes for verb export."""
-    return f"exports/rows-{step}.{format}", f"exports/rows-{step}.json"
 
 
 class Output:
@@ -111,7 +75,7 @@ class Output:
 
     def enter(self, name: str) -> Path:
         """The path of a file or directory that is about to be written: from now on it is ours. ValueError where it is not."""
-        assert self._is_marked and _is_name(name), name
+        assert self._is_marked and is_name(name), name
         if name not in self._own:
             self._require_own(name)
             self.take(name)
@@ -157,11 +121,11 @@ class Output:
         self._require_no_link(name)
         path = self.path / name
         if name.endswith(".zarr"):
-            _remove_shaped(path, _IN_ZARR)
+            _remove_shaped(path, IN_ZARR)
         elif path.is_dir():
             with suppress(OSError):  # somebody's files are in it
                 path.rmdir()
-        parts = [path.with_name(path.name + TEMPORARY)] if _WITH_PART.fullmatch(name) else []
+        parts = [path.with_name(path.name + TEMPORARY)] if WITH_PART.fullmatch(name) else []
         for one in (path, *parts):
             if _kind(one) == "file":
                 one.unlink()
@@ -183,7 +147,7 @@ class Output:
         for name in names:
             self.remove(name)
         for name in _names_in(self.path):
-            if _PART_SHAPE.fullmatch(name) and _kind(self.path / name) == "file":  # of a killed run
+            if PART_SHAPE.fullmatch(name) and _kind(self.path / name) == "file":  # of a killed run
                 (self.path / name).unlink()
         for directory in ("exports", "linear", "profile"):
             with suppress(OSError):
@@ -202,7 +166,7 @@ class Output:
             own: set[str] = set()
             for line in text.removeprefix(_HEADER).split("\n"):
                 own.discard(line[1:]) if line.startswith("-") else own.add(line)
-            return {name for name in own if _is_name(name)}
+            return {name for name in own if is_name(name)}
         if MARK in there and text is not None and _HEADER.startswith(text):  # cut short when it was made
             there.remove(MARK)
         if not there or (
@@ -228,7 +192,7 @@ class Output:
         if not isinstance(config, dict) or not config.keys() >= _CONFIG_KEYS or not config.keys() & _ONE_OF_THEM:
             return {CHECKPOINTS}
         inside = [f"{above}/{name}" for above in ("exports", "tensorboard") for name in _names_in(self.path / above)]
-        return {name for name in (*_EVERY, *inside) if _is_name(name) and _kind(self.path / name)}
+        return {name for name in (*EVERY, *inside) if is_name(name) and _kind(self.path / name)}
 
     def _placed(self, name: str) -> Path:
         """The path of a name, whose directory is there then."""
@@ -291,10 +255,10 @@ class Output:
         self._require_no_link(name)
         path = self.path / name
         part = path.with_name(path.name + TEMPORARY)
-        if _WITH_PART.fullmatch(name) and _kind(part) and name not in self._own:  # which is written first
+        if WITH_PART.fullmatch(name) and _kind(part) and name not in self._own:  # which is written first
             path = part
         kind = _kind(path)
-        if kind == "directory" and not _DIRECTORIES.fullmatch(name):
+        if kind == "directory" and not DIRECTORIES.fullmatch(name):
             raise ValueError(f"{path} is a directory, and a file of that name would be written; move it away")
         is_empty = kind == "directory" and not _names_in(path)
         is_moved_here = name == CHECKPOINTS and kind == "directory" and self._has_checkpoints()
@@ -400,11 +364,6 @@ def read_text(path: Path) -> str:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()
-
-
-def _is_name(name: str) -> bool:
-    """Whether it is one that we write. Nothing else in the list counts."""
-    return name in _EVERY or _OTHER_NAMES.fullmatch(name) is not None
 
 
 def _sync_name(path: Path) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from engine.disk.files import checkpoint_files
 from engine.disk.sweep import remove_run
-from engine.results.output import CELLS, Output
+from engine.results.output import Output
+from engine.results.output_names import CELLS
 from engine.results.progress import duration_text
 from engine.scaling import records
 from engine.scaling.cell_process import STOPPED, Ended, Task, run_cells

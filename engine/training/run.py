@@ -25,7 +25,8 @@ from engine.methods.stages import Stages
 from engine.ranks.ranks import Ranks
 from engine.results.exports import backbone_of, export_backbone
 from engine.results.listeners import Listener, MetricsFile, TensorBoard
-from engine.results.output import UNREADABLE, Output, json_text
+from engine.results.output import Output, json_text
+from engine.results.output_names import UNREADABLE
 from engine.results.progress import progress
 from engine.results.report import report_of
 from engine.training.checkpoint import Checkpoints, load_trunk, read_shared

@@ -11,7 +11,8 @@ from itertools import pairwise
 import pytest
 
 import launch
-from engine.results.output import SCALE, Output
+from engine.results.output import Output
+from engine.results.output_names import SCALE
 from engine.scaling import results
 from engine.scaling.cells import cells_of
 from engine.scaling.records import Record

@@ -12,8 +12,9 @@ import zarr
 from engine.disk import manifest
 from engine.disk.files import DiskFiles
 from engine.disk.zarr_store import ROWS
-from engine.jobs import store_jobs, store_picture
-from engine.jobs.store_jobs import export, inspect, repair, scrub, verify
+from engine.jobs import store_export, store_picture
+from engine.jobs.store_export import export
+from engine.jobs.store_jobs import inspect, repair, scrub, verify
 from tests.conftest import Runner, leave_out_drawings
 from tests.engine.disk_runs import DiskRun
 from tests.engine.harness import Case, rows_of_engine
@@ -421,9 +422,7 @@ def test_exports_are_the_caught_up_rows_in_instance_order_in_both_formats(tmp_pa
     case = CASES[name]
     run = DiskRun(case, tmp_path / "checkpoints").train(case.steps)
     expected = rows_of_engine(case, run.rows)[0].astype(np.float32)
-    monkeypatch.setattr(
-        store_jobs, "_EXPORT_CHUNK_BYTES", 4 * case.dim * 33
-    )  # 200 rows are seven chunks, the last ragged
+    monkeypatch.setattr(store_export, "_CHUNK_BYTES", 4 * case.dim * 33)  # 200 rows are seven chunks, the last ragged
     exports = tmp_path / "exports"
     for form in ("npy", "zarr", "zarr"):  # again over what is there
         assert export(exports, run.rows, case.size, case.schedule.instances, case.steps, form) == 0
@@ -446,7 +445,7 @@ def test_an_export_that_is_cut_short_leaves_no_final_name(tmp_path, monkeypatch)
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store_jobs, "create_export", killed)
+    monkeypatch.setattr(store_export, "create_export", killed)
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "exports", run.rows, CASE.size, CASE.schedule.instances, 20, "zarr")
     run.close()

@@ -19,6 +19,7 @@ from engine.disk import manifest
 from engine.disk.files import DiskFiles
 from engine.disk.shapes import is_export
 from engine.jobs import store_jobs
+from engine.jobs.store_export import export as export_of_store
 from engine.results import exports, whole_files
 from engine.results.exports import NAMES, export_backbone, export_run
 from engine.results.whole_files import Together, write_file
@@ -61,7 +62,7 @@ def export(directory, run, step=1, images=None):
 
 
 def store_export(directory, run, form="npy", step=5):
-    return store_jobs.export(directory, run.rows, CASE.size, CASE.schedule.instances, step, form)
+    return export_of_store(directory, run.rows, CASE.size, CASE.schedule.instances, step, form)
 
 
 def failing(name, code, at=1):

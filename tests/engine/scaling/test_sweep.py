@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.results.output import SCALE, Output
+from engine.results.output import Output
+from engine.results.output_names import SCALE
 from engine.scaling import results
 from engine.scaling.cell_process import Ended, Task, run_cells
 from engine.scaling.cells import Cell
