@@ -6,7 +6,6 @@ Network, views, order, learning rate and decay are the config's; the loss is cro
 leaves what a comparison reads of a run (tests/comparison.py). One that is killed starts over.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from datasets.loader import StepDataset
 from engine.jobs import parts, sizes
 from engine.jobs.data import open_data
 from engine.results.exports import export_backbone
+from engine.results.output import Output
+from engine.results.output_names import PRETRAIN
 
 
 def train(config: schema.Config) -> tuple[nn.Module, float]:
@@ -52,14 +53,15 @@ def main(argv: list[str]) -> int:
     options = launch.parsed(argv)
     config = schema.load(options.config, options.overrides)
     torch.set_num_threads(config.threads or 1)
-    output, begun = Path(config.output), time.monotonic()
+    own, begun = Output(Path(config.output), PRETRAIN), time.monotonic()
+    own.make()
     backbone, loss = train(config)
-    output.mkdir(parents=True, exist_ok=True)
-    export_backbone(output / "backbone.safetensors", backbone.state_dict(), parts.backbone_in_words(config))
+    export_backbone(own.enter("backbone.safetensors"), backbone.state_dict(), parts.backbone_in_words(config))
     code = launch.main([*argv, "job=knn"])
-    (output / "evaluations.jsonl").write_text((output / "knn.json").read_text().replace("\n", " ") + "\n")
-    summary = {"status": "finished", "loss": loss, "session_seconds": time.monotonic() - begun}
-    (output / "summary.json").write_text(json.dumps(summary))
+    if code == 0:
+        own.write_text("evaluations.jsonl", (own.path / "knn.json").read_text().replace("\n", " ") + "\n")
+        summary = {"status": "finished", "loss": loss, "session_seconds": time.monotonic() - begun}
+        own.write_json("summary.json", summary)
     return code
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import launch
 from configs import schema
 from datasets.clean import to_tensor
 from datasets.digits import Digits
@@ -17,7 +18,7 @@ from engine.trunk.network import embed
 from tests import compare_methods, compare_rows
 from tests.compare_methods import KINDS, SETS, TRIAL, TRIALS, cells_of, search, trials
 from tests.comparison import Cell, Figures, leave_one_out, read, run_all, table, written
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TINY
 
 # In the place of launch.py: counts its starts, fails at the first one where the seed is 1, and leaves what a training leaves.
 FAKE = """
@@ -111,6 +112,19 @@ def test_own_images_are_each_asked_of_all_others(finished, tmp_path):
     weights = np.exp(np.take_along_axis(similarity, nearest, axis=1) / 0.07)
     np.add.at(votes, (np.arange(len(source))[:, None], labels_N[nearest]), weights)
     assert share == pytest.approx((votes.argmax(axis=1) == labels_N).mean(), abs=0.002)
+
+
+def test_a_network_trained_with_labels_leaves_what_a_comparison_reads_and_can_be_probed(tmp_path):
+    from tests import supervised
+
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(TINY))
+    words = ["--config", str(config), f"output={tmp_path / 'run'}"]
+    assert supervised.main([*words, "optimizer.lr=0.1", "epochs=12"]) == 0
+    assert launch.main([*words, "job=linear", "linear.epochs=1", "linear.C=[]"]) == 0
+    figures = read(tmp_path / "run")
+    assert figures.loss < 1 and figures.knn > figures.raw - 0.1 and figures.linear > 0.5
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize(
