@@ -12,7 +12,8 @@ For the frame: raw pixels; the network with the weights it starts with, its batc
 same views (tests/supervised.py).
 
 Two trainings at a time, one thread each. What has its line in the file of figures is not trained again, and a training that was killed goes
-on. So a comparison may be made in parts, with --figures and the file that an earlier part left.
+on. So a comparison may be made in parts, with --figures and the file that an earlier part left; tests/compare_methods.jsonl has the
+cells of the tables in configs/README.md.
 """
 
 import argparse
