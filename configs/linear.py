@@ -22,9 +22,8 @@ class Linear(Section):
     rates: tuple[AboveZero, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     # features: of logistic regression, as scikit-learn counts it: the inverse of the penalty; []: none
     C: tuple[AboveZero, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
-    few_C: tuple[AboveZero, ...] | None = (
-        None  # features: the same with few labels; null: those of C; []: no few labels
-    )
+    # features: the same with few labels; null: those of C; []: no few labels
+    few_C: tuple[AboveZero, ...] | None = None
     # features: few labels; below 1: that share of the training images of each class, from 1 on: so many of each
     few: tuple[AboveZero, ...] = (0.01, 0.1, 10)
     lr: AboveZero = 30.0  # published: for the whole batch
