@@ -22,6 +22,7 @@ import numpy as np
 from configs import schema
 from engine.disk.chosen import chosen_checkpoint
 from engine.jobs.data import open_data
+from tests.compare_methods import SETS
 from tests.comparison import Cell, caught_up_rows, run_all, table
 
 CORRECTION = "tests.engine.rows.other_corrections"
@@ -30,10 +31,7 @@ _IMAGES = ("data.limit=6000", "method.active=376", "epochs=20", "evaluate.views=
 _WINDOW = ("schedule.block=8", "schedule.window=2304", "schedule.stride=288")
 _DECAY = ("optimizer.rows_weight_decay=1e-4",)
 _ALL = "method.active=null"
-_SIMCLR = (
-    'method={"kind":"simclr","dim":128,"temperature":0.07}',
-    *("data.augment.views=2", "epochs=10", "optimizer.rows_lr_scale=1", "optimizer.rows_weight_decay=null"),
-)
+_SIMCLR = SETS["fashion_mnist"]._replace(views=20).method("SimCLR", 0.1, 0.07)
 
 # Of each table: name of a line -> (words over the config, what trains it).
 LINES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {

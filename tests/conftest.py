@@ -20,7 +20,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch
 
 import launch
-from engine.training import run as run_module
 from tests.slow_tests import is_slow, slow_tests
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -172,6 +171,8 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 @pytest.fixture
 def interrupt_at(monkeypatch):
     """Send SIGINT to this process during given steps, each once."""
+    from engine.training import run as run_module  # here: most tests need none of it
+
     real = run_module.train_step
     steps: set[int] = set()
 

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -30,8 +29,6 @@ from engine.ranks.agreement import require_same
 from engine.ranks.ranks import Ranks
 from engine.results.output import Output
 from engine.results.output_names import EVENTS, LINEAR, LOCK
-
-SAID_EVERY_SECONDS = 5
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -235,13 +232,13 @@ class LinearJob:
 
     def told_by_time(self, total: int) -> Any:
         """Hears of an epoch's losses: all for TensorBoard, every few seconds for the terminal."""
-        said = time.monotonic()
+        from engine.probing.tellers import SAY_SECONDS, Pace
+
+        pace = Pace(SAY_SECONDS)
 
         def tell(step: int, figures: Mapping[str, float]) -> None:
-            nonlocal said
             self.tell_board(step, figures)
-            if time.monotonic() - said > SAID_EVERY_SECONDS or step == total:
-                said = time.monotonic()
+            if pace.is_due() or step == total:
                 losses = ", ".join(f"{loss:.3f} {name.removeprefix('loss ')}" for name, loss in figures.items())
                 print(f"step {step:,}/{total:,}  loss {losses}", flush=True)
 

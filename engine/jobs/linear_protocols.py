@@ -1,7 +1,6 @@
 """What job=linear does by each protocol, with what engine/jobs/linear.py opens; each gives a record for linear.json, at rank 0."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from datasets.passes import orders
 from datasets.strata import share_of_each, so_many_of_each
-from engine.jobs.linear import SAID_EVERY_SECONDS, print_of
+from engine.jobs.linear import print_of
 from engine.probing.chosen import Chosen, best_rate, best_strength
 from engine.probing.heads import Head, Heads
 from engine.probing.logistic import MOST_ITERATIONS
@@ -18,7 +17,7 @@ from engine.probing.rate_grid import train_grid
 from engine.probing.rows import Rows, Standard, readable, standard_of
 from engine.probing.saved import SavedProbe
 from engine.probing.score import Score, score
-from engine.probing.tellers import Tell
+from engine.probing.tellers import SAY_SECONDS, Pace, Tell
 from engine.probing.words import asked_text, by_class
 from engine.ranks.process_table import peak_resident_bytes
 from engine.results.progress import progress
@@ -127,12 +126,10 @@ def _logistic(job: "LinearJob", trained: _Trained, name: str, ids_n: np.ndarray,
 
 def _searched() -> Tell:
     """Hears the iterations of a logistic regression, and says one every few seconds."""
-    said = time.monotonic()
+    pace = Pace(SAY_SECONDS)
 
     def tell(iteration: int, figures: Mapping[str, float]) -> None:
-        nonlocal said
-        if time.monotonic() - said > SAID_EVERY_SECONDS:
-            said = time.monotonic()
+        if pace.is_due():
             print(
                 f"C {figures['C']:g}: iteration {iteration}, at most {MOST_ITERATIONS}, loss {figures['loss']:.4f}",
                 flush=True,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from datasets.batch import Batch
-from engine.probing.tellers import Say
+from engine.probing.tellers import Pace, Say
 from engine.ranks.ranks import Channel
 from engine.results.output import Output, read_text
 from engine.results.progress import duration_text
@@ -65,7 +65,7 @@ class FeatureCache:
         """
         if self.filled == self.count:
             return
-        started, said = time.monotonic(), time.monotonic()
+        started, pace = time.monotonic(), Pace(_SAY_SECONDS)
         begun = done = self.first_step * BATCH * self._ranks.size
         for round_, batch in enumerate(stream, 1):
             by_rank = self._ranks.to_first(embedded(batch, embed))
@@ -78,9 +78,8 @@ class FeatureCache:
                     done += here
             if round_ % _SYNC_ROUNDS == 0 or done == self.count:
                 self._sync(done)
-            if time.monotonic() - said > _SAY_SECONDS and done < self.count:
-                said = time.monotonic()
-                left = (said - started) * (self.count - done) / (done - begun)
+            if done < self.count and pace.is_due():
+                left = (time.monotonic() - started) * (self.count - done) / (done - begun)
                 say(f"features of {self.name}: {done:,} of {self.count:,} images, left {duration_text(left)}")
         self.filled = int(self._ranks.from_first(done if self._output else 0))
 

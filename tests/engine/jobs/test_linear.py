@@ -83,7 +83,7 @@ def test_the_figures_are_those_of_scikit_learn_on_the_cached_features(run, probe
 
 
 def test_few_labels_have_values_of_their_own_and_the_search_on_all_images_can_be_left_out(probed, monkeypatch, capsys):
-    monkeypatch.setattr("engine.jobs.linear_protocols.SAID_EVERY_SECONDS", 0)
+    monkeypatch.setattr("engine.jobs.linear_protocols.SAY_SECONDS", 0)
     result = probed("linear.C=[]", "linear.few=[10]", "linear.few_C=[0.01,0.001]")["features"]
     assert [one["name"] for one in result["heads"]] == ["sgd"]
     (few,) = result["few_labels"]
