@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Tests run side by side, and each starts processes. Libraries count their threads when they are loaded, so this comes before torch.
@@ -47,6 +48,18 @@ GIVEN = {
     "data": {"source": "synthetic", "limit": 2000},
     "backbone": {"name": "given"},
 }
+
+
+def folder_config(root, **data):
+    """TINY for a folder of some twenty photographs."""
+    augment = {"kind": "photos", "crops": [{"size": 16, "scale": [0.3, 1.0]}, {"size": 12, "rows_grad": False}]}
+    return {
+        **TINY,
+        "data": {"source": "folder", "root": str(root), "image_size": 16, "augment": augment, **data},
+        "schedule": {"batch": 8, "window": 16, "stride": 8, "block": 4, "lanes": 2, "reshuffle": False},
+        "method": {**TINY["method"], "active": 8},
+        "epochs": 4,
+    }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,6 +112,18 @@ class Runner:
 
     def lines(self, name: str = "metrics.jsonl") -> list[dict]:
         return [json.loads(line) for line in (self.output / name).read_text().splitlines()]
+
+
+def refused(run, capsys, *words, config=None, expect):
+    """The run is refused with `expect` in a short message, and its output directory is not there afterwards."""
+    existed = run.output.exists()
+    assert run(*words, config=config) == 2
+    error = capsys.readouterr().err
+    message = error[error.index("error: ") :].strip()
+    assert expect in message, message
+    assert len(message.splitlines()) <= 3, message
+    assert "Traceback" not in error
+    assert run.output.exists() == existed
 
 
 def leave_out_drawings(patch: pytest.MonkeyPatch) -> None:
@@ -184,3 +209,18 @@ def interrupt_at(monkeypatch):
 
     monkeypatch.setattr(run_module, "train_step", train_step)
     return steps
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 24 JPEGs of noise in two class folders."""
+    from PIL import Image  # here: most tests need none of it
+
+    root = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        directory = root / ("cats" if number % 2 else "dogs")
+        directory.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(directory / f"{number:02}.jpg", quality=95)
+    return root

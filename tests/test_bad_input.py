@@ -3,46 +3,9 @@
 import json
 import os
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.conftest import TINY
-
-
-def folder_config(root, **data):
-    augment = {"kind": "photos", "crops": [{"size": 16, "scale": [0.3, 1.0]}, {"size": 12, "rows_grad": False}]}
-    return {
-        **TINY,
-        "data": {"source": "folder", "root": str(root), "image_size": 16, "augment": augment, **data},
-        "schedule": {"batch": 8, "window": 16, "stride": 8, "block": 4, "lanes": 2, "reshuffle": False},
-        "method": {**TINY["method"], "active": 8},
-        "epochs": 4,
-    }
-
-
-@pytest.fixture
-def photos(tmp_path):
-    root = tmp_path / "photos"
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        directory = root / ("cats" if number % 2 else "dogs")
-        directory.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(directory / f"{number:02}.jpg", quality=95)
-    return root
-
-
-def refused(run, capsys, *words, config=None, expect):
-    """The run is refused with `expect` in a short message, and its output directory is not there afterwards."""
-    existed = run.output.exists()
-    assert run(*words, config=config) == 2
-    error = capsys.readouterr().err
-    message = error[error.index("error: ") :].strip()
-    assert expect in message, message
-    assert len(message.splitlines()) <= 3, message
-    assert "Traceback" not in error
-    assert run.output.exists() == existed
+from tests.conftest import TINY, folder_config, refused
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import schema, texts
 from configs.schema import MAY_DIFFER, Config, load, refuse_other_run
-from tests.conftest import REPOSITORY, TINY
+from tests.conftest import REPOSITORY, TINY, folder_config
 
 PLAIN = json.dumps({**TINY, "output": "runs/é"}, ensure_ascii=False)
 
@@ -348,8 +348,6 @@ def test_a_package_of_that_name_that_was_imported_already_is_told_in_a_line(tmp_
 
 
 def test_a_run_goes_on_where_the_images_were_moved_and_with_other_words_for_the_machine(run, tmp_path):
-    from tests.test_bad_input import folder_config
-
     images = tmp_path / "images"
     for number in range(24):
         path = images / ("cats" if number % 2 else "dogs") / f"{number:02}.png"

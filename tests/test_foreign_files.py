@@ -6,9 +6,8 @@ import shutil
 import pytest
 
 from datasets.batch import MARK
-from tests.conftest import TINY
+from tests.conftest import TINY, folder_config, refused
 from tests.foreign_runs import run_seed
-from tests.test_bad_input import folder_config, photos, refused  # noqa: F401  a fixture
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -22,7 +21,7 @@ def tree(root):
 
 
 @pytest.mark.parametrize("name", ["exports", "checkpoints", "tensorboard", "checkpoints/rows", "images"])
-def test_fresh_does_not_take_the_folder_of_images_with_it(run, capsys, photos, name):  # noqa: F811
+def test_fresh_does_not_take_the_folder_of_images_with_it(run, capsys, photos, name):
     root = run.output / name
     root.parent.mkdir(parents=True)
     shutil.move(photos, root)
@@ -76,7 +75,7 @@ def test_what_a_copy_of_the_checkpoints_alone_needs_to_go_on_is_made_anew(run, t
     assert [line["step"] for line in run.lines()] == [5, 8]
 
 
-def test_an_output_among_the_images_is_no_image(run, capsys, photos):  # noqa: F811
+def test_an_output_among_the_images_is_no_image(run, capsys, photos):
     run.output = photos / "runs" / "a"
     config = folder_config(photos)
     assert run("steps=4", config=config) == 0

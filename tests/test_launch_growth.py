@@ -9,13 +9,12 @@ from PIL import Image
 
 from datasets.index import packed
 from engine.training import run as run_module
+from tests.conftest import folder_config
 
 
 @pytest.fixture
 def growing(tmp_path):
     """(a folder of 24 photos, its config, a function that adds more)."""
-    from tests.test_bad_input import folder_config
-
     root = tmp_path / "photos"
     root.mkdir()
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from datasets.probes import split_probe
 from datasets.workers import Workers
 from engine.evaluation import evaluate, nearest
 from engine.training import run as run_module
-from tests.test_bad_input import folder_config, photos  # noqa: F401  a fixture
+from tests.conftest import folder_config
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def steps_kept(run):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("left", ["nothing", "an empty folder"])
-def test_a_root_that_vanishes_ends_the_run_and_costs_nothing(run, capsys, photos, at_step, workers, left):  # noqa: F811
+def test_a_root_that_vanishes_ends_the_run_and_costs_nothing(run, capsys, photos, at_step, workers, left):
     config, words = folder_config(photos), ("epochs=8", "checkpoint.every_steps=3", f"data.workers={workers}")
     assert run(*words, config=config) == 0
     whole = run.summary()["digest"]
@@ -74,7 +74,7 @@ def test_a_root_that_vanishes_ends_the_run_and_costs_nothing(run, capsys, photos
     assert run.summary()["unreadable_images"] == 0
 
 
-def test_steps_in_which_nothing_was_read_change_nothing_and_push_no_checkpoint_out(run, photos, at_step):  # noqa: F811
+def test_steps_in_which_nothing_was_read_change_nothing_and_push_no_checkpoint_out(run, photos, at_step):
     config, words = folder_config(photos), ("checkpoint.every_steps=1", "data.max_unreadable=1", "log_every=1")
     assert run("steps=6", *words, config=config) == 0
     backbone, good = load_file(run.output / "backbone.safetensors"), steps_kept(run)
@@ -111,14 +111,14 @@ def fails(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "end"), [(errno.EACCES, b"05.jpg"), (errno.EIO, b".jpg")])
-def test_a_machine_that_gives_no_image_is_no_reason_to_skip_it(run, capsys, photos, fails, number, end):  # noqa: F811
+def test_a_machine_that_gives_no_image_is_no_reason_to_skip_it(run, capsys, photos, fails, number, end):
     times = fails(number, end)
     assert run("steps=12", config=folder_config(photos)) == 1
     assert "error: cannot read cats/" in capsys.readouterr().err or end == b".jpg"
     assert sum(path == times[0] for path in times) == 3  # tried again twice
 
 
-def test_a_bad_sector_under_one_image_ends_no_run(run, capsys, photos, fails):  # noqa: F811
+def test_a_bad_sector_under_one_image_ends_no_run(run, capsys, photos, fails):
     fails(errno.EIO, b"05.jpg")
     assert run("steps=12", config=folder_config(photos)) == 0
     out = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_a_bad_sector_under_one_image_ends_no_run(run, capsys, photos, fails):  
     assert run.summary()["status"] == "finished"
 
 
-def test_no_bad_image_of_any_kind_ends_a_run_and_each_is_named_once(run, capsys, photos, fails, at_step):  # noqa: F811
+def test_no_bad_image_of_any_kind_ends_a_run_and_each_is_named_once(run, capsys, photos, fails, at_step):
     def write(name, content):
         (photos / "dogs" / f"{name}.jpg").write_bytes(content)
 
@@ -177,7 +177,7 @@ def test_no_bad_image_of_any_kind_ends_a_run_and_each_is_named_once(run, capsys,
     assert len(run.lines("unreadable.jsonl")) == 7
 
 
-def test_each_unreadable_image_is_told_once_whatever_the_run_is_cut_into(run, capsys, photos):  # noqa: F811
+def test_each_unreadable_image_is_told_once_whatever_the_run_is_cut_into(run, capsys, photos):
     for name in ("01", "03"):
         (photos / "cats" / f"{name}.jpg").write_bytes(b"<html>")
     config = folder_config(photos, max_unreadable=0.5)
@@ -193,7 +193,7 @@ def test_each_unreadable_image_is_told_once_whatever_the_run_is_cut_into(run, ca
     assert sorted(entry["name"] for entry in listed) == ["cats/01.jpg", "cats/03.jpg"]
 
 
-def test_no_number_in_any_file_is_nan_though_nothing_of_a_set_can_be_read(run, capsys, photos):  # noqa: F811
+def test_no_number_in_any_file_is_nan_though_nothing_of_a_set_can_be_read(run, capsys, photos):
     for path in photos.glob("*/*.jpg"):
         if path.stem in ("01", "11", "21"):
             path.write_bytes(b"<html>")
@@ -206,7 +206,7 @@ def test_no_number_in_any_file_is_nan_though_nothing_of_a_set_can_be_read(run, c
             assert "NaN" not in line and "Infinity" not in line
 
 
-def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, capsys, photos, monkeypatch):  # noqa: F811
+def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, capsys, photos, monkeypatch):
     from datasets.batch import UnreadableImage
 
     def refuse(source, instance):
@@ -220,7 +220,7 @@ def test_sets_of_the_evaluation_that_cannot_be_read_are_told_at_the_start(run, c
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_labelled_folder_whose_queries_are_all_broken_trains_to_its_end_and_says_so(run, capsys, photos, workers):  # noqa: F811
+def test_a_labelled_folder_whose_queries_are_all_broken_trains_to_its_end_and_says_so(run, capsys, photos, workers):
     queries = split_probe(ImageFolder(photos, "folders"), 16).queries[0]
     broken = [photos / queries.names(number) for number in range(queries.count)]
     for path in broken:
@@ -297,7 +297,7 @@ def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_and_nohup_does_not(
     assert run.summary()["status"] == "finished"
 
 
-def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos, monkeypatch, tmp_path):  # noqa: F811
+def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos, monkeypatch, tmp_path):
     real, real_take, taking = ImageFolder.image, Workers.take, threading.Event()
 
     def hang(source, instance):
@@ -329,7 +329,7 @@ def test_a_signal_while_a_batch_does_not_come_ends_with_a_checkpoint(run, photos
     assert steps_kept(run) == ([run.summary()["steps"]] if run.summary()["steps"] else [])
 
 
-def test_a_batch_that_does_not_come_ends_the_run_with_the_worker_and_what_to_set(run, capsys, photos, monkeypatch):  # noqa: F811
+def test_a_batch_that_does_not_come_ends_the_run_with_the_worker_and_what_to_set(run, capsys, photos, monkeypatch):
     real = ImageFolder.image
 
     def hang(source, instance):
@@ -344,7 +344,7 @@ def test_a_batch_that_does_not_come_ends_the_run_with_the_worker_and_what_to_set
     assert "worker 0 of the loader" in error and "data.patience_seconds" in error
 
 
-def test_a_worker_that_is_killed_ends_the_run_in_one_line(run, capsys, photos, monkeypatch):  # noqa: F811
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(run, capsys, photos, monkeypatch):
     real = ImageFolder.image
 
     def die(source, instance):

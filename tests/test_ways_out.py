@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_bad_input import folder_config, photos  # noqa: F401  a fixture
+from tests.conftest import folder_config
 
 
 def told(run, capsys, *words, code=2, **options):
@@ -76,7 +76,7 @@ def broken(path):
     path.write_bytes(b"<html>404</html>")
 
 
-def test_unreadable_images_that_stop_a_run_cost_nothing_and_can_be_repaired_or_skipped(run, capsys, photos):  # noqa: F811
+def test_unreadable_images_that_stop_a_run_cost_nothing_and_can_be_repaired_or_skipped(run, capsys, photos):
     config = folder_config(photos, on_unreadable="stop")
     good = (photos / "cats" / "01.jpg").read_bytes()
     assert run("steps=4", "checkpoint.every_steps=100", config=config) == 0
@@ -92,7 +92,7 @@ def test_unreadable_images_that_stop_a_run_cost_nothing_and_can_be_repaired_or_s
     assert run("steps=9", "data.max_unreadable=0.5", config=config) == 0  # this window's two are counted already
 
 
-def test_a_broken_image_may_be_repaired_when_the_run_goes_on(run, capsys, photos):  # noqa: F811
+def test_a_broken_image_may_be_repaired_when_the_run_goes_on(run, capsys, photos):
     name = photos / "cats" / "01.jpg"
     good = name.read_bytes()
     broken(name)
@@ -111,14 +111,14 @@ def test_a_broken_image_may_be_repaired_when_the_run_goes_on(run, capsys, photos
     assert run.summary()["steps"] == 12
 
 
-def test_a_broken_image_may_be_skipped_when_the_run_goes_on(run, capsys, photos):  # noqa: F811
+def test_a_broken_image_may_be_skipped_when_the_run_goes_on(run, capsys, photos):
     broken(photos / "cats" / "01.jpg")
     assert "on_unreadable to skip" in told(run, capsys, config=folder_config(photos, on_unreadable="stop"), code=2)
     assert run("steps=6", config=folder_config(photos, on_unreadable="skip")) == 0
     assert run.summary()["unreadable_images"] == 1
 
 
-def test_what_a_limit_stopped_goes_on_when_the_images_are_repaired_or_the_limit_is_raised(run, capsys, photos):  # noqa: F811
+def test_what_a_limit_stopped_goes_on_when_the_images_are_repaired_or_the_limit_is_raised(run, capsys, photos):
     good = {path: path.read_bytes() for path in sorted(photos.glob("*/*.jpg"))[:8]}
     for path in good:
         broken(path)
@@ -135,7 +135,7 @@ def test_what_a_limit_stopped_goes_on_when_the_images_are_repaired_or_the_limit_
     assert run.summary()["unreadable_images"] == 8
 
 
-def test_another_spelling_of_the_root_and_other_labels_are_the_same_run(run, photos, monkeypatch, tmp_path):  # noqa: F811
+def test_another_spelling_of_the_root_and_other_labels_are_the_same_run(run, photos, monkeypatch, tmp_path):
     assert run("steps=2", config=folder_config(photos)) == 0
     assert run("steps=3", config=folder_config(f"{photos}/")) == 0
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,7 @@ def test_a_run_with_another_config_can_be_set_back_moved_or_started_over(run, ca
     assert run("steps=2", "optimizer.lr=0.04", flags=("--fresh",)) == 0
 
 
-def test_images_that_are_gone_can_be_restored_or_the_run_started_over(run, capsys, photos):  # noqa: F811
+def test_images_that_are_gone_can_be_restored_or_the_run_started_over(run, capsys, photos):
     config = folder_config(photos)
     paths = [photos / "cats" / f"{number:02}.jpg" for number in (1, 3, 5)]
     contents = [path.read_bytes() for path in paths]
@@ -183,7 +183,7 @@ def test_images_that_are_gone_can_be_restored_or_the_run_started_over(run, capsy
     assert run("steps=3", config=config, flags=("--fresh",)) == 0
 
 
-def test_images_that_a_full_run_cannot_take_can_be_taken_away_or_started_over_with(run, capsys, photos):  # noqa: F811
+def test_images_that_a_full_run_cannot_take_can_be_taken_away_or_started_over_with(run, capsys, photos):
     config = folder_config(photos)
     config["schedule"] |= {"window": None, "stride": None}
     config["method"] = {**config["method"], "active": None}
@@ -232,7 +232,7 @@ def test_a_step_that_has_no_checkpoint_can_be_one_of_those_that_are_named(run, c
         assert run("job=store", f"store.step={step}") == 0
 
 
-def test_the_readmes_words_for_a_label_file(run, photos, tmp_path):  # noqa: F811
+def test_the_readmes_words_for_a_label_file(run, photos, tmp_path):
     lines = [f"{path.relative_to(photos).as_posix()},{path.parent.name}" for path in sorted(photos.glob("*/*.jpg"))]
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["path,label", *lines, "", ""]))

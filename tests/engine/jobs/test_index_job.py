@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets.index.stored import read_header
-from tests.test_bad_input import folder_config
+from tests.conftest import folder_config
 
 
 @pytest.fixture
