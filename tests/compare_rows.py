@@ -5,7 +5,8 @@
     learning   configs/fashion_mnist_60k.json on 6,000 images, K = N/16, the same steps for every line: kNN of the features. What changes
                is the correction of rows that come back (tests/engine/rows/other_corrections.py), the window, how a row starts, and
                whether images that lie together are visited together (tests/datasets/sorted_runs.py). Last, with all rows active,
-               how long ago an image was visited: SimCLR, with as many views, compares with a view of the same step
+               how long ago an image was visited: SimCLR, with as many views, compares with a view of the same step, which moves as well
+               (tests/engine/methods/one_sided_simclr.py: which stands still)
     rows       given features, which no row can change: how far the rows of each correction end from those of dense SGD, which the exact
                ones equal. Angle, since the softmax sees no length; and the length beside it
 
@@ -27,6 +28,7 @@ from tests.comparison import Cell, caught_up_rows, run_all, table
 
 CORRECTION = "tests.engine.rows.other_corrections"
 SORTED = "tests.datasets.sorted_runs"
+ONE_SIDED = "tests.engine.methods.one_sided_simclr"
 _IMAGES = ("data.limit=6000", "method.active=376", "epochs=20", "evaluate.views=0")
 _WINDOW = ("schedule.block=8", "schedule.window=2304", "schedule.stride=288")
 _DECAY = ("optimizer.rows_weight_decay=1e-4",)
@@ -58,6 +60,7 @@ LINES: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "6": ((_ALL, "schedule.window=768", "schedule.stride=96"), ("launch.py",)),
         "2": ((_ALL, "schedule.window=256", "schedule.stride=32"), ("launch.py",)),
         "SimCLR, for comparison": (_SIMCLR, ("launch.py",)),
+        "SimCLR, one end of a pair moves": (_SIMCLR, ("-m", ONE_SIDED)),
     },
 }
 
