@@ -25,6 +25,7 @@ from datasets.passes import AsTheyAre, InColour, Passes
 from engine.jobs.data import images_directory, open_data
 from engine.jobs.locked import lock, require_no_sweep
 from engine.jobs.pretrain import joined_ranks
+from engine.probing.tellers import SAY_SECONDS, Pace
 from engine.ranks.agreement import require_same
 from engine.ranks.ranks import Ranks
 from engine.results.output import Output
@@ -232,8 +233,6 @@ class LinearJob:
 
     def told_by_time(self, total: int) -> Any:
         """Hears of an epoch's losses: all for TensorBoard, every few seconds for the terminal."""
-        from engine.probing.tellers import SAY_SECONDS, Pace
-
         pace = Pace(SAY_SECONDS)
 
         def tell(step: int, figures: Mapping[str, float]) -> None:
