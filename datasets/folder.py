@@ -25,6 +25,7 @@ from typing import Literal
 import numpy as np
 
 from datasets.containers.folder import Folder
+from datasets.excluded import Patterns
 from datasets.index import packed
 from datasets.index.image_index import Held, ImageIndex
 from datasets.index.old_list import translated
@@ -76,7 +77,7 @@ class ImageFolder(IndexedImages):
         split = asked or (self._splits.trained if kept_split is None else kept_split)
         split = split if split and (root / split).is_dir() else ""
         container = Folder(root / split if split else root)
-        walk = Walk(container.root, patterns_within(exclude, split), leave_out)
+        walk = Walk(container.root, Patterns(exclude, split), leave_out)
         changes = NO_CHANGES
         if index is not None:
             if stored is None or rescan:
@@ -182,8 +183,3 @@ def _kept(
         return None, None
     assert known is not None
     return packed.unpacked(content, known, known_count) if packed.is_packed(content) else (None, "")
-
-
-def patterns_within(exclude: Iterable[str], split: str) -> list[str]:
-    """Patterns from the directory of a split, of those from the root."""
-    return [pattern.removeprefix("./").removeprefix(f"{split}/") if split else pattern for pattern in exclude]

@@ -5,12 +5,12 @@ known as well, in any case of letters. Where there are several to ask, the first
 such set.
 """
 
-import fnmatch
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.excluded import Patterns
 from datasets.shown import shown
 
 TRAINING = ("train", "training", "trainval")
@@ -35,13 +35,13 @@ class Splits:
 
 def find_splits(root: Path, exclude: Iterable[str] = (), suffix: str = "") -> Splits:
     """suffix: of the files that are the parts, ".zip"; "" where they are directories. Nothing is listed: a root may be large."""
-    patterns = tuple(exclude)
+    patterns = Patterns(exclude)
     there: dict[tuple[int, int], str] = {}
     for name in TRAINING + OTHERS:
         for form in (name, name.capitalize(), name.upper()):
             place = root / (form + suffix)
             is_there = place.is_file() if suffix else place.is_dir()
-            if is_there and not any(fnmatch.fnmatchcase(form, pattern) for pattern in patterns):
+            if is_there and not patterns.matching(b"", form.encode()):
                 status = os.stat(place)
                 there.setdefault(
                     (status.st_dev, status.st_ino), form

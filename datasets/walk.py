@@ -13,17 +13,15 @@ The walk does not call itself, so a tree may be as deep as its paths may be long
 
 import errno
 import os
-import re
 import stat
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sized
+from collections.abc import Container, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
-from fnmatch import translate
 from operator import itemgetter
 from pathlib import Path
 
 from datasets.batch import MARK
+from datasets.excluded import Patterns
 from datasets.regular_file import is_of_the_file, kind_of, patiently
 from datasets.shown import shown
 
@@ -117,12 +115,14 @@ class Counts:
     odd: list[str] = field(default_factory=list)
     circles: list[bytes] = field(default_factory=list)
     outputs: list[bytes] = field(default_factory=list)
+    excluding: set[str] = field(default_factory=set)  # patterns that left something out
 
     def add(self, other: "Counts") -> None:
         self.not_read.update(other.not_read)
         self.odd += other.odd
         self.circles += other.circles
         self.outputs += other.outputs
+        self.excluding |= other.excluding
 
     def notes(self) -> tuple[str, ...]:
         """A line for each kind of thing."""
@@ -150,17 +150,17 @@ class Walk:
     """(path relative to the root, size in bytes, mtime in ns) of each image, in byte order of the paths; of a broken link -1 and 0.
 
     root       bytes, absolute
-    exclude    patterns as in a shell; one without a slash is compared with every name, one with a slash with the path from the root.
-               Letters with accents match however they are composed
+    exclude    names and paths that are left out
     leave_out  a directory that is left out; it need not be there
     ValueError where a directory cannot be listed; ImagesUnavailable where the machine fails.
     """
 
-    def __init__(self, root: bytes, exclude: Iterable[str] = (), leave_out: Path | None = None) -> None:
+    def __init__(self, root: bytes, exclude: Patterns | None = None, leave_out: Path | None = None) -> None:
         self.root = root
-        self._is_excluded = _matcher(tuple(exclude))
+        self._exclude = exclude or Patterns()
         self._leave_out = None if leave_out is None else os.fsencode(os.path.realpath(leave_out))
         self.counts = Counts()
+        self._has_begun = False
         self._output_identity: tuple[int, int] | None = None
         self._root_identity: tuple[int, int] | None = None
 
@@ -186,7 +186,7 @@ class Walk:
 
     def begin(self) -> None:
         """Forget what the last walk left out, and look what root and output are now."""
-        self.counts = Counts()
+        self.counts, self._has_begun = Counts(), True
         self._output_identity = None if self._leave_out is None else identity_of(self._leave_out)
         self._root_identity = identity_of(self.root)
 
@@ -225,7 +225,7 @@ class Walk:
             is_directory = len(above + part) < len(whole)
             if part.startswith(b".") or (is_directory and part.lower() in _LEFT_OUT_bytes):
                 return True
-            if self._is_excluded is not None and self._is_excluded(above, part):
+            if self._exclude.matching(above, part):
                 return True
             above += part + b"/"
         return whole.rpartition(b".")[2].lower() in _NOT_READ_bytes
@@ -233,7 +233,8 @@ class Walk:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about what the last walk left out and somebody may miss."""
-        return self.counts.notes()
+        unused = self._exclude.note(self.counts.excluding) if self._has_begun else None
+        return (*self.counts.notes(), *([unused] if unused else []))
 
     def _list(
         self, path: bytes, prefix: bytes, above: Container[Identity]
@@ -279,14 +280,15 @@ class Walk:
     def _in_order(self, prefix: bytes, entries: list[_Entry]) -> list[tuple[bytes, _Entry]] | None:
         """None where the mark of this engine is among them."""
         named: list[tuple[bytes, _Entry]] = []
-        append, is_excluded = named.append, self._is_excluded
+        append, matching = named.append, self._exclude.matching if self._exclude else None
         for entry in entries:
             name = entry.name
             if name.startswith(b"."):
                 if name == _MARK_bytes:
                     return None
                 continue
-            if is_excluded is not None and is_excluded(prefix, name):
+            if matching is not None and (excluding := matching(prefix, name)):
+                self.counts.excluding.update(excluding)
                 continue
             try:
                 is_directory = entry.is_dir()
@@ -347,34 +349,3 @@ def _is_directory(entry: _Entry, error: OSError) -> bool:
     if error.errno in (errno.EACCES, errno.EPERM):  # a link to where we may not look: said when it is listed
         return not entry.name.lower().endswith(_SUFFIXES_bytes)
     return patiently(lambda: shown(entry.path, 200), entry.is_dir)
-
-
-def _matcher(patterns: tuple[str, ...]) -> Callable[[bytes, bytes], bool] | None:
-    """(path of the directory with a slash behind it, name) -> is it excluded?; None where there is no pattern."""
-    if not patterns:
-        return None
-    forms = [_composed(pattern).removeprefix("./") for pattern in patterns]
-    of_names = _either([form for form in forms if "/" not in form])
-    of_paths = [[_either([part]) for part in form.strip("/").split("/")] for form in forms if "/" in form]
-
-    def is_excluded(prefix: bytes, name: bytes) -> bool:
-        if of_names is not None and of_names.match(_composed(os.fsdecode(name))):
-            return True
-        if not of_paths:
-            return False
-        parts = _composed(os.fsdecode(prefix + name)).split("/")
-        return any(
-            len(pattern) == len(parts)
-            and all(one and one.match(part) for one, part in zip(pattern, parts, strict=True))
-            for pattern in of_paths
-        )
-
-    return is_excluded
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _either(patterns: list[str]) -> "re.Pattern[str] | None":
-    return re.compile("|".join(map(translate, patterns))) if patterns else None

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from configs import schema
 from datasets.containers.folder import Folder
 from datasets.containers.zip_archive import Zip
-from datasets.folder import patterns_within
+from datasets.excluded import Patterns
 from datasets.index import making
 from datasets.index.content_hash import copies_of, hashes_of
 from datasets.index.parallel_walk import processes_to_use
@@ -68,7 +68,7 @@ def _make(config: schema.Config, root: Path, directory: Path, split: str) -> Non
             made = making.of_zip(directory, place, split, listed.add)
         else:
             container = Folder(root / split)
-            walk = Walk(container.root, patterns_within(data.exclude, split), Path(config.output))
+            walk = Walk(container.root, Patterns(data.exclude, split), Path(config.output))
             made = making.of_folder(directory, walk, split, processes, listed.add)
     if not len(made.index):
         raise ValueError(f"data.root: no image under {shown(root / split)} ({'; '.join(made.notes[:2])})")

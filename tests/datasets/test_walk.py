@@ -13,6 +13,7 @@ from PIL import Image
 from datasets import regular_file
 from datasets.batch import MARK, ImagesUnavailable
 from datasets.catalog import open_source
+from datasets.excluded import Patterns
 from datasets.folder import ImageFolder
 from datasets.shown import shown
 from datasets.walk import LEFT_OUT, Walk
@@ -26,8 +27,8 @@ def touch(root: Path, *paths: str) -> None:
         (root / path).write_bytes(b"x")
 
 
-def found(root: Path, **options: Any) -> list[str]:
-    return [os.fsdecode(path) for path, *_ in Walk(os.fsencode(root), **options)]
+def found(root: Path, exclude: tuple[str, ...] = (), **options: Any) -> list[str]:
+    return [os.fsdecode(path) for path, *_ in Walk(os.fsencode(root), Patterns(exclude), **options)]
 
 
 def test_directories_of_systems_and_appliances_are_left_out_in_any_case(tmp_path: Path) -> None:
@@ -71,6 +72,15 @@ def test_a_pattern_matches_accents_however_they_are_composed_and_bytes_that_are_
     for pattern in ("\u00e9t\u00e9", "e\u0301te\u0301", "e\u0301t\u00e9/*"):
         assert len(found(tmp_path, exclude=(pattern,))) == 2
     assert found(tmp_path, exclude=("caf?.jpg", "b.*")) == ["e\u0301t\u00e9/a.jpg"]
+
+
+def test_a_pattern_that_leaves_nothing_out_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "thumbs/b.jpg", "raw/c.gif")
+    walk = Walk(os.fsencode(tmp_path), Patterns(("tumbs", "thumbs", "thumb*", "*.gif", "raw/*.jpg")))
+    assert walk.notes == ()  # nothing was listed yet
+    for _ in range(2):
+        assert len(list(walk)) == 1
+        assert walk.notes == ("data.exclude: 'tumbs', 'raw/*.jpg' left nothing out",)
 
 
 def test_the_key_of_the_config_reaches_the_walk_and_is_refused_for_other_sources(tmp_path: Path) -> None:
