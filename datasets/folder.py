@@ -77,7 +77,8 @@ class ImageFolder(IndexedImages):
         split = asked or (self._splits.trained if kept_split is None else kept_split)
         split = split if split and (root / split).is_dir() else ""
         container = Folder(root / split if split else root)
-        walk = Walk(container.root, Patterns(exclude, split), leave_out)
+        patterns = Patterns(exclude, split, self._splits.beside, is_told=asked is None)
+        walk = Walk(container.root, patterns, leave_out)
         changes = NO_CHANGES
         if index is not None:
             if stored is None or rescan:
@@ -88,7 +89,7 @@ class ImageFolder(IndexedImages):
         else:
             index = listed(walk)
         if not len(index):
-            found = f" ({'; '.join(walk.notes[:2])})" if walk.notes else ""
+            found = f" ({'; '.join(walk.reasons[:2])})" if walk.reasons else ""
             place = shown(root / split if split else root)
             raise ValueError(f"data.root: no image under {place}; looked for {' '.join(SUFFIXES)}{found}")
         notes = (*self._splits.notes(split), *walk.notes)

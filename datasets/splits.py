@@ -25,6 +25,11 @@ class Splits:
     asked: str = ""
     others: tuple[str, ...] = ()
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """All but what is trained on."""
+        return (self.asked, *self.others) if self.asked else ()
+
     def notes(self, split: str) -> tuple[str, ...]:
         """A line about what is trained on, where that is `split`."""
         if not self.trained or split != self.trained:

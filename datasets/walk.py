@@ -157,7 +157,7 @@ class Walk:
 
     def __init__(self, root: bytes, exclude: Patterns | None = None, leave_out: Path | None = None) -> None:
         self.root = root
-        self._exclude = exclude or Patterns()
+        self._exclude = Patterns() if exclude is None else exclude
         self._leave_out = None if leave_out is None else os.fsencode(os.path.realpath(leave_out))
         self.counts = Counts()
         self._has_begun = False
@@ -235,6 +235,12 @@ class Walk:
         """Lines about what the last walk left out and somebody may miss."""
         unused = self._exclude.note(self.counts.excluding) if self._has_begun else None
         return (*self.counts.notes(), *([unused] if unused else []))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the last walk may have found no image: its notes, and what data.exclude left out."""
+        excluding = ", ".join(map(repr, sorted(self.counts.excluding)))
+        return (*([f"data.exclude left out what {excluding} names"] if excluding else []), *self.notes)
 
     def _list(
         self, path: bytes, prefix: bytes, above: Container[Identity]

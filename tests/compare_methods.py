@@ -72,7 +72,7 @@ class Set(NamedTuple):
         return (*words, *((self.pair,) if pairs else ()), *of_kind)
 
 
-_FASHION_MNIST = "configs/fashion_mnist_60k.json"
+_FASHION_MNIST = "tests/compared.json"
 _ASKED = ("evaluate.jittered=true", "evaluate.views=0")
 _PROBE = ("linear.epochs=10", "linear.C=[]", "linear.few_C=[1e-3]", "linear.few=[10]")
 SETS = {

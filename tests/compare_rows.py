@@ -2,7 +2,7 @@
 
     python -m tests.compare_rows [--output runs/compare_rows] [--seeds 0 1 2] [--figures FILE] [--at-once 2]
 
-    learning   configs/fashion_mnist_60k.json on 6,000 images, K = N/16, the same steps for every line: kNN of the features. What changes
+    learning   tests/compared.json on 6,000 images, K = N/16, the same steps for every line: kNN of the features. What changes
                is the correction of rows that come back (tests/engine/rows/other_corrections.py), the window, how a row starts, and
                whether images that lie together are visited together (tests/datasets/sorted_runs.py). Last, with all rows active,
                how long ago an image was visited: SimCLR, with as many views, compares with a view of the same step, which moves as well
@@ -79,7 +79,7 @@ def cells(seeds: list[int]) -> dict[str, dict[str, list[Cell]]]:
     def cell(words: tuple[str, ...], program: tuple[str, ...], seed: int) -> Cell:
         number = numbers.setdefault((words, program), len(numbers))
         every = (*_IMAGES, *_WINDOW, *words, f"seed={seed}")
-        return Cell(f"{number}-seed-{seed}", "configs/fashion_mnist_60k.json", every, program)
+        return Cell(f"{number}-seed-{seed}", "tests/compared.json", every, program)
 
     return {
         title: {name: [cell(*line, seed) for seed in seeds] for name, line in lines.items()}

@@ -25,7 +25,7 @@ from datasets.index.parallel_walk import processes_to_use
 from datasets.index.stored import COLUMNS, HEADER, LOCK, Writer
 from datasets.indexed import IndexedImages
 from datasets.shown import shown
-from datasets.splits import find_splits
+from datasets.splits import Splits, find_splits
 from datasets.walk import Walk
 from datasets.zip_images import zip_of
 from engine.results.progress import bytes_text
@@ -45,19 +45,17 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
         raise ValueError("data.root is null; set it to your images")
     root, directory = (Path(os.path.expanduser(path)) for path in (data.root, data.index))
     is_zip = data.source == "zip"
-    splits = find_splits(root, () if is_zip else data.exclude, ".zip" if is_zip else "") if root.is_dir() else None
-    asked = splits.asked if splits and splits.trained else ""
-    _require_own(directory, asked)
-    for place, split in [
-        (directory, splits.trained if splits else ""),
-        *([(directory / asked, asked)] if asked else []),
-    ]:
-        _make(config, root, place, split)
+    exclude = () if is_zip else data.exclude
+    splits = find_splits(root, exclude, ".zip" if is_zip else "") if root.is_dir() else Splits()
+    _require_own(directory, splits.asked)
+    _make(config, root, directory, Patterns(exclude, splits.trained, splits.beside))
+    if splits.asked:
+        _make(config, root, directory / splits.asked, Patterns(exclude, splits.asked, is_told=False))
     return 0
 
 
-def _make(config: schema.Config, root: Path, directory: Path, split: str) -> None:
-    data, began = config.data, time.monotonic()
+def _make(config: schema.Config, root: Path, directory: Path, exclude: Patterns) -> None:
+    data, split, began = config.data, exclude.split, time.monotonic()
     processes = processes_to_use(data.workers)
     print(f"listing the images of {shown(root / split)} into {shown(directory)}, by {processes} processes", flush=True)
     container: Folder | Zip
@@ -68,7 +66,7 @@ def _make(config: schema.Config, root: Path, directory: Path, split: str) -> Non
             made = making.of_zip(directory, place, split, listed.add)
         else:
             container = Folder(root / split)
-            walk = Walk(container.root, Patterns(data.exclude, split), Path(config.output))
+            walk = Walk(container.root, exclude, Path(config.output))
             made = making.of_folder(directory, walk, split, processes, listed.add)
     if not len(made.index):
         raise ValueError(f"data.root: no image under {shown(root / split)} ({'; '.join(made.notes[:2])})")

@@ -52,6 +52,7 @@ def test_directories_of_systems_and_appliances_are_left_out_in_any_case(tmp_path
         ("raw/2019*", ["a.jpg", "c.gif", "raw/b.gif", "x/2019/f.jpg"]),
         ("/raw/", ["a.jpg", "c.gif", "x/2019/f.jpg"]),
         ("raw", ["a.jpg", "c.gif", "x/2019/f.jpg"]),
+        ("./2019", ["a.jpg", "c.gif", "raw/2019/d.jpg", "raw/2019b/x/e.jpg", "raw/b.gif", "x/2019/f.jpg"]),
         ("2019", ["a.jpg", "c.gif", "raw/2019b/x/e.jpg", "raw/b.gif"]),
         ("*/*/d.jpg", ["a.jpg", "c.gif", "raw/2019b/x/e.jpg", "raw/b.gif", "x/2019/f.jpg"]),
         ("raw/*.jpg", ["a.jpg", "c.gif", "raw/2019/d.jpg", "raw/2019b/x/e.jpg", "raw/b.gif", "x/2019/f.jpg"]),
@@ -81,6 +82,12 @@ def test_a_pattern_that_leaves_nothing_out_is_told(tmp_path: Path) -> None:
     for _ in range(2):
         assert len(list(walk)) == 1
         assert walk.notes == ("data.exclude: 'tumbs', 'raw/*.jpg' left nothing out",)
+
+
+def test_patterns_that_leave_nothing_over_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b/c.jpg")
+    with pytest.raises(ValueError, match=r"no image under .*\(data\.exclude left out what '\*\.jpg', 'b/\*' names\)"):
+        ImageFolder(tmp_path, exclude=["b/*", "*.jpg"])
 
 
 def test_the_key_of_the_config_reaches_the_walk_and_is_refused_for_other_sources(tmp_path: Path) -> None:
