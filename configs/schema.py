@@ -91,6 +91,9 @@ def _some_width(layers: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return layers
 
 
+Deviation = Annotated[float, Field(gt=0, lt=10)]
+Mean = Annotated[float, Field(gt=-10, lt=10)]
+Statistics = tuple[tuple[Mean, Mean, Mean], tuple[Deviation, Deviation, Deviation]]
 Layers = Annotated[tuple[Width | Literal["M"], ...], AfterValidator(_some_width)]
 
 
@@ -159,6 +162,8 @@ class Evaluate(Section):
     gallery: Text = "DejaVu Sans"  # glyphs: the font family whose letters are searched
     # jobs knn, linear, export: a file of weights (engine/trunk/foreign_weights.py); null: the output directory's own
     backbone: OwnPath | None = None
+    # of evaluate.backbone: mean and deviation of each channel, by which images are normalised; null: as the file or its library says
+    statistics: Statistics | None = None
     limit: Positive = 10000  # most images of a gallery; of more a fair sample by label is taken
     query_limit: Positive = 10000  # most images of each set of queries
     jittered: bool = False  # labelled images are asked a second time, as random views of them
@@ -242,6 +247,8 @@ class Config(Section):
     def _method_takes_it(self) -> "Config":
         self.method.check(self)
         check_optimizer(self)
+        if self.evaluate.statistics and self.evaluate.backbone is None:
+            raise ValueError("evaluate.statistics is for evaluate.backbone, which is null; set both, or neither")
         if self.evaluate.online_probe and self.backbone.is_given:
             raise ValueError(
                 'evaluate.online_probe looks at the features of a network, and backbone.name "given" has none; set it to false'

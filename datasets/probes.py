@@ -163,7 +163,7 @@ def split_probe(
         raise ValueError(f"query_fraction {query_fraction} is not between 0 and 1")
     order = shuffle(_SPLIT_SEED, len(source))
     order = order[labels[order] >= 0]
-    part, rest = np.split(order, [round(query_fraction * len(order))])
+    part, rest = np.split(order, [max(1, round(query_fraction * len(order)))])
     searched = _drawn(rest, labels, limits.gallery)
     known = part[np.isin(labels[part], labels[searched])]
     if len(known) == 0:

@@ -10,7 +10,7 @@ Features are read with the backbone in evaluation mode, without gradients; no st
 batches that do not depend on their number, and rank 0 compares.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,8 @@ class Evaluation:
     """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures.
     grid: where more was asked, what each way to ask gives, mean over the same query sets, the headline's way first.
 
-    Features of images that could not be decoded are NaN; figures are over the others, and None where there are none.
+    left_out: of each set the numbers of its images without finite features; those that could not be decoded have NaN. Figures are over
+    the others, and None where there are none.
     """
 
     figures: dict[str, float | None]
@@ -67,6 +68,7 @@ class Evaluation:
     gallery_MD: np.ndarray
     queries: dict[str, np.ndarray] = field(default_factory=dict)
     grid: list[dict[str, float | None]] = field(default_factory=list)
+    left_out: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(
@@ -88,11 +90,13 @@ def evaluate(
         return None
     readable_M = np.isfinite(gallery_MD).all(axis=1)
     result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
+    result.left_out[gallery.name] = np.flatnonzero(~readable_M)
     headline: list[list[Share]] = []
     for query, features_QD in zip(queries, queries_QD, strict=True):
         assert gallery.labels_M is not None and query.labels_M is not None
         readable_Q = np.isfinite(features_QD).all(axis=1)
         result.queries[query.name] = features_QD
+        result.left_out[query.name] = np.flatnonzero(~readable_Q)
         if not readable_M.any() or not readable_Q.any():
             result.figures[query.name] = None
             continue
@@ -162,7 +166,7 @@ def rankme(features_MD: np.ndarray) -> float | None:
     if not len(features_MD):
         return None
     singular = singular_values(features_MD)
-    share = singular / singular.sum() + 1e-7
+    share = singular / max(singular.sum(), np.finfo(np.float64).tiny) + 1e-7  # features that are all 0: one point
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
@@ -184,11 +188,34 @@ def singular_values(features_MD: np.ndarray) -> np.ndarray:
     return np.sqrt(np.linalg.eigvalsh(gram).clip(min=0))
 
 
-def record(result: Evaluation, probe: Probe | None, raw: dict[str, float | None], protocol: Protocol) -> dict[str, Any]:
-    """One line of evaluations.jsonl, without the step."""
+def left_out_of(result: Evaluation, sets: Sequence[ImageSet]) -> list[dict[str, Any]]:
+    """Of each set that lacks some of its images: how many, of how many, and the names of the first three."""
+    lacking = [(images, result.left_out[images.name]) for images in sets if not images.jittered]
+    return [
+        {
+            "set": images.name,
+            "left_out": len(places),
+            "of": min(images.count, len(result.queries.get(images.name, result.gallery_MD))),
+            "first": [images.names(int(place)) for place in places[:3]],
+        }
+        for images, places in lacking
+        if len(places)
+    ]
+
+
+def record(
+    result: Evaluation,
+    probe: Probe | None,
+    sets: Sequence[ImageSet],
+    raw: dict[str, float | None],
+    protocol: Protocol,
+) -> dict[str, Any]:
+    """One line of evaluations.jsonl, without the step. sets: the gallery and the queries that were asked."""
     grid = {"grid": result.grid} if result.grid else {}
+    left_out = left_out_of(result, sets)
     return {
         **grid,
+        **({"left_out": left_out} if left_out else {}),
         "figures": result.figures,
         "chance": 1 / probe.classes if probe else None,
         "raw_pixels": raw,

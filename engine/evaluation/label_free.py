@@ -39,12 +39,14 @@ def alignment(f_MD: np.ndarray, g_MD: np.ndarray) -> float:
 def uniformity(f_MD: np.ndarray) -> float:
     """In -8 to 0; lower is better where the alignment is no worse."""
     total, count = 0.0, len(f_MD)
-    for first, cosine_BM in _blocks(f_MD, f_MD):
-        # |f_i - f_j|^2 = 2 - 2 cos, for unit vectors. In place: the blocks are large.
-        cosine_BM -= 1
-        np.minimum(cosine_BM, 0, out=cosine_BM)
-        cosine_BM *= 2 * _STEEPNESS
-        terms_BM = np.exp(cosine_BM, out=cosine_BM)
+    halves_M = np.square(f_MD).sum(axis=1) / 2  # 1/2 each, but where a feature is 0, as those of a dead network are
+    for first, near_BM in _blocks(f_MD, f_MD):
+        # -|f_i - f_j|^2 / 2. In place: the blocks are large.
+        near_BM -= halves_M
+        near_BM -= halves_M[first : first + len(near_BM), None]
+        np.minimum(near_BM, 0, out=near_BM)
+        near_BM *= 2 * _STEEPNESS
+        terms_BM = np.exp(near_BM, out=near_BM)
         terms_BM[np.arange(len(terms_BM)), first + np.arange(len(terms_BM))] = 0
         total += float(terms_BM.sum())
     return float(np.log(total / (count * (count - 1))))

@@ -42,7 +42,7 @@ class KnnEvaluator(Evaluator):
         if not result:
             return None
         self._latest = result
-        return record(result, self.probe, self._raw, self.protocol)
+        return record(result, self.probe, [gallery, *queries], self._raw, self.protocol)
 
     def text(self, what: str, line: dict[str, Any]) -> str:
         return describe(what, line)
@@ -75,7 +75,7 @@ def embedder(network: torch.nn.Module, features: str) -> Embed:
 def describe(what: str, line: dict[str, Any]) -> str:
     """An evaluation for people: every figure beside raw pixels and chance, and the protocol it was made by."""
     if not line["figures"]:
-        return f"{what}:{_rankme_text(line)[1:]}"
+        return "\n".join([f"{what}:{_rankme_text(line)[1:]}", *_left_out_text(line)])
     lines = [f"{what}: kNN, right answers (raw pixels; chance {line['chance']:.2%})"]
     for name, share in line["figures"].items():
         pixels = line["raw_pixels"].get(name)
@@ -83,7 +83,15 @@ def describe(what: str, line: dict[str, Any]) -> str:
     for one in line.get("grid", []):
         five = f", {_text(one['top5'], '.1%')} among five" if one["top5"] is not None else ""
         lines.append(f"  k = {one['k']}, temperature {one['temperature']:g}: {_text(one['top1'], '.1%')}{five}")
-    return "\n".join([*lines, f"  {line['protocol']}", _rankme_text(line)])
+    return "\n".join([*lines, f"  {line['protocol']}", *_left_out_text(line), _rankme_text(line)])
+
+
+def _left_out_text(line: dict[str, Any]) -> list[str]:
+    return [
+        f"  {one['left_out']:,} of {one['of']:,} images of {one['set']} are left out, since they could not be decoded or have no finite "
+        f"features: {', '.join(one['first'])}{', ...' if one['left_out'] > len(one['first']) else ''}"
+        for one in line.get("left_out", [])
+    ]
 
 
 def _rankme_text(line: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ class ViewEvaluator(Evaluator):
         self.views, self.instances, self.features, self.ranks = views, instances, features, ranks
         self.has_head, self.active = has_head, active
         self._latest: dict[str, float | None] = {}
+        self._side = 0  # of the views, in pixels
 
     def evaluate(
         self, network: Callable[[], torch.nn.Module], stopped: Callable[[], object] = lambda: None
@@ -82,7 +83,7 @@ class ViewEvaluator(Evaluator):
             figures = {f"own_{kind}_found": rows.share, **figures}
             among = f"; {rows.asked} with an active {kind} look for it among {rows.among}"
         self._latest = figures
-        images = f"two random views of each of {int(readable_M.sum())} training images{among}"
+        images = f"two random views of {self._side} pixels of each of {int(readable_M.sum())} training images{among}"
         return {**figures, "views": f"{images}; {self.features} features"}
 
     def text(self, what: str, line: dict[str, Any]) -> str:
@@ -100,6 +101,7 @@ class ViewEvaluator(Evaluator):
         widths: list[int] = []
 
         def both(images_BCHW: torch.Tensor) -> torch.Tensor:
+            self._side = images_BCHW.shape[-1]
             parts = embeddings(cast(Network, network), images_BCHW, kinds)
             widths[:] = [part.shape[1] for part in parts]
             return torch.cat(parts, dim=1)

@@ -46,6 +46,13 @@ class Opened(NamedTuple):
     config: schema.Config
 
 
+def open_images(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugment | GivenFeatures]":
+    """Source and views of a job that visits no image twice: there is no order, so sizes of windows and batches say nothing."""
+    _tell_listing(config)
+    source = _source(config)
+    return source, _augmentation_of(config, source)
+
+
 def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool = True) -> Opened:
     """Source, augmentation and schedule, checked against each other and against the run that they go on with.
 
@@ -58,15 +65,9 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
         schema.refuse_other_run(config, last.body.state.config or {})
     history = last.body.state.segments if last else None
     size = sum(segment[0] for segment in history) if history else None
-    if config.data.source == "folder" and (config.data.index is None or config.data.rescan):
-        # It takes minutes where there are millions.
-        print(f"listing the images under {shown(config.data.root or '')}", flush=True)
+    _tell_listing(config)
     source = _known_source(config, last, size) if last and size else _source(config)
-    augmentation: GreyAugment | PhotoAugment | GivenFeatures
-    if config.backbone.is_given:
-        augmentation = GivenFeatures(config.method.dim, config.data.rows_grad_V)
-    else:
-        augmentation = make_augmentation(config.data.augment.model_dump(), config.data.image_size, source.channels)
+    augmentation = _augmentation_of(config, source)
     if not history:
         config = sized(config, len(source))
         config.method.check(config)  # as far as it depends on sizes that were left to be chosen
@@ -90,6 +91,18 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
         schedule = _grown(config, schedule, added, last.step)
         print(f"{added:,} images were added; they are visited from the next pass on")
     return Opened(source, augmentation, schedule, config)
+
+
+def _tell_listing(config: schema.Config) -> None:
+    if config.data.source == "folder" and (config.data.index is None or config.data.rescan):
+        # It takes minutes where there are millions.
+        print(f"listing the images under {shown(config.data.root or '')}", flush=True)
+
+
+def _augmentation_of(config: schema.Config, source: Source) -> "GreyAugment | PhotoAugment | GivenFeatures":
+    if config.backbone.is_given:
+        return GivenFeatures(config.method.dim, config.data.rows_grad_V)
+    return make_augmentation(config.data.augment.model_dump(), config.data.image_size, source.channels)
 
 
 def _grown(config: schema.Config, schedule: Schedule, added: int, step: int) -> Schedule:

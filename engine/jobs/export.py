@@ -15,7 +15,7 @@ from datasets.shown import shown
 from engine.disk.chosen import chosen_checkpoint, while_it_is_there
 from engine.disk.files import CHECKPOINTS
 from engine.jobs import parts
-from engine.jobs.data import images_directory, open_data
+from engine.jobs.data import images_directory, open_data, open_images
 from engine.jobs.row_table import rows_of
 from engine.results import exports
 from engine.results.output import Output
@@ -31,6 +31,7 @@ ROWS = "exports/rows.npy"
 
 def run(config: schema.Config, options: argparse.Namespace) -> int:
     """Write the files into `exports`; returns the exit code."""
+    parts.use_threads(config)
     if config.evaluate.backbone:
         return _export_file(config, Path(config.evaluate.backbone))
     network = parts.network_of(config)
@@ -62,6 +63,8 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
 
 
 def _export_file(config: schema.Config, path: Path) -> int:
+    from engine.trunk.network import check_sides
+
     names = [name for name in EXPORT if name != ROWS]
     output = Output(Path(config.output), names, images_directory(config))
     for name in (CHECKPOINTS, ROWS):
@@ -72,8 +75,9 @@ def _export_file(config: schema.Config, path: Path) -> int:
             )
     if not path.is_file():
         raise ValueError(f"there is no backbone at {shown(path)}; set evaluate.backbone to a file")
-    source, _, _, config = open_data(config, None)
+    source, _ = open_images(config)
     network, what = parts.network_of_file(config, path)
+    check_sides(network, {config.data.image_size})
     print(f"exporting features of {what}", flush=True)
     output.make()
     for name in names:

@@ -8,7 +8,6 @@ linear.probe: nothing is trained. Either way the images that are tested are aske
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from configs import schema
 from datasets.labelled import Part, labelled_parts, other_source
 from datasets.loader import StepDataset, batches
 from datasets.passes import AsTheyAre, InColour, Passes
-from engine.jobs.data import images_directory, open_data
+from engine.jobs import parts
+from engine.jobs.data import images_directory, open_data, open_images
 from engine.jobs.locked import lock, require_no_sweep
 from engine.jobs.pretrain import joined_ranks
 from engine.probing.tellers import SAY_SECONDS, Pace
@@ -101,7 +100,7 @@ class LinearJob:
         self.probe = SavedProbe.read(Path(config.linear.probe), ranks.device) if config.linear.probe else None
         self._open_images(checkpoint, self.probe and self.probe.labels_C)
         check_sides(network, {config.data.image_size})
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.node_size))
+        parts.use_threads(config, ranks.node_size)
         self.trunk = FrozenTrunk(network, config.evaluate.features, ranks.device)
         require_same(ranks, "network", self.trunk.digest)
         if ranks.is_first:
@@ -112,7 +111,10 @@ class LinearJob:
 
     def _open_images(self, checkpoint: Any, labels_C: np.ndarray | None) -> None:
         config, asked = self.config, self.config.linear
-        source, _, _, self.config = open_data(config, checkpoint, grows=False)
+        if checkpoint:
+            source, _, _, self.config = open_data(config, checkpoint, grows=False)
+        else:
+            source, _ = open_images(config)
         data = self.config.data
         tested = other_source(source, root=data.root, image_size=data.image_size, held_out=data.held_out)
         self.parts = labelled_parts(

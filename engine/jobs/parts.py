@@ -5,6 +5,7 @@ and faiss are imported where they are used: they take long, and start threads, a
 features that are given needs none of them.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from engine.trunk.network import Network
     from engine.trunk.optimizers import Rule
     from engine.trunk.trunk import Trunk
+
+
+def use_threads(config: schema.Config, processes_here: int = 1) -> None:
+    """Tell torch how many threads to take: those of the config, or this process's share of the machine's cores."""
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes_here))
 
 
 def protocol_of(config: schema.Config) -> "Protocol":
@@ -142,19 +148,22 @@ def backbone_path(config: schema.Config) -> Path:
 def network_of_file(config: schema.Config, path: Path) -> "tuple[Network, str]":
     """The network with a backbone out of a file, this engine's or another's; and what was read, in words. Its head is untrained.
 
+    Images are normalised as evaluate.statistics says, else as the file does, else as the library whose weights these are.
+
     Raises ValueError as network_of and engine.trunk.foreign_weights.load_backbone do.
     """
-    from engine.trunk.backbones import OF_TIMM, library_of
+    from engine.trunk.backbones import published_statistics
     from engine.trunk.foreign_weights import load_backbone
 
     network, name = network_of(config), config.backbone.name
     found = load_backbone(path, network.backbone, name)
-    statistics = found.statistics
-    if statistics is None and not found.is_own and (timm_models := library_of(name)):
-        statistics = timm_models.statistics(name.removeprefix(OF_TIMM))
+    statistics = config.evaluate.statistics or found.statistics
+    if statistics is None and found.is_of_library:
+        statistics = published_statistics(name)
     if statistics:
         network.set_statistics(*statistics)
-    return network, f"{shown(path)}: {found.what}"
+    mean, std = (", ".join(f"{number:.3g}" for number in tensor.flatten()) for tensor in (network.mean, network.std))
+    return network, f"{shown(path)}: {found.what}; images are normalised by mean {mean} and deviation {std}"
 
 
 def backbone_in_words(config: schema.Config) -> dict[str, str]:

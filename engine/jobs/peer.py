@@ -6,7 +6,6 @@ the engine, so that job=scale reads both alike.
 
 import argparse
 import importlib.util
-import os
 import time
 from contextlib import ExitStack
 from importlib import import_module
@@ -55,7 +54,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             own.remove(name)
         _, augmentation, schedule, config = open_data(config, None)
         own.write_text("config.json", config.model_dump_json(indent=2) + "\n")
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        parts.use_threads(config)
         stop = cleanup.enter_context(StopSignal())
         peer = make_peer(config, schedule)
         assert isinstance(augmentation, GivenFeatures)

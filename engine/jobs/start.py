@@ -4,7 +4,6 @@ The loader forks its workers before DeepSpeed and the store start threads; so th
 """
 
 import json
-import os
 import sys
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
@@ -71,7 +70,7 @@ class Start:
             return 0
         if self.last and self.directory.is_done(self.last, self.course.end):
             return 0
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.node_size))
+        parts.use_threads(config, ranks.node_size)
         self.start_loading()
         self.choose_kernels()
         self.check_evaluation()

@@ -60,6 +60,18 @@ def described(name: str, stem: str, side: int) -> dict[str, str]:
     return about | ({} if stem == "imagenet" else {"stem": stem})
 
 
+def published_statistics(name: str) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of the images that a library's own weights of this name were trained on; None: those of ImageNet, as most are.
+
+    timm says them of the weights that it takes for a name without a tag. torchvision's two networks from TensorFlow undo ImageNet's
+    inside themselves where it loads their weights (`transform_input`).
+    """
+    if timm_models := library_of(name):
+        statistics: tuple[list[float], list[float]] | None = timm_models.statistics(name.removeprefix(OF_TIMM))
+        return statistics
+    return ([0.5] * 3, [0.5] * 3) if name in ("googlenet", "inception_v3") else None
+
+
 def library_of(name: str) -> ModuleType | None:
     """engine.trunk.timm_models, imported, for a network of timm; else None. Raises ValueError where timm is not installed."""
     if not name.startswith(OF_TIMM):

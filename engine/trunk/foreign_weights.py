@@ -7,9 +7,9 @@
     DataParallel around a model                     any of the three  module.
     torchvision, timm, backbone.safetensors         any of the three
 
-The first that fits is taken. What is no backbone is left out and told: what has another beginning, and the classifier or head of the model
-itself (`fc`, `head`, ...). Everything else must be there, in the shapes of the backbone, finite: what is missing, or is one too many, is
-refused by its name. Nothing is guessed by order or by size.
+The first that has the names of the network is taken. What is no backbone is left out and told: what has another beginning, and the
+classifier or head of the model itself (`fc`, `head`, ...). Everything else must be there, in the shapes of the backbone, finite: what is
+missing, or is one too many, is refused by its name. Nothing is guessed by order or by size.
 
 A file that torch wrote is a pickle, and a pickle may run code. It is read by torch's reader for weights alone, which makes tensors,
 numbers, texts and containers, and here also argparse.Namespace, in which the published repository keeps its options. What wants anything
@@ -30,14 +30,21 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from datasets.shown import cut_text, shown
+from engine.trunk.backbones import OF_TIMM, library_of
 
 
 class Layout(NamedTuple):
-    """what: in words. prefix: of the backbone's names. renamed: patterns of the rest of such names, and what stands in their place."""
+    """
+    what           in words
+    prefix         of the backbone's names
+    renamed        patterns of the rest of such names, and what stands in their place
+    is_of_library  a library may have published such a file
+    """
 
     what: str
     prefix: str
     renamed: tuple[tuple[str, str], ...] = ()
+    is_of_library: bool = False
 
 
 # The published deep stem is a sequence of sequences, timm's (resnet50d) one sequence with its activations.
@@ -51,8 +58,8 @@ LAYOUTS = (
     Layout("a checkpoint of the published PIC repository", "module.encoder.", _DEEP_STEM),
     Layout("a checkpoint of MoCo", "module.encoder_q."),
     Layout("a network with its head", "backbone."),
-    Layout("a model inside DataParallel", "module."),
-    Layout("a model alone", ""),
+    Layout("a model inside DataParallel", "module.", is_of_library=True),
+    Layout("a model alone", "", is_of_library=True),
 )
 _CONTAINERS = ("model", "state_dict")
 # What libraries and the published programs call the layers behind the features.
@@ -61,11 +68,15 @@ _COUNTER = "num_batches_tracked"  # of batch normalisation; files of old version
 
 
 class Found(NamedTuple):
-    """what: the layout in words, and what was left out. statistics: mean and deviation of the images that the file asks for, or None."""
+    """
+    what           the layout in words, and what was left out
+    statistics     mean and deviation of the images that the file asks for, or None
+    is_of_library  it may be a library's own weights: the layout is a model's, and this engine did not write it
+    """
 
     what: str
     statistics: tuple[list[float], list[float]] | None
-    is_own: bool  # written by this engine
+    is_of_library: bool
 
 
 def load_backbone(path: Path, backbone: nn.Module, name: str) -> Found:
@@ -76,13 +87,12 @@ def load_backbone(path: Path, backbone: nn.Module, name: str) -> Found:
     Raises ValueError where the file is no file of weights, is of another model, or wants to run code; OSError where it cannot be read.
     """
     tensors, metadata = _read(path)
-    layout = next(layout for layout in LAYOUTS if any(key.startswith(layout.prefix) for key in tensors))
-    inside = {_renamed(key, layout): tensor for key, tensor in tensors.items() if key.startswith(layout.prefix)}
-    wanted = backbone.state_dict()
-    unknown = [key for key in inside if key not in wanted]
-    classifier = [key for key in unknown if key.startswith(_CLASSIFIERS)]
-    surplus = [key for key in unknown if key not in classifier]
-    missing = [key for key in wanted if key not in inside and not key.endswith(_COUNTER)]
+    wanted, classifiers = backbone.state_dict(), (*_CLASSIFIERS, *_classifiers_of(name))
+    layouts = [layout for layout in LAYOUTS if any(key.startswith(layout.prefix) for key in tensors)]
+    fits = [_fit(tensors, layout, wanted, classifiers) for layout in layouts]
+    # Of a DataParallel around a model whose parts are called `encoder` the names begin as the published ones do.
+    number = min(range(len(layouts)), key=lambda number: len(fits[number].missing) + len(fits[number].surplus))
+    layout, (inside, classifier, missing, surplus) = layouts[number], fits[number]
     complaint = _misfit(missing, surplus, {key: inside[key] for key in inside if key in wanted}, wanted)
     if complaint:
         raise ValueError(
@@ -92,7 +102,35 @@ def load_backbone(path: Path, backbone: nn.Module, name: str) -> Found:
     backbone.load_state_dict({key: inside[key] for key in wanted if key in inside})
     left_out = [*classifier, *(key for key in tensors if not key.startswith(layout.prefix))]
     what = layout.what + (f", of which {_some(left_out)} were left out" if left_out else "")
-    return Found(what, _statistics(path, metadata), not metadata.keys().isdisjoint(("torchvision", "timm")))
+    is_own = not metadata.keys().isdisjoint(("torchvision", "timm"))
+    return Found(what, _statistics(path, metadata), not is_own and layout.is_of_library)
+
+
+class _Fit(NamedTuple):
+    """inside: the tensors of a layout, under the names of the backbone. The names of those that are a classifier's, that are missing, and
+    that are one too many."""
+
+    inside: dict[str, torch.Tensor]
+    classifier: list[str]
+    missing: list[str]
+    surplus: list[str]
+
+
+def _fit(
+    tensors: dict[str, torch.Tensor], layout: Layout, wanted: Mapping[str, torch.Tensor], classifiers: tuple[str, ...]
+) -> _Fit:
+    inside = {_renamed(key, layout): tensor for key, tensor in tensors.items() if key.startswith(layout.prefix)}
+    unknown = [key for key in inside if key not in wanted]
+    classifier = [key for key in unknown if key.startswith(classifiers)]
+    surplus = [key for key in unknown if not key.startswith(classifiers)]
+    missing = [key for key in wanted if key not in inside and not key.endswith(_COUNTER)]
+    return _Fit(inside, classifier, missing, surplus)
+
+
+def _classifiers_of(name: str) -> list[str]:
+    """What a network of timm calls its own classifiers, with the dot behind."""
+    timm_models = library_of(name)
+    return [f"{called}." for called in timm_models.classifiers(name.removeprefix(OF_TIMM))] if timm_models else []
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -35,7 +35,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
-    def set_statistics(self, mean: list[float], std: list[float]) -> None:
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Mean and deviation by which images are normalised, of each of the three channels; for weights that were made with others."""
         for tensor, numbers in ((self.mean, mean), (self.std, std)):
             tensor.copy_(torch.tensor(numbers).view(1, 3, 1, 1))

@@ -65,6 +65,13 @@ def has_one_side(name: str) -> bool:
     return settings is not None and settings.fixed_input_size
 
 
+def classifiers(name: str) -> tuple[str, ...]:
+    """What the network calls its classifiers, in the weights published under this name."""
+    settings = timm.get_pretrained_cfg(name)
+    called = getattr(settings, "classifier", None) or ()
+    return (called,) if isinstance(called, str) else tuple(called)
+
+
 def statistics(name: str) -> tuple[list[float], list[float]] | None:
     """Mean and deviation of the images that the weights published under this name were trained on; None: timm does not say."""
     settings = timm.get_pretrained_cfg(name)

@@ -1,11 +1,14 @@
 """Evaluation is the same whatever the number of ranks is, to the bit, and each rank decodes its share of the images alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from datasets.batch import ImageSet, Loaded
-from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels, singular_values
+from datasets.batch import ImageSet, Loaded, Probe
+from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels, record, singular_values
+from engine.evaluation.nearest import describe
 from engine.ranks.ranks import Channel
 from tests.on_ranks import on_ranks
 
@@ -57,6 +60,19 @@ def test_an_image_that_cannot_be_decoded_is_no_neighbour_and_no_query():
     right = figures["few"] * 19
     assert abs(right - round(right)) < 1e-9  # a share of 19, not of 20
     assert len(queries["queries"]) == PROTOCOL.query_limit
+
+
+def test_images_that_are_left_out_are_counted_and_named():
+    gallery, queries = images("gallery", 700, 0, []), images("few", 20, 2, [])
+    result = evaluate(raw_pixels, gallery, [queries], PROTOCOL, Channel())
+    line = record(result, Probe(gallery, [queries], "asked", 2), [gallery, queries], {}, PROTOCOL)
+    assert line["left_out"] == [
+        {"set": "gallery", "left_out": 1, "of": 700, "first": ["3"]},
+        {"set": "few", "left_out": 1, "of": 20, "first": ["3"]},
+    ]
+    assert "1 of 20 images of few are left out, since they could not be decoded" in describe("it", line)
+    whole = record(replace(result, left_out={"gallery": [], "few": []}), None, [gallery, queries], {}, PROTOCOL)
+    assert "left_out" not in whole
 
 
 @pytest.mark.parametrize("shape", [(9000, 24), (40, 24), (24, 24), (20, 300), (1, 8)])

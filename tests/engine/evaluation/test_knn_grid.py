@@ -80,7 +80,7 @@ def look(more=()):
     result = evaluate(
         raw_pixels, images("gallery", 300, 0, decoded), [images("queries", 100, 1, decoded)], protocol, Channel()
     )
-    return result, record(result, None, {}, protocol)
+    return result, record(result, None, [], {}, protocol)
 
 
 def test_a_grid_stands_beside_the_headline_which_stays_as_it_is():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.evaluation import label_free, own_rows
+from engine.evaluation.evaluate import rankme
 from engine.evaluation.label_free import view_figures
 from engine.evaluation.own_rows import chosen, found
 from engine.methods.method import ActiveVectors
@@ -58,6 +59,12 @@ def test_a_collapsed_network_is_aligned_not_uniform_and_finds_nothing():
     figures = view_figures(point, point)
     assert figures["alignment"] == 0 and figures["second_view_found"] == 0
     assert figures["uniformity"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_dead_network_looks_as_a_collapsed_one_does():
+    nothing = np.zeros((20, 8), np.float32)
+    assert view_figures(nothing, nothing) == {"alignment": 0, "uniformity": 0, "second_view_found": 0}
+    assert rankme(nothing) == pytest.approx(1, abs=1e-4)
 
 
 def test_noise_is_uniform_and_not_aligned():

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from configs.schema import Config
-from engine.jobs.parts import network_of_file
+from engine.jobs.parts import network_of, network_of_file
 from engine.results.exports import export_backbone
 from engine.trunk.foreign_weights import load_backbone
 from tests.conftest import TINY
@@ -104,7 +104,8 @@ def test_each_layout_gives_the_backbone_and_says_what_it_left_out(layout, is_zip
     torch.save(content(), tmp_path / "weights.pth", _use_new_zipfile_serialization=is_zip)
     backbone = Tiny(5)
     found = load_backbone(tmp_path / "weights.pth", backbone, "tiny")
-    assert found.what.startswith(said) and not found.is_own and found.statistics is None
+    assert found.what.startswith(said) and found.statistics is None
+    assert found.is_of_library == found.what.startswith("a model ")
     assert_is_trained(backbone, exactly=layout != "half precision")
 
 
@@ -120,7 +121,7 @@ def test_safetensors_are_read_by_the_same_names(layout, tmp_path):
     content = LAYOUTS[layout][0]()
     save_file(dict(content.get("state_dict", content)), tmp_path / "model.safetensors", {"format": "pt"})
     backbone = Tiny(5)
-    assert not load_backbone(tmp_path / "model.safetensors", backbone, "tiny").is_own
+    assert load_backbone(tmp_path / "model.safetensors", backbone, "tiny").is_of_library
     assert_is_trained(backbone)
 
 
@@ -128,11 +129,58 @@ def test_a_file_of_this_engine_is_known_and_keeps_the_statistics_that_it_was_mad
     path = tmp_path / "backbone.safetensors"
     save_file(trained(), path, {"timm": "tiny", "mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.5, 0.5]"})
     found = load_backbone(path, Tiny(5), "tiny")
-    assert found.is_own and found.statistics == ([0.5, 0.5, 0.5], [0.25, 0.5, 0.5])
+    assert not found.is_of_library and found.statistics == ([0.5, 0.5, 0.5], [0.25, 0.5, 0.5])
     for mean in ("[0.5]", "[NaN, 0, 0]", "nothing", '["a", 1, 2]', "7"):
         save_file(trained(), path, {"timm": "tiny", "mean": mean, "std": "[0.25, 0.5, 0.5]"})
         with pytest.raises(ValueError, match=r"metadata whose mean and std are not three numbers each"):
             load_backbone(path, Tiny(5), "tiny")
+
+
+def test_parts_that_are_called_encoder_are_not_taken_for_the_published_repository(tmp_path):
+    """As torchvision's transformers inside DataParallel, beside whose encoder are other weights."""
+    torch.manual_seed(1)
+    theirs = nn.ModuleDict({"encoder": Tiny(1), "conv_proj": nn.Linear(2, 2), "heads": nn.Linear(2, 3)})
+    torch.save({"state_dict": below("module.", theirs.state_dict())}, tmp_path / "weights.pth")
+    backbone = nn.ModuleDict({"encoder": Tiny(5), "conv_proj": nn.Linear(2, 2)})
+    found = load_backbone(tmp_path / "weights.pth", backbone, "tiny")
+    assert found.what == "a model inside DataParallel, of which heads.weight, heads.bias were left out"
+    assert_is_trained(backbone["encoder"])
+    assert torch.equal(backbone["conv_proj"].weight, theirs["conv_proj"].weight)
+
+
+def config_of(**sections):
+    return Config.model_validate_json(json.dumps({**TINY, **sections}))
+
+
+def test_images_are_normalised_as_asked_else_as_the_file_says_and_the_words_tell_it(tmp_path):
+    plain = {"name": "vgg", "layers": [4, "M", 8], "grid": 1, "hidden": 8}
+    network, _ = network_of_file(config_of(backbone=plain), _saved(tmp_path, config_of(backbone=plain)))
+    assert network.own_statistics == {}
+    asked = {"backbone": str(tmp_path / "weights.pth"), "statistics": [[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]}
+    network, words = network_of_file(config_of(backbone=plain, evaluate=asked), tmp_path / "weights.pth")
+    assert words.endswith("a model alone; images are normalised by mean 0.1, 0.2, 0.3 and deviation 0.5, 0.6, 0.7")
+    assert torch.allclose(network.std.flatten(), torch.tensor([0.5, 0.6, 0.7]))
+    with pytest.raises(ValueError, match=r"evaluate\.statistics is for evaluate\.backbone, which is null"):
+        config_of(backbone=plain, evaluate={"statistics": asked["statistics"]})
+
+
+def _saved(directory, config):
+    torch.save(network_of(config).backbone.state_dict(), directory / "weights.pth")
+    return directory / "weights.pth"
+
+
+def test_weights_of_torchvision_from_tensorflow_see_images_as_they_do_there(tmp_path):
+    import torchvision
+
+    theirs = torchvision.models.googlenet(weights=None, init_weights=True, aux_logits=False, transform_input=True)
+    theirs.fc = nn.Identity()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    network, _ = network_of_file(config_of(backbone={"name": "googlenet", "hidden": 8}), tmp_path / "weights.pth")
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    of_imagenet = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.no_grad():
+        true = theirs.eval()(of_imagenet(images / 255))
+        assert float((network.eval().features([images]) - true).abs().max()) < 1e-5 * float(true.abs().max())
 
 
 def changed(**changes):
@@ -276,7 +324,7 @@ class TestTimm:
         mean, std = (torch.tensor(theirs.default_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         torch.save(theirs.state_dict(), tmp_path / "weights.pth")
         network, words = network_of_file(config, tmp_path / "weights.pth")
-        assert words.endswith("a model alone, of which head.weight, head.bias were left out")
+        assert "a model alone, of which head.weight, head.bias were left out; images are normalised by mean 0.5, " in words
         images = torch.randint(256, (2, 3, 160, 160), dtype=torch.uint8)
         with torch.no_grad():
             true = theirs.forward_head(theirs.forward_features((images / 255 - mean) / std), pre_logits=True)
@@ -287,5 +335,15 @@ class TestTimm:
         again, _ = network_of_file(config, tmp_path / "backbone.safetensors")
         assert torch.equal(again.mean, network.mean) and torch.equal(again.std, network.std)
         export_backbone(tmp_path / "backbone.safetensors", network.backbone.state_dict(), {"timm": "test_vit"})
+        save_file(below("backbone.", theirs.state_dict()), tmp_path / "trunk.safetensors")
+        of_checkpoint, _ = network_of_file(config, tmp_path / "trunk.safetensors")
+        assert of_checkpoint.own_statistics == {}  # it was trained here, by ImageNet's
         trained_here, _ = network_of_file(config, tmp_path / "backbone.safetensors")
         assert trained_here.own_statistics == {} and not torch.equal(trained_here.mean, network.mean)
+
+    def test_a_classifier_may_have_any_name_that_timm_knows(self, tmp_path):
+        theirs = self.timm.create_model("legacy_seresnet18", num_classes=3)
+        torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+        network = self.timm.create_model("legacy_seresnet18", num_classes=0)
+        found = load_backbone(tmp_path / "weights.pth", network, "timm/legacy_seresnet18")
+        assert found.what == "a model alone, of which last_linear.weight, last_linear.bias were left out"
