@@ -5,14 +5,19 @@ Fashion-MNIST, the faces of the held-out families of glyphs, other synthetic ima
 (strata.py). The network's training then saw these images, without their labels; the words say so.
 
 Classes are the labels with enough images in the first part, ascending, numbered 0, 1, ... Of the tested images those of other
-labels are left out, and counted in the words. Letters that look alike but are different characters are different classes here:
-nobody can tell them apart, and nothing is merged.
+labels are left out, and counted in the words. Letters that look alike but are different characters are different classes here: nobody can
+tell them apart, and nothing is merged.
+
+A classifier that was trained before brings its classes, by their names where labels have names. It also brings the names of the images that
+it was trained on, where the tested ones are a share: the share may be another today, and such images are not tested.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +30,25 @@ from datasets.synthetic import MOST_IMAGES, Synthetic
 # Fixed, so that every probe is asked the same questions: figures of two runs compare whatever their seeds.
 _TEST_KEY = 20205
 _SYNTHETIC_TESTED = 2000
+
+
+class Classes(NamedTuple):
+    """
+    labels_C   int64, the label of each class as its source had it
+    names_C    what the source called them; None: its labels are numbers that mean the same everywhere, as digits and characters do
+    trained_M  int64, ascending: `name_hashes` of the images that were trained on; None: none of them can be among those that are tested
+    """
+
+    labels_C: np.ndarray
+    names_C: list[str] | None
+    trained_M: np.ndarray | None
+
+    def labels_in(self, source: Source) -> np.ndarray:
+        """int64 [C], the label of each class as `source` has it; below -1 where it has none of this name."""
+        if self.names_C is None:
+            return self.labels_C
+        number_of = {name: number for number, name in enumerate(_label_names(source) or [])}
+        return np.array([number_of.get(name, -2 - place) for place, name in enumerate(self.names_C)], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -42,14 +66,23 @@ class Part:
 @dataclass(frozen=True)
 class Parts:
     """
-    labels_C   int64, the label of each class as the source has it
-    words      which images are trained on and tested, on one line
+    classes            as a classifier that is trained on `train` is to keep them
+    labels_C           int64, the label of each class as the source has it
+    trained_on         which images are trained on, in words
+    tested_on          which are tested
     """
 
     train: Part
     test: Part
+    classes: Classes
     labels_C: np.ndarray
-    words: str
+    trained_on: str
+    tested_on: str
+
+    @property
+    def words(self) -> str:
+        """On one line."""
+        return f"trained on {self.trained_on}, tested on {self.tested_on}"
 
     def example(self, label: int) -> str:
         """What the first image of a class that is tested is called; `label` is the number of the class."""
@@ -63,29 +96,25 @@ def labelled_parts(
     least_images: int,
     limit: int | None,
     test_share: float,
-    labels_C: np.ndarray | None = None,
+    classes: Classes | None = None,
 ) -> Parts:
     """
     tested         the images that are tested, with labels as `source` numbers them; None: a share of `source`'s own
     least_images   a label with fewer images to train on is no class
     limit          most images to train on; of more a fair sample by label is taken; None: all
-    labels_C       the classes, where they are given; then no label is left out for its number of images
+    classes        of a classifier that was trained before; then no label is left out for its number of images
     Raises ValueError where there are no labels, fewer than two classes, or nothing to test.
     """
     labels_N = _labels_of(source)
-    trained = np.flatnonzero(labels_N >= 0)
-    if tested is None:
-        aside = share_of_each(labels_N[trained], trained, test_share, _TEST_KEY)
-        trained, asked = trained[~aside], trained[aside]
-        tested, tested_labels_N = source, labels_N
-        whose = f"others, {test_share:.0%} of each label (training saw both, without labels)"
-    else:
-        tested_labels_N = _labels_of(tested)
-        asked = np.flatnonzero(tested_labels_N >= 0)
-        whose = f"others of {tested.name} that training did not see"
-    if labels_C is None:
+    trained, asked, whose = _cut(source, tested, labels_N, test_share, classes and classes.trained_M)
+    is_share = tested is None
+    tested = tested or source
+    tested_labels_N = labels_N if is_share else _labels_of(tested)
+    if classes is None:
         labels, counts = np.unique(labels_N[trained], return_counts=True)
         labels_C = labels[counts >= least_images]
+    else:
+        labels_C = classes.labels_in(source)
     if len(labels_C) < 2:
         raise ValueError(
             f"{len(labels_C)} labels of {source.name} have {least_images} images or more to train on, and a classifier needs two; "
@@ -101,13 +130,58 @@ def labelled_parts(
             "give both parts the same labels, or lower linear.least_images"
         )
     lacking = f" ({len(asked) - len(known)} of other labels left out)" if len(known) < len(asked) else ""
-    words = f"trained on {len(trained)} images of {source.name}, tested on {len(known)} {whose}{lacking}; {len(labels_C)} classes"
+    if classes is None:
+        names = _label_names(source)
+        names_C = None if names is None else [names[label] for label in labels_C]
+        classes = Classes(labels_C, names_C, np.sort(name_hashes(source, trained)) if is_share else None)
     return Parts(
-        Part(source, trained, np.searchsorted(labels_C, labels_N[trained])),
-        Part(tested, known, np.searchsorted(labels_C, tested_labels_N[known])),
+        Part(source, trained, _numbers(labels_N[trained], labels_C)),
+        Part(tested, known, _numbers(tested_labels_N[known], labels_C)),
+        classes,
         labels_C,
-        words,
+        trained_on=f"{len(trained)} images of {source.name}",
+        tested_on=f"{len(known)} {whose}{lacking}; {len(labels_C)} classes",
     )
+
+
+def _cut(
+    source: Source, tested: Source | None, labels_N: np.ndarray, test_share: float, seen_M: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """(instances that are trained on, of `source`; instances that are tested, of `tested`, else of `source`; whose these are, in words).
+
+    seen_M: `name_hashes` of images that are not tested, where `tested` is None
+    """
+    trained = np.flatnonzero(labels_N >= 0)
+    if tested is not None:
+        return trained, np.flatnonzero(_labels_of(tested) >= 0), f"others of {tested.name} that training did not see"
+    aside = share_of_each(labels_N[trained], trained, test_share, _TEST_KEY)
+    trained, asked = trained[~aside], trained[aside]
+    whose = f"others, {test_share:.0%} of each label (training saw both, without labels)"
+    if seen_M is None:
+        return trained, asked, whose
+    is_seen = np.isin(name_hashes(source, asked), seen_M)
+    left_out = f", {is_seen.sum():,} that the classifier was trained on, by their names, left out" * bool(is_seen.any())
+    return trained, asked[~is_seen], whose + left_out
+
+
+def name_hashes(source: Source, instances_M: np.ndarray) -> np.ndarray:
+    """int64 [M], 64 bits of a hash of the name of each image, whatever its number is."""
+    digests = (
+        hashlib.blake2b(source.instance_name(instance).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        for instance in instances_M.tolist()
+    )
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+
+
+def _numbers(labels_M: np.ndarray, labels_C: np.ndarray) -> np.ndarray:
+    """The number of each image's class; all labels are among `labels_C`."""
+    order = np.argsort(labels_C)
+    return order[np.searchsorted(labels_C, labels_M, sorter=order)]
+
+
+def _label_names(source: Source) -> list[str] | None:
+    """What is behind the labels 0, 1, ...; None where the labels speak for themselves."""
+    return getattr(source, "label_names", None)
 
 
 def other_source(source: Source, *, root: str | None, image_size: int, held_out: Sequence[str]) -> Source | None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -29,9 +30,11 @@ def train(config: schema.Config) -> tuple[nn.Module, float]:
     source, augmentation, schedule, config = open_data(config, None)
     labels = source.labels()
     assert labels is not None
-    labels_N = torch.from_numpy(labels)
+    # Labels may be far apart, as code points are; classes are not.
+    known, classes = np.unique(labels, return_inverse=True)
+    labels_N = torch.from_numpy(classes)
     network = parts.network_of(config)
-    network.head = nn.Linear(network.head[0].in_features, int(labels_N.max()) + 1)  # type: ignore[index,arg-type]
+    network.head = nn.Linear(network.head[0].in_features, len(known))  # type: ignore[index,arg-type]
     wanted, total = config.optimizer, sizes.total_steps(config, schedule)
     optimizer = torch.optim.SGD(network.parameters(), wanted.lr, wanted.momentum, weight_decay=wanted.weight_decay)
     batches, losses = StepDataset(source, schedule, augmentation, config.seed), []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs import schema
-from datasets.labelled import Part, labelled_parts, other_source
+from datasets.labelled import Classes, Part, labelled_parts, other_source
 from datasets.loader import StepDataset, batches
 from datasets.passes import AsTheyAre, InColour, Passes
 from engine.jobs import parts
@@ -98,18 +98,27 @@ class LinearJob:
         config, ranks = self.config, self.ranks
         network, self.name, checkpoint = saved_network(config)
         self.probe = SavedProbe.read(Path(config.linear.probe), ranks.device) if config.linear.probe else None
-        self._open_images(checkpoint, self.probe and self.probe.labels_C)
+        before = self.probe and Classes(self.probe.labels_C, self.probe.names_C, self.probe.trained_M)
+        self._open_images(checkpoint, before)
         check_sides(network, {config.data.image_size})
         parts.use_threads(config, ranks.node_size)
         self.trunk = FrozenTrunk(network, config.evaluate.features, ranks.device)
-        require_same(ranks, "network", self.trunk.digest)
+        self.network = self._print_of_network()
+        require_same(ranks, "network", self.network)
         if ranks.is_first:
             self.own.make()
             self.own.enter(LOCK)
             lock(self.own.path, self.cleanup)
         ranks.wait()
 
-    def _open_images(self, checkpoint: Any, labels_C: np.ndarray | None) -> None:
+    def _print_of_network(self) -> str:
+        """sha256 (hex) over all that the features depend on: weights, and what is no weight but part of the network."""
+        backbone, statistics = self.config.backbone, self.trunk.network
+        mean, std = (tensor.flatten().tolist() for tensor in (statistics.mean, statistics.std))
+        shape = [backbone.name, backbone.layers, backbone.grid, backbone.stem]
+        return hashlib.sha256(json.dumps([self.trunk.digest, *shape, mean, std]).encode()).hexdigest()
+
+    def _open_images(self, checkpoint: Any, classes: Classes | None) -> None:
         config, asked = self.config, self.config.linear
         if checkpoint:
             source, _, _, self.config = open_data(config, checkpoint, grows=False)
@@ -123,10 +132,13 @@ class LinearJob:
             least_images=asked.least_images,
             limit=asked.limit,
             test_share=asked.test_share,
-            labels_C=labels_C,
+            classes=classes,
         )
         self.prints = [part.source.fingerprint() for part in (self.parts.train, self.parts.test)]
         require_same(self.ranks, "images", self.prints)
+        if classes:
+            print(f"tested on {self.parts.tested_on}", flush=True)
+            return
         steps = asked.epochs * -(-len(self.parts.train) // asked.batch)
         print(f"{self.parts.words}; up to {steps:,} steps of {asked.batch}", flush=True)
 
@@ -181,16 +193,17 @@ class LinearJob:
         return stream
 
     def key(self, *words: object) -> str:
-        """A hash over the network, the images, how they are read, and `words`: of all that a kept result depends on."""
-        of_all = [1, self.trunk.digest, self.prints, self.config.data.image_size, *words]
+        """A hash over the network, the images, how they are read, and `words`: of all that kept features depend on."""
+        of_all = [2, self.network, self.prints, self.config.data.image_size, *words]
         return hashlib.sha256(json.dumps(of_all).encode()).hexdigest()
 
     def kept(self, name: str, *words: object) -> Any:
-        """What goes on after a kill: a file below `linear` at rank 0, nothing at the others."""
+        """What goes on after a kill: a file below `linear` at rank 0, nothing at the others. It is of these images with these classes."""
         from engine.probing.kept import Kept
 
-        path = self.own.enter(f"linear/{name}.safetensors") if self.ranks.is_first else None
-        return Kept(path, self.key(name, self.config.seed, *words))
+        train, path = self.parts.train, self.own.enter(f"linear/{name}.safetensors") if self.ranks.is_first else None
+        labelled = [print_of(train.instances_M), print_of(train.classes_M), len(self.parts.labels_C)]
+        return Kept(path, self.key(name, self.config.seed, labelled, *words))
 
     # What is told
 
@@ -219,7 +232,11 @@ class LinearJob:
 
         before = read_records(self.own.path).linear
         same = {
-            kind: one for kind, one in before.items() if isinstance(one, dict) and one.get("trunk") == result["trunk"]
+            kind: one
+            for kind, one in before.items()
+            if isinstance(one, dict)
+            and one.get("trunk") == result["trunk"]
+            and one.get("network", result["network"]) == result["network"]
         }
         content = {**same, result["kind"]: result}
         self.own.write_json("linear.json", content)

@@ -19,11 +19,13 @@ from engine.probing.saved import SavedProbe
 from engine.probing.score import Score, score
 from engine.probing.tellers import SAY_SECONDS, Pace, Tell
 from engine.probing.words import asked_text, by_class
+from engine.ranks.alone import first_alone
 from engine.ranks.process_table import peak_resident_bytes
 from engine.results.progress import progress
 
 if TYPE_CHECKING:
     from engine.jobs.linear import LinearJob
+    from engine.probing.feature_cache import FeatureCache
 
 # Fixed, so that every probe holds out the same images.
 _HELD_OUT_KEY, _FEW_KEY = 20207, 20208
@@ -36,6 +38,10 @@ class _Trained:
         part = job.parts.train
         self.classes_M, self.instances_M = part.classes_M, part.instances_M
         there = np.flatnonzero(readable(features_MD))
+        if not len(there):
+            raise ValueError(
+                f"none of the {len(features_MD)} images of {part.source.name} that would be trained on can be read"
+            )
         aside = share_of_each(self.classes_M[there], self.instances_M[there], job.config.linear.held_out, _HELD_OUT_KEY)
         self.fitted, self.held = there[~aside], there[aside]
         if not len(self.held):
@@ -74,8 +80,12 @@ def by_features(job: "LinearJob") -> dict[str, Any] | None:
     streams = [job.images(job.parts.train, train), job.images(job.parts.test, test)]
     for cache, stream in zip((train, test), streams, strict=True):
         cache.fill(stream, job.trunk, print)
-    if not job.ranks.is_first:
-        return None
+    with first_alone(job.ranks) as is_alone:
+        return _on_features(job, train, test) if is_alone else None
+
+
+def _on_features(job: "LinearJob", train: "FeatureCache", test: "FeatureCache") -> dict[str, Any]:
+    """What rank 0 does when all features are there."""
     trained, tested = _Trained(job, train.features_MD), _Tested(job, test.features_MD)
     asked = job.config.linear
     chosen = [_sgd(job, trained)] if asked.rates else []
@@ -119,7 +129,7 @@ def _sgd(job: "LinearJob", trained: _Trained) -> Chosen:
 def _logistic(job: "LinearJob", trained: _Trained, name: str, ids_n: np.ndarray, asked: Sequence[float]) -> Chosen:
     strengths = sorted(asked)
     print(f"logistic regression on {len(ids_n):,} images, C {', '.join(f'{C:g}' for C in strengths)}", flush=True)
-    kept = job.kept(name, strengths, print_of(ids_n))
+    kept = job.kept(name, strengths, print_of(ids_n), print_of(trained.fitted))
     classes = len(job.parts.labels_C)
     return best_strength(trained.rows, trained.classes_M, ids_n, trained.held, strengths, classes, kept, _searched())
 
@@ -159,9 +169,9 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
     labels_N[parts.train.instances_M] = parts.train.classes_M
     width = job.trunk.width(channels, job.config.data.image_size)
     heads = Heads(1, width, len(parts.labels_C), ranks.device, deviation=DEVIATION, seed=job.config.seed)
-    course = Course(total, asked.lr, asked.weight_decay, job.config.log_every)
+    course = Course(total, total // asked.epochs, asked.lr, asked.weight_decay, job.config.log_every)
     settings = [asked.epochs, asked.batch, asked.lr, asked.weight_decay, asked.crop, asked.flip]
-    kept = job.kept("published", *settings, print_of(parts.train.instances_M))
+    kept = job.kept("published", *settings)
     probe = Published(job.trunk, heads, labels_N, course, kept, ranks)
     test = job.cache("test", parts.test)
     views, images = job.views(probe.first_step, total), job.images(parts.test, test)
@@ -169,6 +179,7 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
         total_steps=total, first_step=probe.first_step, chance_loss=math.log(len(parts.labels_C)), planned_bytes={}
     ) as shown:
         probe.train(views, _told(job, shown.update))
+    unreadable = len(set().union(*ranks.share(probe.unreadable)))
     test.fill(images, job.trunk, print)
     if not ranks.is_first:
         return None
@@ -178,9 +189,12 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
     how = (
         f"views of {asked.crop[0]:g} to {asked.crop[1]:g} of an image, mirrored with probability {asked.flip:g}; {asked.epochs} epochs, "
         f"batch {asked.batch}, weight decay {asked.weight_decay:g}, rate by a cosine"
+        + f"; {unreadable:,} images that are trained on could not be read"
+        * bool(unreadable)
     )
     return {
         **_about(job, "published", tested, how),
+        "unreadable_trained": unreadable,
         "heads": [{"name": "published", "lr": asked.lr, **scores["published"].figures()}],
         "per_class": by_class(parts.labels_C, parts.example, scores),
     }
@@ -203,10 +217,10 @@ def test_again(job: "LinearJob") -> dict[str, Any] | None:
     """The classifiers of a saved probe on the images that are tested; nothing is trained."""
     probe = job.probe
     assert probe is not None
-    if probe.digest != job.trunk.digest:
+    if probe.digest != job.trunk.digest or probe.network not in (None, job.network):
         raise ValueError(
             f"linear.probe {job.config.linear.probe} was trained on another network than {job.name}, or on other features; "
-            "set evaluate.backbone and evaluate.features as they were"
+            "set backbone, evaluate.backbone, evaluate.statistics and evaluate.features as they were"
         )
     if probe.image_size != job.config.data.image_size:
         raise ValueError(
@@ -226,23 +240,25 @@ def test_again(job: "LinearJob") -> dict[str, Any] | None:
 
 
 def _save(job: "LinearJob", name: str, heads: dict[str, tuple[Head, Standard]]) -> None:
-    probe = SavedProbe(heads, job.parts.labels_C, job.trunk.digest, job.config.data.image_size)
+    probe = SavedProbe(heads, *job.parts.classes, job.trunk.digest, job.network, job.config.data.image_size)
     probe.write(job.own.enter(f"linear/heads-{name}.safetensors"))
 
 
 def _about(job: "LinearJob", kind: str, tested: _Tested, how: str) -> dict[str, Any]:
-    """What every record says. trunk: the digest of the network, which was the same before and after."""
+    """What every record says. trunk: the digest of the network's weights, which was the same before and after; network: of all of it."""
+    words = f"tested on {job.parts.tested_on}" if job.probe else job.parts.words
     return {
         "kind": kind,
         "backbone": job.name,
         "features": job.config.evaluate.features,
         "trunk": job.trunk.digest,
+        "network": job.network,
         "source": job.prints,
         "classes": len(job.parts.labels_C),
         "chance": 1 / len(job.parts.labels_C),
         "tested_images": len(tested.there),
         "unreadable_tested": len(job.parts.test) - len(tested.there),
-        "protocol": f"{job.parts.words}; {how}",
+        "protocol": f"{words}; {how}",
     }
 
 

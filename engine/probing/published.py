@@ -30,9 +30,10 @@ DEVIATION = 0.01
 
 @dataclass(frozen=True)
 class Course:
-    """total: steps; lr: the highest learning rate; tell_every: steps between two that are told."""
+    """total: steps; epoch: those of one pass; lr: the highest learning rate; tell_every: steps between two that are told."""
 
     total: int
+    epoch: int
     lr: float
     weight_decay: float
     tell_every: int
@@ -44,6 +45,7 @@ class Published:
     labels_N  int64, the class of each image of the source
     kept      of rank 0; what a killed probe goes on from
     `first_step` is known when the object is made; `train` goes on from there.
+    `unreadable`: the images that this rank could not decode since then
     """
 
     def __init__(
@@ -51,21 +53,32 @@ class Published:
     ) -> None:
         self._trunk, self.heads, self._course, self._kept, self._ranks = trunk, heads, course, kept, ranks
         self._labels_N = torch.from_numpy(labels_N)
+        self.unreadable: set[int] = set()
         self._rate_1 = torch.ones(1, device=trunk.device)
         self.first_step, state = ranks.from_first(kept.load() or (0, {}))
         if state:
             heads.load(state)
 
     def train(self, stream: Iterator[Batch], tell: Tell) -> None:
-        """Take all steps that are left. stream: this rank's part of each batch, from `first_step` on. tell: hears loss, rate and speed."""
+        """Take all steps that are left. stream: this rank's part of each batch, from `first_step` on. tell: hears loss, rate and speed.
+
+        Raises ValueError where in a whole epoch no image can be decoded.
+        """
         course, losses, images, waited, since = self._course, [], 0, 0.0, time.perf_counter()
+        nothing = 0  # steps in a row without an image
         for step in range(self.first_step, course.total):
             asked = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - asked
             lr = course.lr * cosine(step, course.total)
             loss, count = self.step(batch, lr)
+            self.unreadable.update(one.instance for one in batch.unreadable)
             losses += [loss] if count else []
+            nothing = 0 if count else nothing + 1
+            if nothing == course.epoch:
+                raise ValueError(
+                    f"none of the images of {nothing} steps, a whole epoch, can be decoded; look at data.root"
+                )
             images += count
             if (step + 1) % course.tell_every == 0 or step + 1 == course.total:
                 seconds = time.perf_counter() - since

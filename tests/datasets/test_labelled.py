@@ -5,7 +5,7 @@ import pytest
 
 from datasets.digits import Digits
 from datasets.glyphs import Glyphs
-from datasets.labelled import labelled_parts, other_source
+from datasets.labelled import Classes, labelled_parts, other_source
 from datasets.passes import InColour, Passes, orders
 from datasets.strata import share_of_each, so_many_of_each
 from datasets.synthetic import Synthetic
@@ -69,7 +69,9 @@ def test_tested_images_of_other_labels_are_left_out_and_counted():
     parts = labelled_parts(Labelled([3, 3, 9, 9]), Labelled([9, 4, 3, -1, 9]), **GIVEN)
     assert parts.test.instances_M.tolist() == [0, 2, 4] and parts.test.classes_M.tolist() == [1, 0, 1]
     assert "(1 of other labels left out)" in parts.words
-    given = labelled_parts(Labelled([3, 3, 9, 9]), Labelled([9, 4, 3]), **GIVEN, labels_C=np.array([4, 9]))
+    given = labelled_parts(
+        Labelled([3, 3, 9, 9]), Labelled([9, 4, 3]), **GIVEN, classes=Classes(np.array([4, 9]), None, None)
+    )
     assert given.test.instances_M.tolist() == [0, 1] and given.test.classes_M.tolist() == [1, 0]
 
 

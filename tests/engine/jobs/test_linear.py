@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -203,6 +204,29 @@ def test_a_probe_of_another_network_or_size_is_refused(run, probed, backbone, tm
     assert "was trained on another network" in capsys.readouterr().err
     assert run(f"evaluate.backbone={backbone}", heads, "data.image_size=20", config=CONFIG) == 2
     assert "at data.image_size 16" in capsys.readouterr().err
+
+
+def test_features_of_another_grid_or_normalised_otherwise_are_computed_anew(run, probed, backbone, tmp_path, capsys):
+    first = probed()
+    heads = shutil.copy(run.output / "linear" / "heads-features.safetensors", tmp_path / "heads.safetensors")
+    of_grid = probed("backbone.grid=1")["features"]
+    assert np.load(run.output / "linear" / "train.npy").shape[1] == 16 != 64
+    assert of_grid["trunk"] == first["features"]["trunk"] and of_grid["network"] != first["features"]["network"]
+    statistics = "evaluate.statistics=[[0.5,0.5,0.5],[0.1,0.1,0.1]]"
+    assert probed(statistics)["features"]["network"] not in (of_grid["network"], first["features"]["network"])
+    for words in (["backbone.grid=1"], [statistics]):
+        capsys.readouterr()
+        assert run(f"evaluate.backbone={backbone}", f"linear.probe={heads}", *words, config=CONFIG) == 2
+        assert "was trained on another network" in capsys.readouterr().err
+
+
+def test_a_probe_of_an_earlier_version_is_tested_where_its_weights_are_the_same(run, probed):
+    first = probed("linear.few=[]")
+    path = run.output / "linear" / "heads-features.safetensors"
+    metadata = {"heads": "sgd logistic", "trunk": first["features"]["trunk"], "image_size": "16"}
+    save_file(load_file(path), run.output.parent / "earlier.safetensors", metadata)
+    again = probed(f"linear.probe={run.output.parent / 'earlier.safetensors'}")["tested_again"]
+    assert [one["top1"] for one in again["heads"]] == [one["top1"] for one in first["features"]["heads"]]
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(backbone, tmp_path):

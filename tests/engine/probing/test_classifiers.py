@@ -181,11 +181,16 @@ def test_a_saved_probe_answers_as_before(tmp_path):
     standard = standard_of(features, np.arange(600), CPU)
     rows, path = Rows(features, standard, CPU), tmp_path / "probe.safetensors"
     head = grid(rows, labels, np.arange(600), [0.1]).head(0)
-    SavedProbe({"sgd": (head, standard)}, np.array([3, 5, 8, 9]), "abc", 16).write(path)
+    names, trained = ["cat", "dog", "horse", "\u00e9"], np.array([-7, 2**62])
+    SavedProbe({"sgd": (head, standard)}, np.array([3, 5, 8, 9]), names, trained, "abc", "def", 16).write(path)
     again = SavedProbe.read(path, CPU)
+    assert (again.names_C, again.trained_M.tolist(), again.network) == (names, trained.tolist(), "def")
     assert (again.labels_C.tolist(), again.digest, again.image_size) == ([3, 5, 8, 9], "abc", 16)
     assert torch.equal(again.heads["sgd"][0].logits(rows(np.arange(9))), head.logits(rows(np.arange(9))))
     assert torch.equal(again.heads["sgd"][1].scale_D, standard.scale_D)
+    SavedProbe({"sgd": (head, standard)}, np.array([3, 5, 8, 9]), None, None, "abc", None, 16).write(path)
+    earlier = SavedProbe.read(path, CPU)
+    assert earlier.names_C is earlier.trained_M is earlier.network is None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors", "another"])

@@ -34,7 +34,7 @@ def stream(first, ranks=ALONE):
 
 def probe(lr, weight_decay, kept=None, ranks=ALONE, tell_every=1):
     heads = Heads(1, 24, CLASSES, CPU, deviation=DEVIATION, seed=4)
-    course = Course(STEPS, lr, weight_decay, tell_every)
+    course = Course(STEPS, STEPS, lr, weight_decay, tell_every)
     return Published(small_trunk(), heads, LABELS, course, kept or Kept(None, ""), ranks)
 
 
@@ -44,10 +44,10 @@ def trained(made, ranks=ALONE):
     return losses
 
 
-def plain_loop(lr, weight_decay):
+def plain_loop(lr, weight_decay, dtype=torch.float32):
     """The losses of the published protocol on the same batches, with torch's own layers, autograd and optimizer."""
-    trunk = small_trunk().network.backbone.eval()
-    classifier = torch.nn.Linear(24, CLASSES)
+    trunk = small_trunk().network.backbone.eval().to(dtype)
+    classifier = torch.nn.Linear(24, CLASSES, dtype=dtype)
     torch.nn.init.zeros_(classifier.bias)
     with torch.no_grad():
         drawn = torch.randn(1, 24, CLASSES, generator=torch.Generator().manual_seed(4))
@@ -58,7 +58,7 @@ def plain_loop(lr, weight_decay):
     losses = []
     for batch in stream(0):
         filled = torch.from_numpy(batch.filled_G)
-        images = batch.views[0][filled].float() / 255
+        images = batch.views[0][filled].to(dtype) / 255
         with torch.no_grad():
             features = trunk((images - mean[:, None, None]) / std[:, None, None])
         labels = torch.from_numpy(LABELS[batch.ids_G[batch.filled_G]])
@@ -73,8 +73,12 @@ def plain_loop(lr, weight_decay):
 
 @pytest.mark.parametrize(("lr", "weight_decay"), [(30.0, 0.0), (0.1, 1e-6), (0.5, 0.1)])
 def test_the_published_protocol_is_a_plain_loop(lr, weight_decay):
-    found, expected = trained(probe(lr, weight_decay)), plain_loop(lr, weight_decay)
-    assert len(found) == STEPS and found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    """To 1e-5, and twice what the plain loop is off in float32: at a rate of 30 losses reach 60, and steps multiply rounding."""
+    found, plain, exact = (np.array(losses) for losses in (
+        trained(probe(lr, weight_decay)), plain_loop(lr, weight_decay), plain_loop(lr, weight_decay, torch.float64)
+    ))  # fmt: skip
+    own_error = np.abs(plain - exact).max()
+    assert len(found) == STEPS and (np.abs(found - exact) <= 1e-6 + 1e-5 * exact + 2 * own_error).all()
 
 
 def on_a_rank(ranks):

@@ -324,7 +324,9 @@ class TestTimm:
         mean, std = (torch.tensor(theirs.default_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         torch.save(theirs.state_dict(), tmp_path / "weights.pth")
         network, words = network_of_file(config, tmp_path / "weights.pth")
-        assert "a model alone, of which head.weight, head.bias were left out; images are normalised by mean 0.5, " in words
+        assert (
+            "a model alone, of which head.weight, head.bias were left out; images are normalised by mean 0.5, " in words
+        )
         images = torch.randint(256, (2, 3, 160, 160), dtype=torch.uint8)
         with torch.no_grad():
             true = theirs.forward_head(theirs.forward_features((images / 255 - mean) / std), pre_logits=True)
