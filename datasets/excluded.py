@@ -18,7 +18,7 @@ class Patterns:
 
     `Patterns(["*.gif", "train/b/*"], "train")` leaves `a.gif`, `x/a.gif` and `b/1.png` of `train` out, and not `x/b/1.png`.
 
-    others    names of other splits below the root: a path in one of them cannot leave anything out here, and need not
+    others    names of other splits below the root: a path in one of them leaves nothing out here. A path in none is one within the split
     is_told   whether `note` names patterns: where there are splits, those of the one that is trained on
     """
 
@@ -28,19 +28,16 @@ class Patterns:
         self.split, self._is_told = split, is_told
         self._names: dict[str, re.Pattern[str]] = {}
         self._paths: dict[str, list[re.Pattern[str]]] = {}
-        self._strange: list[str] = []  # paths that lead into no split
         others = tuple(others)
         for pattern in patterns:
             if "/" not in pattern:
                 self._names[pattern] = _compiled(pattern)
                 continue
             parts = [_compiled(part) for part in _parts(pattern.removeprefix("./").strip("/"))]
-            if not split:
-                self._paths[pattern] = parts
-            elif parts[0].match(_composed(split)):
+            if split and parts[0].match(_composed(split)):
                 self._paths[pattern] = parts[1:]
             elif not any(parts[0].match(_composed(other)) for other in others):
-                self._strange.append(pattern)
+                self._paths[pattern] = parts
         self._any_name = re.compile("|".join(one.pattern for one in self._names.values())) if self._names else None
 
     def __len__(self) -> int:
@@ -64,7 +61,7 @@ class Patterns:
 
     def note(self, used: set[str]) -> str | None:
         """A line that names the patterns that are not among `used`; None where there is nothing to tell."""
-        every = (*self._names, *self._paths, *self._strange) if self._is_told else ()
+        every = (*self._names, *self._paths) if self._is_told else ()
         unused = [repr(pattern) for pattern in every if pattern not in used]
         where = f" of {shown(self.split)}" if self.split else ""
         return f"data.exclude: {', '.join(unused)} left nothing{where} out" if unused else None

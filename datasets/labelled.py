@@ -36,7 +36,7 @@ class Classes(NamedTuple):
     """
     labels_C   int64, the label of each class as its source had it
     names_C    what the source called them; None: its labels are numbers that mean the same everywhere, as digits and characters do
-    trained_M  int64, ascending: `name_hashes` of the images that were trained on; None: none of them can be among those that are tested
+    trained_M  int64, ascending: `name_hashes` of the images that were trained on; None: nothing is known of them
     """
 
     labels_C: np.ndarray
@@ -107,14 +107,13 @@ def labelled_parts(
     """
     labels_N = _labels_of(source)
     trained, asked, whose = _cut(source, tested, labels_N, test_share, classes and classes.trained_M)
-    is_share = tested is None
-    tested = tested or source
-    tested_labels_N = labels_N if is_share else _labels_of(tested)
+    tested = source if tested is None else tested
+    tested_labels_N = _labels_of(tested)
     if classes is None:
         labels, counts = np.unique(labels_N[trained], return_counts=True)
         labels_C = labels[counts >= least_images]
     else:
-        labels_C = classes.labels_in(source)
+        labels_C = classes.labels_in(tested)
     if len(labels_C) < 2:
         raise ValueError(
             f"{len(labels_C)} labels of {source.name} have {least_images} images or more to train on, and a classifier needs two; "
@@ -133,7 +132,7 @@ def labelled_parts(
     if classes is None:
         names = _label_names(source)
         names_C = None if names is None else [names[label] for label in labels_C]
-        classes = Classes(labels_C, names_C, np.sort(name_hashes(source, trained)) if is_share else None)
+        classes = Classes(labels_C, names_C, np.sort(name_hashes(source, trained)))
     return Parts(
         Part(source, trained, _numbers(labels_N[trained], labels_C)),
         Part(tested, known, _numbers(tested_labels_N[known], labels_C)),
@@ -156,20 +155,24 @@ def _cut(
         return trained, np.flatnonzero(_labels_of(tested) >= 0), f"others of {tested.name} that training did not see"
     aside = share_of_each(labels_N[trained], trained, test_share, _TEST_KEY)
     trained, asked = trained[~aside], trained[aside]
-    whose = f"others, {test_share:.0%} of each label (training saw both, without labels)"
+    share = f"{test_share:.0%} of each label"
     if seen_M is None:
-        return trained, asked, whose
+        return trained, asked, f"others, {share} (training saw both, without labels)"
     is_seen = np.isin(name_hashes(source, asked), seen_M)
-    left_out = f", {is_seen.sum():,} that the classifier was trained on, by their names, left out" * bool(is_seen.any())
-    return trained, asked[~is_seen], whose + left_out
+    if is_seen.all():
+        raise ValueError(
+            f"the classifier was trained on all {len(asked):,} images of {source.name} that would be tested, {share}; "
+            "raise linear.test_share, or give other images"
+        )
+    left_out = f" but {is_seen.sum():,} that the classifier was trained on" * bool(is_seen.any())
+    return trained, asked[~is_seen], f"images of {source.name}, {share}{left_out}"
 
 
 def name_hashes(source: Source, instances_M: np.ndarray) -> np.ndarray:
-    """int64 [M], 64 bits of a hash of the name of each image, whatever its number is."""
-    digests = (
-        hashlib.blake2b(source.instance_name(instance).encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        for instance in instances_M.tolist()
-    )
+    """int64 [M], 64 bits of a hash of each image's name and, where it is a file, its size, whatever its number is."""
+    size_of = getattr(source, "file_bytes", lambda _: 0)
+    names = (f"{source.instance_name(instance)} {size_of(instance)}" for instance in instances_M.tolist())
+    digests = (hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
 
 

@@ -1,6 +1,6 @@
 """Not tests: the network of a config trained with labels, on the views and in the order of its run, to see how far features could go.
 
-    python -m tests.supervised --config configs/fashion_mnist_60k.json output=runs/supervised ...
+    python -m tests.supervised --config tests/compared.json output=runs/supervised ...
 
 Network, views, order, learning rate and decay are the config's; the loss is cross entropy of a linear layer on the backbone's features. It
 leaves what a comparison reads of a run (tests/comparison.py). One that is killed starts over.

@@ -20,6 +20,8 @@ from tests.conftest import TINY, folder_config, refused
         ("evaluate.more_k=[20,0]", "evaluate.more_k.1 is 0"),
         ("evaluate.more_temperatures=[0]", "evaluate.more_temperatures.0 is 0"),
         ("evaluate.views=-1", "evaluate.views is -1"),
+        ("evaluate.statistics=[[0,0,0],[1,1,1]]", "evaluate.statistics is for evaluate.backbone, which is null"),
+        ("evaluate.backbone=x evaluate.statistics=[[0,0,0],[1,0,1]]", "evaluate.statistics.1.1 is 0"),
         ("evaluate.online_probe=true backbone.name=given backbone.layers=null", "looks at the features of a network"),
         ('evaluate.jittered=true data.augment={"kind":"photos"}', "whose side is 160, and data.image_size is"),
         ("optimizer.lr=NaN", "optimizer.lr is NaN"),

@@ -47,9 +47,14 @@ class Opened(NamedTuple):
 
 
 def open_images(config: schema.Config) -> "tuple[Source, GreyAugment | PhotoAugment | GivenFeatures]":
-    """Source and views of a job that visits no image twice: there is no order, so sizes of windows and batches say nothing."""
+    """Source and views of a job that visits no image twice: there is no order, so sizes of windows and batches say nothing.
+
+    Prints what is to be known of the images.
+    """
     _tell_listing(config)
     source = _source(config)
+    for note in source.notes:
+        print(note)
     return source, _augmentation_of(config, source)
 
 

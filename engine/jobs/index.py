@@ -64,12 +64,15 @@ def _make(config: schema.Config, root: Path, directory: Path, exclude: Patterns)
             place, split = zip_of(root, split)
             container = Zip(place)
             made = making.of_zip(directory, place, split, listed.add)
+            reasons = made.notes
         else:
             container = Folder(root / split)
             walk = Walk(container.root, exclude, Path(config.output))
             made = making.of_folder(directory, walk, split, processes, listed.add)
+            reasons = walk.reasons
     if not len(made.index):
-        raise ValueError(f"data.root: no image under {shown(root / split)} ({'; '.join(made.notes[:2])})")
+        found = f" ({'; '.join(reasons[:2])})" if reasons else ""
+        raise ValueError(f"data.root: no image under {shown(root / split)}{found}")
     seconds = time.monotonic() - began
     count = len(made.index)
     size_bytes = sum((directory / name).stat().st_size for name in COLUMNS)

@@ -85,21 +85,18 @@ class LinearJob:
 
     def print_plan(self) -> None:
         """The resolved config, the images, and how many steps they make."""
-        self._open_images(None, None)
+        self._open_images(None, self._classes_before())
         print(self.config.model_dump_json(indent=2))
 
     def begin(self) -> None:
         """Everything is looked at; then the directory is this job's."""
         from engine.jobs.saved_network import saved_network
         from engine.probing.frozen import FrozenTrunk
-        from engine.probing.saved import SavedProbe
         from engine.trunk.network import check_sides
 
         config, ranks = self.config, self.ranks
         network, self.name, checkpoint = saved_network(config)
-        self.probe = SavedProbe.read(Path(config.linear.probe), ranks.device) if config.linear.probe else None
-        before = self.probe and Classes(self.probe.labels_C, self.probe.names_C, self.probe.trained_M)
-        self._open_images(checkpoint, before)
+        self._open_images(checkpoint, self._classes_before())
         check_sides(network, {config.data.image_size})
         parts.use_threads(config, ranks.node_size)
         self.trunk = FrozenTrunk(network, config.evaluate.features, ranks.device)
@@ -111,11 +108,19 @@ class LinearJob:
             lock(self.own.path, self.cleanup)
         ranks.wait()
 
+    def _classes_before(self) -> Classes | None:
+        """Those of linear.probe, which becomes `probe`; None where it is null."""
+        from engine.probing.saved import SavedProbe
+
+        path = self.config.linear.probe
+        self.probe = SavedProbe.read(Path(path), self.ranks.device) if path else None
+        return self.probe and Classes(self.probe.labels_C, self.probe.names_C, self.probe.trained_M)
+
     def _print_of_network(self) -> str:
         """sha256 (hex) over all that the features depend on: weights, and what is no weight but part of the network."""
         backbone, statistics = self.config.backbone, self.trunk.network
         mean, std = (tensor.flatten().tolist() for tensor in (statistics.mean, statistics.std))
-        shape = [backbone.name, backbone.layers, backbone.grid, backbone.stem]
+        shape = [backbone.name, backbone.stem, backbone.layers, backbone.grid if backbone.layers else None]
         return hashlib.sha256(json.dumps([self.trunk.digest, *shape, mean, std]).encode()).hexdigest()
 
     def _open_images(self, checkpoint: Any, classes: Classes | None) -> None:

@@ -179,7 +179,7 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
         total_steps=total, first_step=probe.first_step, chance_loss=math.log(len(parts.labels_C)), planned_bytes={}
     ) as shown:
         probe.train(views, _told(job, shown.update))
-    unreadable = len(set().union(*ranks.share(probe.unreadable)))
+    unreadable = len(probe.unreadable)
     test.fill(images, job.trunk, print)
     if not ranks.is_first:
         return None
@@ -222,6 +222,10 @@ def test_again(job: "LinearJob") -> dict[str, Any] | None:
             f"linear.probe {job.config.linear.probe} was trained on another network than {job.name}, or on other features; "
             "set backbone, evaluate.backbone, evaluate.statistics and evaluate.features as they were"
         )
+    if probe.network is None and job.config.evaluate.statistics:
+        raise ValueError(
+            f"linear.probe {job.config.linear.probe} is of an earlier version, which did not know evaluate.statistics; set it to null"
+        )
     if probe.image_size != job.config.data.image_size:
         raise ValueError(
             f"linear.probe {job.config.linear.probe} was trained at data.image_size {probe.image_size}; set it as it was"
@@ -232,8 +236,10 @@ def test_again(job: "LinearJob") -> dict[str, Any] | None:
         return None
     tested = _Tested(job, test.features_MD)
     scores = {name: tested.score(*saved) for name, saved in probe.heads.items()}
+    unknown = "; it is of an earlier version: names of classes, normalisation and the images that it was trained on are not checked"
+    how = f"the probe {job.config.linear.probe}, not trained again" + unknown * (probe.network is None)
     return {
-        **_about(job, "tested_again", tested, f"the probe {job.config.linear.probe}, not trained again"),
+        **_about(job, "tested_again", tested, how),
         "heads": [{"name": name, **one.figures()} for name, one in scores.items()],
         "per_class": by_class(job.parts.labels_C, job.parts.example, scores),
     }

@@ -45,7 +45,7 @@ class Published:
     labels_N  int64, the class of each image of the source
     kept      of rank 0; what a killed probe goes on from
     `first_step` is known when the object is made; `train` goes on from there.
-    `unreadable`: the images that this rank could not decode since then
+    `unreadable`: the images of all ranks that could not be decoded
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Published:
         self.first_step, state = ranks.from_first(kept.load() or (0, {}))
         if state:
             heads.load(state)
+            self.unreadable.update(state["unreadable"].tolist())
 
     def train(self, stream: Iterator[Batch], tell: Tell) -> None:
         """Take all steps that are left. stream: this rank's part of each batch, from `first_step` on. tell: hears loss, rate and speed.
@@ -72,7 +73,6 @@ class Published:
             waited += time.perf_counter() - asked
             lr = course.lr * cosine(step, course.total)
             loss, count = self.step(batch, lr)
-            self.unreadable.update(one.instance for one in batch.unreadable)
             losses += [loss] if count else []
             nothing = 0 if count else nothing + 1
             if nothing == course.epoch:
@@ -86,7 +86,10 @@ class Published:
                 figures = {"loss": mean, "lr": lr, "images": images, "seconds": seconds, "waited": waited}
                 tell(step + 1, figures)
                 losses, images, waited, since = [], 0, 0.0, time.perf_counter()
-            self._kept.save(step + 1, self.heads.state, is_last=step + 1 == course.total)
+            self._kept.save(step + 1, self._state, is_last=step + 1 == course.total)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return {**self.heads.state(), "unreadable": torch.tensor(sorted(self.unreadable), dtype=torch.int64)}
 
     def step(self, batch: Batch, lr: float) -> tuple[float, int]:
         """(loss before the step, images of all ranks in it). Without an image nothing is done."""
@@ -97,15 +100,18 @@ class Published:
         return float(loss_1[0]), len(x_BD)
 
     def _gathered(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and labels of all ranks' images, in the order of their places."""
+        """Features and labels of all ranks' images, in the order of their places. A label of -2 - i says that image i cannot be decoded."""
         device, width = self._trunk.device, self.heads.weight_LDC.shape[1]
         filled_B = torch.from_numpy(batch.filled_G)
         x_BD = torch.zeros(len(filled_B), width, device=device)
         labels_B = torch.full((len(filled_B),), -1, dtype=torch.int64)
         labels_B[filled_B] = self._labels_N[torch.from_numpy(batch.ids_G[batch.filled_G])]
+        for one in batch.unreadable:
+            labels_B[one.place] = -2 - one.instance
         if batch.filled_G.any():
             x_BD[filled_B.to(device)] = self._trunk(batch.views[0][filled_B])
         x_GD = self._ranks.gather(x_BD, "features of a probe")
         labels_G = self._ranks.gather(labels_B.to(device), "labels of a probe")
+        self.unreadable.update((-2 - labels_G[labels_G < -1]).tolist())
         there_G = labels_G >= 0
         return x_GD[there_G], labels_G[there_G]

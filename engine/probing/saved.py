@@ -22,7 +22,7 @@ class SavedProbe(NamedTuple):
     heads       by name, each with the standard of its rows
     labels_C    int64, the label of each class as its source had it
     names_C     what the source called them; None: its labels are numbers that mean the same everywhere
-    trained_M   int64, ascending: hashes of the names of the images that they were trained on, where one of these could be tested; else None
+    trained_M   int64, ascending: hashes of the names of the images that they were trained on; None: a file of an earlier version
     digest      of the network's weights (engine/probing/frozen.py)
     network     a hash of all that its features depend on; None: a file of an earlier version
     image_size  pixels

@@ -91,11 +91,14 @@ def test_exclude_goes_by_the_path_from_the_root_and_may_leave_out_a_whole_part(t
     assert names(ImageFolder(tmp_path, exclude=["val"])) == ["train/a/1.png", "train/b/2.png", "train/b/x/3.png"]
 
 
-def test_a_path_in_a_part_is_compared_whole_and_a_path_of_another_part_means_nothing(tmp_path: Path) -> None:
+def test_a_path_is_compared_whole_from_the_root_or_from_the_part_and_one_of_another_part_means_nothing(
+    tmp_path: Path,
+) -> None:
     touch(tmp_path, "train/a/1.png", "train/x/a/2.png", "train/val/b/3.png", "val/b/4.png", "val/c/5.png")
-    source = ImageFolder(tmp_path, "folders", exclude=["train/a", "val/b", "*/x/b", "x/a"])
+    source = ImageFolder(tmp_path, "folders", exclude=["train/a", "val/b", "*/x/b", "y/a"])
     assert names(source) == ["val/b/3.png", "x/a/2.png"]
-    assert source.notes[-1] == "data.exclude: '*/x/b', 'x/a' left nothing of train out"
+    assert source.notes[-1] == "data.exclude: '*/x/b', 'y/a' left nothing of train out"
+    assert names(ImageFolder(tmp_path, exclude=["x/a", "val/b"])) == ["a/1.png", "val/b/3.png"]
     beside = source.beside()
     assert beside is not None
     assert names(beside) == ["c/5.png"]

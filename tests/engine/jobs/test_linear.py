@@ -220,13 +220,18 @@ def test_features_of_another_grid_or_normalised_otherwise_are_computed_anew(run,
         assert "was trained on another network" in capsys.readouterr().err
 
 
-def test_a_probe_of_an_earlier_version_is_tested_where_its_weights_are_the_same(run, probed):
+def test_a_probe_of_an_earlier_version_is_tested_where_its_weights_are_the_same(run, probed, backbone, capsys):
     first = probed("linear.few=[]")
     path = run.output / "linear" / "heads-features.safetensors"
     metadata = {"heads": "sgd logistic", "trunk": first["features"]["trunk"], "image_size": "16"}
     save_file(load_file(path), run.output.parent / "earlier.safetensors", metadata)
-    again = probed(f"linear.probe={run.output.parent / 'earlier.safetensors'}")["tested_again"]
+    earlier = f"linear.probe={run.output.parent / 'earlier.safetensors'}"
+    again = probed(earlier)["tested_again"]
+    assert "of an earlier version: names of classes, normalisation" in again["protocol"]
     assert [one["top1"] for one in again["heads"]] == [one["top1"] for one in first["features"]["heads"]]
+    statistics = "evaluate.statistics=[[0.5,0.5,0.5],[0.1,0.1,0.1]]"
+    assert run(f"evaluate.backbone={backbone}", earlier, statistics, config=CONFIG) == 2
+    assert "did not know evaluate.statistics" in capsys.readouterr().err
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(backbone, tmp_path):

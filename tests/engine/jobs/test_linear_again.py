@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from configs.schema import Config
+from datasets.folder import ImageFolder
+from datasets.labelled import name_hashes
 from engine.jobs.parts import network_of
 from tests.conftest import folder_config
 
@@ -84,7 +86,7 @@ def test_classes_of_a_saved_probe_are_known_by_their_names(run, of_folder, tmp_p
     assert record["protocol"].startswith("tested on ") and "of other labels left out" in record["protocol"]
 
 
-def test_a_saved_probe_is_not_tested_on_images_that_it_was_trained_on(run, of_folder, tmp_path):
+def test_a_saved_probe_is_not_tested_on_images_that_it_was_trained_on(run, of_folder, tmp_path, capsys):
     root = folder(tmp_path / "images")
     first = of_folder(root, "data.labels=folders", "linear.few=[]")["features"]
     heads = f"linear.probe={run.output / 'linear' / 'heads-features.safetensors'}"
@@ -92,12 +94,29 @@ def test_a_saved_probe_is_not_tested_on_images_that_it_was_trained_on(run, of_fo
     assert same["tested_images"] == first["tested_images"] == 6 and shares(same) == shares(first)
     more = of_folder(root, "data.labels=folders", heads, "linear.test_share=0.9")["tested_again"]
     assert (
-        more["tested_images"] == 6
-        and "27 that the classifier was trained on, by their names, left out" in more["protocol"]
+        more["tested_images"] == 6 and "90% of each label but 27 that the classifier was trained on" in more["protocol"]
     )
     picture(0, 99).save(root / "bear" / "0000.png")  # by which all numbers change
     grown = of_folder(root, "data.labels=folders", heads, "linear.test_share=0.9")["tested_again"]
     assert grown["tested_images"] in (6, 7)
+    trained = load_file(run.output / "linear" / "heads-features.safetensors")["trained"]
+    source = ImageFolder(root)
+    for instance, seen in enumerate(np.isin(name_hashes(source, np.arange(len(source))), trained)):
+        if not seen:
+            (root / source.instance_name(instance)).unlink()
+    capsys.readouterr()
+    of_folder(root, "data.labels=folders", heads, code=2)
+    assert "the classifier was trained on all" in capsys.readouterr().err
+
+
+def test_a_part_that_was_trained_on_is_not_tested_when_it_is_a_set_of_its_own(run, of_folder, tmp_path, capsys):
+    folder(tmp_path / "images" / "train")
+    folder(tmp_path / "images" / "val", each=3)
+    of_folder(tmp_path / "images", "data.labels=folders", "linear.few=[]")
+    heads = f"linear.probe={run.output / 'linear' / 'heads-features.safetensors'}"
+    capsys.readouterr()
+    of_folder(tmp_path / "images" / "train", "data.labels=folders", heads, code=2)
+    assert "the classifier was trained on all 6 images of folder that would be tested" in capsys.readouterr().err
 
 
 def test_training_images_that_cannot_be_decoded_are_counted_or_refused(of_folder, tmp_path, capsys):
@@ -113,6 +132,8 @@ def test_training_images_that_cannot_be_decoded_are_counted_or_refused(of_folder
     assert (
         record["unreadable_trained"] == 18 and "18 images that are trained on could not be read" in record["protocol"]
     )
+    again = of_folder(root, *words, "linear.protocol=published")["published"]  # trains nothing
+    assert again["unreadable_trained"] == 18
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"no image")
     capsys.readouterr()
