@@ -53,7 +53,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     print(traffic_text(disk_traffic(sized, schedule, facts), sizes.end_of(sized, schedule), asked.step_seconds))
     limits = limits_of(asked.fit)
     if limits != Limits(None, None, None):
-        print("\n".join(answers(sized, schedule, facts, limits)))
+        print("\n".join(answers(sized, schedule, facts, limits, left_to_choose(config))))
     return 0
 
 
@@ -90,8 +90,16 @@ def limits_of(fit: schema.Fit) -> Limits:
     return Limits(*(None if gib is None else int(gib * GIB) for gib in given))
 
 
-def answers(config: schema.Config, schedule: Schedule, facts: Facts, limits: Limits) -> list[str]:
-    """Lines for people. Raises ValueError where nothing fits."""
+def left_to_choose(config: schema.Config) -> list[str]:
+    """The sizes that a config leaves to be chosen. An answer has to give them: with another window, say, others would be chosen."""
+    left = [name for name in ("window", "stride", "block", "lanes") if getattr(config.schedule, name) is None]
+    return left + ["active"] * (config.method.has_rows and config.rows.active is None)
+
+
+def answers(
+    config: schema.Config, schedule: Schedule, facts: Facts, limits: Limits, left: Sequence[str] = ()
+) -> list[str]:
+    """Lines for people. config: with a number for each size; left: those that were left to be chosen. ValueError where nothing fits."""
     # More steps may be added later; and a run of few steps would visit fewer rows, the wider its window is.
     facts = replace(facts, all_visited=True)
     question = Question(planner(config, schedule, facts), allowed_sizes(config, schedule), limits)
@@ -99,17 +107,17 @@ def answers(config: schema.Config, schedule: Schedule, facts: Facts, limits: Lim
     plan = question.plan(start)
     above = over(plan, limits)
     lines = [f"as configured, once all rows were visited: {'does not fit: ' + ', '.join(above) if above else 'fits'}"]
-    for name, word in _NAMES.items():
-        if name == "active" and not config.method.has_rows:
-            continue
+    asked = [name for name in _NAMES if name != "active" or config.method.has_rows]
+    for name in asked:
+        word = _NAMES[name]
         found = question.alone(name, start)
         if found is None:
             least = replace(start, **{name: getattr(question.allowed, name)(start)[0]})
             lines.append(f"{word} alone: none fits; {refusal(least, question.plan(least), limits)}")
         else:
-            lines.append(f"{word} alone: {_words(found, [name], schedule)}")
+            lines.append(f"{word} alone: {_words(found, [name], schedule, left)}")
     together = question.together(start)
-    lines.append(f"together: {_words(together, list(_NAMES), schedule)}")
+    lines.append(f"together: {_words(together, asked, schedule, left)}")
     need = question.plan(together)
     gib = [f"{count / GIB:.2f} GiB of {name}" for name, count in needed(need).items()]
     lines.append(f"  which takes {', '.join(gib)}")
@@ -118,7 +126,7 @@ def answers(config: schema.Config, schedule: Schedule, facts: Facts, limits: Lim
 
 def choice_of(config: schema.Config, schedule: Schedule) -> Choice:
     """The configured one."""
-    active = None if sizes.is_full(config, schedule) or not config.method.has_rows else config.rows.active
+    active = None if not config.method.has_rows or sizes.is_full(config, schedule) else config.rows.active
     return Choice(schedule.size, schedule.window, active, config.schedule.micro_batches)
 
 
@@ -134,7 +142,7 @@ def planner(config: schema.Config, schedule: Schedule, facts: Facts) -> Callable
             seed=config.seed,
             size=choice.size,
             window=choice.window,
-            stride=_stride(schedule, choice.window),
+            stride=stride_of(schedule, choice.window),
             batch=schedule.batch,
             block=schedule.block,
             lanes=schedule.lanes,
@@ -145,7 +153,7 @@ def planner(config: schema.Config, schedule: Schedule, facts: Facts) -> Callable
     return plan
 
 
-def _stride(schedule: Schedule, window: int) -> int:
+def stride_of(schedule: Schedule, window: int) -> int:
     """Of a window that is a whole pass, and slides by itself, the window; else as configured."""
     return window if schedule.stride == schedule.window else schedule.stride
 
@@ -158,7 +166,7 @@ def allowed_sizes(config: schema.Config, schedule: Schedule) -> Allowed:
         return Sizes(
             size=choice.size,
             window=choice.window,
-            stride=_stride(schedule, choice.window),
+            stride=stride_of(schedule, choice.window),
             batch=schedule.batch,
             block=schedule.block,
             lanes=schedule.lanes,
@@ -218,14 +226,18 @@ class _Joined(Sequence[Any]):
         return self.some[number] if number < len(self.some) else self.last
 
 
-def _words(choice: Choice, names: list[str], schedule: Schedule) -> str:
-    """The keys that give it."""
+def _words(choice: Choice, names: Sequence[str], schedule: Schedule, left: Sequence[str]) -> str:
+    """The keys that give it: the sizes `names` that were looked for, and those that were left to be chosen."""
+    stride, is_whole = stride_of(schedule, choice.window), schedule.stride == schedule.window != choice.window
     words = {
         "active": f"method.active={choice.size if choice.active is None else choice.active}"
         + (" (all rows)" if choice.active is None else ""),
         "micro_batches": f"schedule.micro_batches={choice.micro_batches} (micro-batches of {schedule.batch // choice.micro_batches:,})",
         "window": f"schedule.window={choice.window}"
-        + (f" schedule.stride={choice.window}" if schedule.stride == schedule.window != choice.window else ""),
+        + f" schedule.stride={stride}" * ("stride" not in left and is_whole),
+        "stride": f"schedule.stride={stride}",
+        "block": f"schedule.block={schedule.block}",
+        "lanes": f"schedule.lanes={schedule.lanes}",
         "size": f"{choice.size:,} images (data.limit={choice.size} for synthetic ones)",
     }
-    return " ".join(words[name] for name in names)
+    return " ".join(words[name] for name in dict.fromkeys((*names, *left)))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from configs import schema
 from datasets.schedule import Schedule
-from engine.jobs.plan import allowed_sizes, choice_of, planner
+from engine.jobs.plan import allowed_sizes, choice_of, planner, stride_of
 from engine.jobs.planned import Facts, planned, zero_stage
 from engine.planning.components import Plan
 from engine.profiling.changes import Change
@@ -60,16 +60,22 @@ def _sizes(config: schema.Config, schedule: Schedule):  # type: ignore[no-untype
     now, allowed = choice_of(config, schedule), allowed_sizes(config, schedule)
     windows = [window for window in _halves(now.window) if window in allowed.window(now)]
     if windows and now.active is not None:
-        yield f"schedule.window={windows[0]}", "a window of half the length", replace(now, window=windows[0])
+        yield _order(schedule, windows[0]), "a window of half the length", replace(now, window=windows[0])
     rows = now.active or now.size
     actives = [active for active in _halves(rows // schedule.lanes * schedule.lanes) if active in allowed.active(now)]
     if actives:
         fewer = replace(now, active=actives[0])
-        yield f"method.active={actives[0]}", _FEWER_NEGATIVES, fewer
+        yield f"method.active={actives[0]} {_order(schedule, now.window)}", _FEWER_NEGATIVES, fewer
         windows = [window for window in _halves(now.window) if window in allowed.window(fewer)]
         if windows:
-            words = f"method.active={actives[0]} schedule.window={windows[0]}"
+            words = f"method.active={actives[0]} {_order(schedule, windows[0])}"
             yield words, f"{_FEWER_NEGATIVES}, and a window of half the length", replace(fewer, window=windows[0])
+
+
+def _order(schedule: Schedule, window: int) -> str:
+    """A window in words, with what a config may leave to be chosen: with another window others would be."""
+    stride = stride_of(schedule, window)
+    return f"schedule.window={window} schedule.stride={stride} schedule.block={schedule.block} schedule.lanes={schedule.lanes}"
 
 
 def _halves(size: int) -> list[int]:

@@ -56,6 +56,34 @@ def test_the_sizes_that_fit_are_told_with_the_keys_that_give_them(run, capsys) -
     assert "as configured, once all rows were visited: fits" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", ["K alone:", "W alone:", "N alone:", "together:"])
+def test_sizes_that_were_left_to_be_chosen_are_told_with_those_that_fit(run, capsys, line) -> None:
+    """Each line's words give a run that fits, though with other sizes others would be chosen."""
+    chosen = {"window": None, "stride": None, "block": None, "lanes": None}
+    config = {**GIVEN, "data": {"source": "synthetic", "limit": 10**6}, "schedule": {"batch": 64, **chosen}}
+    config["method"] = {"active": None, "dim": 32}
+    limits = ["plan.fit.host_gib=2", "plan.fit.disk_gib=1"]
+    assert run("job=plan", *limits, config=config) == 0
+    text = capsys.readouterr().out
+    answer = text[text.index(line) :].partition("\n")[0]
+    words = re.findall(r"((?:method|schedule|data)\.\w+=\d+)", answer)
+    assert {"schedule.window", "schedule.stride", "schedule.block", "schedule.lanes", "method.active"} <= {
+        word.partition("=")[0] for word in words
+    }
+    assert run("job=plan", *limits, *words, config=config) == 0
+    text = capsys.readouterr().out
+    assert "as configured, once all rows were visited: fits" in text and "sizes that were chosen" not in text
+
+
+def test_a_method_without_rows_is_told_what_fits(run, capsys) -> None:
+    config = {**TINY, "schedule": {"batch": 64}, "method": {"kind": "simclr", "dim": 16}}
+    config["optimizer"] = {"lr": 0.03, "warmup_epochs": 0.5}
+    config["data"] = {**TINY["data"], "augment": {"kind": "grey", "views": 2}}
+    assert run("job=plan", "plan.fit.host_gib=8", config=config) == 0
+    text = capsys.readouterr().out
+    assert "together:" in text and "method.active" not in text and "K alone" not in text
+
+
 def test_what_cannot_fit_is_refused_with_what_would(run, capsys) -> None:
     assert run("job=plan", "plan.fit.host_gib=0.01", config=GIVEN) == 2
     error = capsys.readouterr().err
