@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.disk.files import DiskFiles
+from engine.evaluation import nearest
 from engine.rows.damaged import Damaged
 from engine.training import run as run_module
 from engine.trunk.backbones import Plain
@@ -62,6 +63,52 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(shorter, 
     monkeypatch.setattr(run_module, "train_step", real)
     assert run(SHORTER) == 0
     assert run.summary()["digest"] == shorter["digest"]
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(run, monkeypatch):
+    words = ("steps=12", "checkpoint.every_steps=4", "evaluate.every_steps=4", "evaluate.limit=60", "evaluate.views=0")
+    real, asked = nearest.embedder, []
+
+    class Killed(BaseException):
+        pass
+
+    def embedder(network, features):
+        asked.append(features)
+        if len(asked) == 2:
+            raise Killed
+        return real(network, features)
+
+    monkeypatch.setattr(nearest, "embedder", embedder)
+    with pytest.raises(Killed):
+        run(*words)
+    assert [line["step"] for line in run.lines("evaluations.jsonl")] == [4]
+    assert run(*words) == 0
+    assert [line["step"] for line in run.lines("evaluations.jsonl")] == [4, 8, 12]
+    killed = run.summary()["digest"]
+    assert run(*words, flags=("--fresh",)) == 0
+    assert run.summary()["digest"] == killed
+    assert run("steps=14", *words[1:]) == 0
+    assert [line["step"] for line in run.lines("evaluations.jsonl")] == [4, 8, 12, 14]  # none twice
+
+
+def test_a_line_of_metrics_is_of_its_own_steps_alone(run):
+    assert run("steps=6", "log_every=1", "evaluate.views=0") == 0
+    losses = [line["loss"] for line in run.lines("metrics.jsonl")]
+    assert run("steps=4", "log_every=20", "evaluate.views=0", flags=("--fresh",)) == 0
+    assert run("steps=6", "log_every=20", "evaluate.views=0") == 0
+    first, last = run.lines("metrics.jsonl")
+    assert (first["interval_steps"], last["interval_steps"]) == (4, 2)
+    assert last["loss"] == pytest.approx(sum(losses[4:]) / 2) != pytest.approx(sum(losses) / 6)
+    trunk_seconds = [line["seconds"]["trunk_forward"] + line["seconds"]["trunk_backward"] for line in (first, last)]
+    assert run.summary()["trunk_seconds"] == pytest.approx(sum(trunk_seconds) / 6)
+
+
+def test_time_and_memory_of_the_last_evaluation_are_in_the_summary(run, monkeypatch):
+    monkeypatch.setattr(run_module, "peak_resident_bytes", lambda: 2**45)
+    assert run("steps=3") == 0
+    summary = run.summary()
+    assert summary["peak_host_bytes"] == 2**45 and {"evaluation", "label_free"} <= summary["rest_seconds"].keys()
+    assert "evaluate without labels</td>" in (run.output / "report.html").read_text()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, capsys):

@@ -282,6 +282,7 @@ def test_a_signal_in_an_evaluation_on_the_way_ends_with_a_checkpoint_of_that_ste
     assert steps_kept(run) == [4]
     assert run(*words) == 0
     assert run.summary()["digest"] == whole
+    assert [line["step"] for line in run.lines("evaluations.jsonl")] == [4, 8, 12]  # that of step 4 is made up for
 
 
 def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint_and_nohup_does_not(run, at_step):

@@ -4,7 +4,6 @@ With `evaluate.backbone` the backbone of that file and its embeddings: no run is
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +45,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
     with while_it_is_there(checkpoint):
         model = read_trunk(checkpoint)
         network.load_state_dict(model)
-        shapes = exports.export_run(
+        exported = exports.export_run(
             directory,
             reader=RowReader(rows_of(config, checkpoint, schedule)) if config.method.has_rows else None,
             size=schedule.size,
@@ -58,7 +57,7 @@ def run(config: schema.Config, options: argparse.Namespace) -> int:
             name_of=source.instance_name,
             about={"step": checkpoint.step, "source": source.name},
         )
-    print("\n".join([*complaints, f"exported step {checkpoint.step} to {directory}: " + json.dumps(shapes)]))
+    print("\n".join([*complaints, f"exported step {checkpoint.step} to {directory}: {exported}"]))
     return 0
 
 
@@ -82,7 +81,7 @@ def _export_file(config: schema.Config, path: Path) -> int:
     output.make()
     for name in names:
         output.enter(name)
-    shapes = exports.export_run(
+    exported = exports.export_run(
         output.path / "exports",
         reader=None,
         size=len(source),
@@ -94,7 +93,7 @@ def _export_file(config: schema.Config, path: Path) -> int:
         name_of=source.instance_name,
         about={"backbone": shown(path), "source": source.name},
     )
-    print(f"exported to {output.path / 'exports'}: " + json.dumps(shapes))
+    print(f"exported to {output.path / 'exports'}: {exported}")
     return 0
 
 

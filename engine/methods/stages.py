@@ -24,6 +24,10 @@ class Stages:
             self.seconds[name] += whole_seconds - self._inner_seconds
             self._inner_seconds = before + whole_seconds
 
+    def sum(self, *names: str) -> float:
+        """Of these stages since the last `take`, in seconds."""
+        return sum(self.seconds.get(name, 0.0) for name in names)
+
     def take(self) -> dict[str, float]:
         """The sums since the last call, in seconds."""
         taken, self.seconds = dict(self.seconds), defaultdict(float)

@@ -1,5 +1,6 @@
 """What a run cost, as parts of its report: the time of its steps by stage, its memory by tier beside the plan, and both over steps."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -55,18 +56,20 @@ def time_parts(records: Records) -> list[Markup]:
     wall_seconds = wait_steps = wait_seconds = 0.0
     for line in records.metrics:
         wall_seconds += amount(line.get("interval_seconds")) or 0.0
-        for stage, value in amounts(line.get("seconds")).items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
+        _add(seconds, amounts(line.get("seconds")))
         waits = amounts(line.get("prefetch_waits"))
         wait_steps, wait_seconds = wait_steps + waits.get("steps", 0), wait_seconds + waits.get("seconds", 0.0)
+    rest = amounts(records.summary.get("rest_seconds"))  # the evaluation at the end, behind the last line
+    _add(seconds, rest)
+    wall_seconds += sum(rest.values())
     measured_seconds = sum(seconds.values())
     if not measured_seconds:
         return [paragraph("No times were logged.")]
     names = _STAGES | _OTHERS | ({} if records.has_rows() else _WITHOUT_ROWS)
-    rest = ("everything else", max(0.0, wall_seconds - measured_seconds))
     named = {stage: names.get(stage, stage) for stage in seconds}
-    spent = [*((named[stage], value) for stage, value in seconds.items()), rest]
-    steps, total_seconds = records.metrics[-1]["step"], max(wall_seconds, measured_seconds)
+    otherwise = ("everything else", max(0.0, wall_seconds - measured_seconds))
+    spent = [*((named[stage], value) for stage, value in seconds.items()), otherwise]
+    steps, total_seconds = sum(_steps_of(records)), max(wall_seconds, measured_seconds)
     rows = [
         [
             name,
@@ -92,6 +95,20 @@ def time_parts(records: Records) -> list[Markup]:
     ]
 
 
+def _add(seconds: dict[str, float], more: Mapping[str, float]) -> None:
+    for stage, value in more.items():
+        seconds[stage] = seconds.get(stage, 0.0) + value
+
+
+def _steps_of(records: Records) -> list[int]:
+    """How many steps each line is of. Earlier versions did not say: those since the line before, which a killed process may have taken."""
+    before = pairwise([0, *_steps(records)])
+    return [
+        max(1, int(amount(line.get("interval_steps")) or last - first))
+        for line, (first, last) in zip(records.metrics, before, strict=True)
+    ]
+
+
 def _loader_words(records: Records) -> str:
     """What the loader did in all of the steps; nothing where no line says it."""
     images = cpu_seconds = read_bytes = 0.0
@@ -109,8 +126,7 @@ def _stages_over_steps(records: Records, names: dict[str, str]) -> tuple[str, Ma
     """Seconds a step of each stage; the seconds of a line are those of all steps since the line before."""
     steps = _steps(records)
     lines = [
-        (amounts(line.get("seconds")), max(1, after - before))
-        for line, (before, after) in zip(records.metrics, pairwise([0, *steps]), strict=True)
+        (amounts(line.get("seconds")), count) for line, count in zip(records.metrics, _steps_of(records), strict=True)
     ]
     values = {
         name: [seconds[stage] / count if stage in seconds else None for seconds, count in lines]
@@ -125,6 +141,8 @@ def _stages_over_steps(records: Records, names: dict[str, str]) -> tuple[str, Ma
 
 def memory_parts(records: Records) -> list[Markup]:
     planned, measured = records.planned_bytes(), records.measured_bytes()
+    if (peak := amount(records.summary.get("peak_host_bytes"))) and "process_peak" in measured:
+        measured["process_peak"] = max(measured["process_peak"], int(peak))  # of the evaluation at the end
     tiers = [tier for tier in TIERS if tier in planned or tier in measured]
     if not tiers:
         return [paragraph("No memory was planned or measured.")]

@@ -5,7 +5,7 @@
     exports/rows.npy               float32 [N, D], caught up to the checkpoint's step. A row never visited is what the generator and
                                    weight decay made of it; with rows that start at a feature it does not exist and is NaN
     exports/names.txt              UTF-8, line i names instance i: the path of an image, what a glyph shows; as messages show it
-    exports/manifest.json          step, N, shapes
+    exports/manifest.json          step, shapes, how many images could not be read
 
 They belong together. They are written beside those of an export before, and take their names when all are whole
 (engine/results/whole_files.py); manifest.json goes first and comes last, so without it the others may be of two exports.
@@ -15,10 +15,11 @@ Arrays are written through memory maps, so the host holds a batch of images or a
 
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,25 @@ Embed = Callable[[Loaded], np.ndarray]
 Images = Iterator[tuple[np.ndarray, Loaded]]
 
 
+class Exported(NamedTuple):
+    """
+    shapes      of the arrays
+    unreadable  images whose embeddings are NaN
+    first       the names of the first three of them
+    """
+
+    shapes: dict[str, tuple[int, int]]
+    unreadable: int
+    first: list[str]
+
+    def __str__(self) -> str:
+        text = json.dumps(self.shapes)
+        if self.unreadable:
+            more = ", ..." if self.unreadable > len(self.first) else ""
+            text += f"\n{self.unreadable:,} images could not be read, and their embeddings are NaN: {', '.join(self.first)}{more}"
+        return text
+
+
 def export_run(
     directory: Path,
     *,
@@ -48,8 +68,8 @@ def export_run(
     images: Images,
     name_of: Callable[[int], str],
     about: dict[str, Any],
-) -> dict[str, tuple[int, int]]:
-    """Write all files into `directory`, which is made; returns the shapes of the arrays.
+) -> Exported:
+    """Write all files into `directory`, which is made; returns what they hold.
 
     reader     None: the method has no rows, and rows.npy is left out
     size       N                        instances   the schedule's map from positions to instances
@@ -59,7 +79,8 @@ def export_run(
     name_of    an instance to its name, on one line
     about      what manifest.json says beside the shapes
 
-    Raises ValueError where `directory` or a file in it is a link, OSError where the disk has no room: before any row is read.
+    Raises ValueError where `directory` or a file in it is a link, OSError where the disk has no room: before any row is read. Raises
+    ValueError where no image can be read, and leaves an export before as it was.
     """
     with Together(own_directory(directory), NAMES if reader else NAMES[1:]) as new:
         ids, batch = next(images)
@@ -70,10 +91,14 @@ def export_run(
         new.write("backbone.safetensors", _backbone_bytes(backbone, model))
         if reader:
             _fill_rows(arrays["rows"], reader, instances)
-        _fill_embeddings(arrays["embeddings"], chain([(ids, first)], ((ids, embed(batch)) for ids, batch in images)))
+        features = chain([(ids, first)], ((ids, embed(batch)) for ids, batch in images))
+        unreadable = _fill_embeddings(arrays["embeddings"], features)
+        if len(unreadable) == size:
+            raise ValueError(f"none of {size:,} images can be read; look at data.root")
         new.write_pieces("names.txt", _name_lines(size, name_of))
-        new.write("manifest.json", manifest_bytes({**about, "shapes": shapes_of}))
-    return shapes_of
+        content = {**about, "shapes": shapes_of, "unreadable": len(unreadable)}
+        new.write("manifest.json", manifest_bytes(content))
+    return Exported(shapes_of, len(unreadable), [name_of(instance) for instance in unreadable[:3]])
 
 
 def write_rows(
@@ -133,9 +158,13 @@ def _fill_rows(rows_ND: np.ndarray, reader: RowReader, instances: Callable[[np.n
         rows_ND[ids] = weight
 
 
-def _fill_embeddings(out: np.ndarray, features: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+def _fill_embeddings(out: np.ndarray, features: Iterator[tuple[np.ndarray, np.ndarray]]) -> "array[int]":
+    """The instances without features."""
+    unreadable = array("q")
     for ids, rows in features:
         out[ids] = rows
+        unreadable.extend(ids[~np.isfinite(rows).all(axis=1)].tolist())
+    return unreadable
 
 
 def _name_lines(size: int, name_of: Callable[[int], str]) -> Iterator[bytes]:

@@ -42,11 +42,12 @@ class MetricsFile:
 class TensorBoard:
     """Loss, learning rate, images per second and the method's figures as TensorBoard's scalars, in the output's `tensorboard`.
 
-    prefix   stands before the name of every scalar
+    prefix       stands before the name of every scalar
+    first_step   of a run: what a process that was killed wrote from there on is not shown; None: nothing is hidden
     """
 
-    def __init__(self, output: Output, prefix: str = "") -> None:
-        self._output, self._prefix = output, prefix
+    def __init__(self, output: Output, prefix: str = "", *, first_step: int | None = None) -> None:
+        self._output, self._prefix, self._first_step = output, prefix, first_step
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +55,7 @@ class TensorBoard:
         directory = self._output.enter("tensorboard")
         directory.mkdir(exist_ok=True)
         before = set(directory.iterdir())
-        self._writer = SummaryWriter(str(directory))
+        self._writer = SummaryWriter(str(directory), purge_step=self._first_step)
         for path in set(directory.iterdir()) - before:
             self._output.take(f"tensorboard/{path.name}")
         return self

@@ -90,6 +90,12 @@ class Records:
         return peaks
 
 
+def evaluated_steps(output: Path) -> set[int]:
+    """The steps after which evaluations.jsonl has a line."""
+    lines, _ = _read_lines(output / "evaluations.jsonl", [])
+    return {line["step"] for line in lines}
+
+
 def read_records(output: Path) -> Records:
     """The records in the directory `output`, as far as they can be read; raises nothing for what its files hold."""
     left_out: list[str] = []

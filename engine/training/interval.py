@@ -28,17 +28,17 @@ class Interval:
         method: Method,
         checkpoints: Checkpoints,
         stages: Stages,
-        images: int,
+        totals: Totals,
         held: Callable[[], dict[str, int]],
     ) -> None:
         """held: what this rank holds between two steps, bytes by tier: "device", "host", "disk"."""
         self.ranks, self.method, self.checkpoints, self.held = ranks, method, checkpoints, held
         self.stages = stages
         self._chance_loss = method.chance_loss()
-        self._begin(images)
+        self._begin(totals)
 
-    def _begin(self, images: int) -> None:
-        self._start, self._images = time.perf_counter(), images
+    def _begin(self, totals: Totals) -> None:
+        self._start, self._images, self._steps = time.perf_counter(), totals.images, len(totals.losses)
         self._sent_bytes = Counter(self.ranks.sent_bytes)
         self._waits: dict[str, float] = {"steps": 0, "seconds": 0.0}
         self._loaded: dict[str, float] = {"images": 0, "cpu_seconds": 0.0, "read_bytes": 0}
@@ -58,10 +58,9 @@ class Interval:
         self._waits["steps"] += waited > 0
         self._waits["seconds"] += waited
 
-    def line(self, done: int, totals: Totals, lr: float, log_every: int) -> dict[str, Any]:
-        """The line after `done` steps; then a new interval begins. Takes up peaks and the trunk's seconds in `totals`."""
+    def line(self, done: int, totals: Totals, lr: float) -> dict[str, Any]:
+        """The line after `done` steps; then a new interval begins. Takes up peaks in `totals`."""
         now, seconds = time.perf_counter(), self.stages.take()
-        totals.trunk_seconds += seconds.get("trunk_forward", 0.0) + seconds.get("trunk_backward", 0.0)
         by_rank = self.ranks.share(self._own(seconds.get("data", 0.0)))
         tiers = {tier: max(own["bytes"][tier] for own in by_rank) for tier in ("device", "host")}
         tiers["disk"] = sum(own["bytes"]["disk"] for own in by_rank)
@@ -71,12 +70,13 @@ class Interval:
         figures = combined([own["figures"] for own in by_rank])
         line = {
             "step": done,
-            "loss": mean_of_finite(totals.losses[-log_every:]),
+            "loss": mean_of_finite(totals.losses[self._steps :]),
             "chance_loss": chance_of([own["active"] for own in by_rank], self._chance_loss),
             "lr": lr,
             "images_per_second": (totals.images - self._images) / (now - self._start),
             "seconds": seconds,
             "interval_seconds": now - self._start,
+            "interval_steps": len(totals.losses) - self._steps,
             "loader": loader_figures([own["loaded"] for own in by_rank], now - self._start),
             "bytes": {**tiers, "process_peak": process_peak},
             "prefetch_waits": max((own["waits"] for own in by_rank), key=lambda waits: waits["seconds"]),
@@ -87,7 +87,7 @@ class Interval:
             "elapsed_seconds": totals.step_seconds,
             "sent_bytes": dict(self.ranks.sent_bytes - self._sent_bytes),
         }
-        self._begin(totals.images)
+        self._begin(totals)
         return merged(line, figures)
 
     def _own(self, waited_seconds: float) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from datasets.batch import Batch
 from engine.evaluation.evaluator import Evaluator, Stopped
 from engine.methods.method import Method, combined
 from engine.methods.stages import Stages
+from engine.ranks.process_table import peak_resident_bytes
 from engine.ranks.ranks import Ranks
 from engine.results.exports import backbone_of, export_backbone
 from engine.results.listeners import Listener, MetricsFile, TensorBoard
 from engine.results.output import Output, json_text
 from engine.results.output_names import UNREADABLE
 from engine.results.progress import progress
+from engine.results.records import evaluated_steps
 from engine.results.report import report_of
 from engine.training.checkpoint import Checkpoints, load_trunk, read_shared
 from engine.training.course import Course
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from engine.trunk.trunk import Trunk
 
 _LAST_SHARE = 0.05  # of the steps: what the summary's loss is the mean of
+_OF_TRUNK = ("trunk_forward", "trunk_backward")  # stages
 _FROM_THE_START = ("metrics.jsonl", "evaluations.jsonl", UNREADABLE)
 
 
@@ -122,9 +125,13 @@ class Run:
         where an image that cannot be read ends the run; then there is a checkpoint of the steps before.
         """
         course, first_step = self.course, self.step
-        images, held = self.totals.images, partial(self.about.held, self)
-        interval = Interval(self.ranks, self.method, self.checkpoints, self.stages, images, held)
+        held = partial(self.about.held, self)
+        interval = Interval(self.ranks, self.method, self.checkpoints, self.stages, self.totals, held)
         self._images_at_checkpoint = self.totals.images
+        if self._owes_evaluation():
+            self.evaluate()
+            if self.stop.agreed(self.ranks):
+                return
         while self.step < course.end:
             start = time.perf_counter()
             taken = self.images.take(self.step, self.ranks, self.stages)
@@ -136,7 +143,7 @@ class Run:
             stopped_by = self.stop.agreed(self.ranks)
             if self._is_due(course.log_every) or self.step == course.end or stopped_by:
                 self._report_unreadable()
-                line = interval.line(self.step, self.totals, lr, course.log_every)
+                line = interval.line(self.step, self.totals, lr)
                 if self.probe:
                     self._probed = self.probe.take_figures()
                     line |= self._probed
@@ -159,6 +166,19 @@ class Run:
         has_read = self.totals.images > self._images_at_checkpoint
         if first_step < self.step and (self.step == course.end or has_read):
             self.save()
+
+    def _owes_evaluation(self) -> bool:
+        """Whether a stop or a kill came between the checkpoint that the run goes on from and its evaluation."""
+        every = self.course.evaluate_every
+        if (
+            not every
+            or not self.step
+            or self.step == self.course.end
+            or not self._is_due(every)
+            or self.totals.skips_in_a_row
+        ):
+            return False
+        return not self.ranks.from_first(self.ranks.is_first and self.step in evaluated_steps(self.output.path))
 
     def evaluate(self) -> None:
         """Look at the network, if there is anything to ask; ends early where a stop is asked for."""
@@ -198,6 +218,7 @@ class Run:
         backbone = backbone_of(self.trunk.weights())
         checks = self.ranks.share(self.method.block_checks())
         figures = combined(self.ranks.share(self.method.figures(at_end=True)))
+        self.totals.peak_host_bytes = max(self.totals.peak_host_bytes, *self.ranks.share(peak_resident_bytes()))
         failed = status.startswith("stopped: ")
         if not self.ranks.is_first:
             return 1 if failed else 0
@@ -207,6 +228,7 @@ class Run:
             "figures": list(figures),
             "backends": self.method.backends,
             "session_seconds": time.time() - started,
+            "rest_seconds": self.stages.take(),
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
             "digest": digest(backbone, checks, self.method.shared()),
         }
@@ -257,7 +279,7 @@ class Run:
         )
         self.listeners = [MetricsFile(self.output), terminal]
         if self.about.tensorboard:
-            self.listeners.append(TensorBoard(self.output))
+            self.listeners.append(TensorBoard(self.output, first_step=self.step + 1))
         for listener in self.listeners:
             open_listeners.enter_context(listener)
 
@@ -279,7 +301,8 @@ class Run:
             return "finished"
         newest = self.checkpoints.newest
         there = f"checkpoint written after step {newest.step}" if newest else "no checkpoint"
-        self._note(f"{stopped_by}: {there}; the same command goes on from there")
+        on = "begins anew" if self.about.job == "profile" else "goes on from there"
+        self._note(f"{stopped_by}: {there}; the same command {on}")
         return f"stopped by {stopped_by}"
 
     def _take_step(self, batch: Batch, places_RP: np.ndarray, start: float) -> float:
@@ -289,7 +312,7 @@ class Run:
         self.method.prepare(step)
         # Backbones with dropout draw from torch's generators; a resumed run must draw the same, another rank something else.
         seed_generators((self.course.seed * 1_000_003 + step + ranks.rank * 998_244_353) % 2**63, ranks.device)
-        lr = self.course.learning_rate(step)
+        lr, trunk_seconds = self.course.learning_rate(step), self.stages.sum(*_OF_TRUNK)
         result = train_step(
             batch,
             self.trunk,
@@ -305,6 +328,7 @@ class Run:
                 self.probe.step(batch, places_RP == FILLED, self.images.dealing, result.applied)
         self.totals.add(result)
         self.totals.step_seconds += time.perf_counter() - start
+        self.totals.trunk_seconds += self.stages.sum(*_OF_TRUNK) - trunk_seconds
         self.step = step + 1
         ranks.at_step = self.step
         return lr

@@ -257,6 +257,16 @@ def test_time_that_no_stage_explains_is_shown(whole_run: Path) -> None:
     assert "everything else</td><td>12.5 %</td><td>25.0 s</td>" in html
 
 
+def test_seconds_of_a_step_are_over_the_steps_that_were_measured(tmp_path: Path) -> None:
+    """A process that was killed between a checkpoint at step 30 and a line at step 90 leaves one line, of 60 steps."""
+    seconds = {"softmax": 6.0}
+    line = metrics_line(90, interval_steps=60, seconds=seconds, interval_seconds=12.0)
+    write_run(tmp_path, [line], [], summary={**SUMMARY, "rest_seconds": {"evaluation": 3.0}}, plan=PLAN, config=CONFIG)
+    html = report_of(tmp_path, [], None)
+    assert "softmax over the active rows</td><td>40.0 %</td><td>6.0 s</td><td>100.0 ms</td>" in html
+    assert "evaluate</td><td>20.0 %</td><td>3.0 s</td>" in html
+
+
 def test_names_and_config_are_escaped(whole_run: Path) -> None:
     evil = '<img src=x onerror=alert(1)> "quoted" & more'
     sample = embedding_sample(depth=3)

@@ -46,7 +46,7 @@ def batches(fails_at=None):
         yield ids, Loaded(torch.from_numpy(ids)[:, None].to(torch.uint8), np.ones(len(ids), dtype=bool))
 
 
-def export(directory, run, step=1, images=None):
+def export(directory, run, step=1, images=None, embed=None):
     return export_run(
         directory,
         reader=RowReader(run.rows),
@@ -54,7 +54,7 @@ def export(directory, run, step=1, images=None):
         instances=CASE.schedule.instances,
         backbone=BACKBONE,
         model={"torchvision": "vgg"},
-        embed=lambda loaded: loaded.images.numpy() * np.float32(step),
+        embed=embed or (lambda loaded: loaded.images.numpy() * np.float32(step)),
         images=images or batches(),
         name_of=lambda instance: f"image {instance} of step {step}",
         about={"step": step, "source": "digits"},
@@ -79,7 +79,8 @@ def failing(name, code, at=1):
 
 
 def test_the_files_of_an_export_are_what_the_run_has(run, tmp_path):
-    shapes = export(tmp_path / "exports", run)
+    shapes, unreadable, first = export(tmp_path / "exports", run)
+    assert (unreadable, first) == (0, [])
     assert shapes == {"rows": (CASE.size, CASE.dim), "embeddings": (CASE.size, 1)}
     expected = rows_of_engine(CASE, run.rows)[0].astype(np.float32)
     np.save(tmp_path / "expected.npy", expected)
@@ -91,6 +92,31 @@ def test_the_files_of_an_export_are_what_the_run_has(run, tmp_path):
     about = json.loads((tmp_path / "exports" / "manifest.json").read_text())
     assert about["step"] == 1 and about["shapes"] == {name: list(shape) for name, shape in shapes.items()}
     assert sorted(os.listdir(tmp_path / "exports")) == sorted(NAMES)
+
+
+def with_unreadable(places):
+    """The batches, without the images at some places."""
+    for ids, loaded in batches():
+        loaded.readable_B[:] = ~np.isin(ids, places)
+        yield ids, loaded
+
+
+def test_images_that_cannot_be_read_are_counted_and_named_and_an_export_of_none_is_refused(run, tmp_path):
+    def embed(loaded):
+        features = loaded.images.numpy().astype(np.float32)
+        features[~loaded.readable_B] = np.nan
+        return features
+
+    exported = export(tmp_path / "exports", run, images=with_unreadable([3, 20, 21, 50]), embed=embed)
+    assert exported.unreadable == 4
+    assert str(exported).endswith(
+        "4 images could not be read, and their embeddings are NaN: " + ", ".join(exported.first) + ", ..."
+    )
+    assert exported.first == [f"image {number} of step 1" for number in (3, 20, 21)]
+    assert json.loads((tmp_path / "exports" / "manifest.json").read_text())["unreadable"] == 4
+    with pytest.raises(ValueError, match="none of 60 images can be read"):
+        export(tmp_path / "exports", run, images=with_unreadable(range(60)), embed=embed)
+    assert json.loads((tmp_path / "exports" / "manifest.json").read_text())["unreadable"] == 4
 
 
 FAULTS = {
