@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.shown import cut_text
+from engine.results.thinned import Line, Lines
 
 # What a row table counts; a page shows it in words of its own.
 FIGURES_OF_ROWS = (
@@ -34,7 +35,8 @@ _LARGEST = 1e100  # no figure of a run is larger, and charts cannot draw what is
 class Records:
     """The contents of the files; an object or list is empty where its file is missing or was left out.
 
-    metrics, evaluations   lines that have a `step`, an int of 0 to 2^53, in ascending order of steps
+    metrics, evaluations   lines that have a `step`, an int of 0 to 2^53, in ascending order of steps; of very many metrics older ones
+                           are put together (engine/results/thinned.py)
     unreadable_lines       of both, left out
     left_out               what else was, each with its reason: "summary.json (not a JSON object)"
     """
@@ -99,7 +101,7 @@ def evaluated_steps(output: Path) -> set[int]:
 def read_records(output: Path) -> Records:
     """The records in the directory `output`, as far as they can be read; raises nothing for what its files hold."""
     left_out: list[str] = []
-    metrics, unreadable_metrics = _read_lines(output / "metrics.jsonl", left_out)
+    metrics, unreadable_metrics = _read_lines(output / "metrics.jsonl", left_out, is_thinned=True)
     evaluations, unreadable_evaluations = _read_lines(output / "evaluations.jsonl", left_out)
     return Records(
         config=_read_object(output / "config.json", left_out),
@@ -167,8 +169,9 @@ def _read_object(path: Path, left_out: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_lines(path: Path, left_out: list[str]) -> tuple[list[dict[str, Any]], int]:
-    lines: list[dict[str, Any]] = []
+def _read_lines(path: Path, left_out: list[str], *, is_thinned: bool = False) -> tuple[list[Line], int]:
+    """(lines, how many could not be read)"""
+    lines = Lines(is_thinned=is_thinned)
     unreadable = 0
     try:
         content = _content(path) or b""
@@ -183,11 +186,8 @@ def _read_lines(path: Path, left_out: list[str]) -> tuple[list[dict[str, Any]], 
         if not isinstance(line, dict) or not _is_step(line.get("step")):
             unreadable += 1
             continue
-        # A step that is not after the last one: the run was resumed from before it and did these steps again.
-        while lines and lines[-1]["step"] >= line["step"]:
-            lines.pop()
         lines.append(line)
-    return lines, unreadable
+    return lines.all(), unreadable
 
 
 def _is_step(value: Any) -> bool:
