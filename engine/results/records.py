@@ -10,6 +10,7 @@ should be is left out, and told in `left_out` and `unreadable_lines`. Of steps t
 count.
 """
 
+import io
 import json
 import math
 import os
@@ -178,7 +179,7 @@ def _read_lines(path: Path, left_out: list[str], *, is_thinned: bool = False) ->
     except _Unreadable as error:
         left_out.append(f"{path.name} ({error})")
         return [], 0
-    for text in content.splitlines():
+    for text in io.BytesIO(content):
         try:
             line = _parsed(text)
         except _Unreadable:
