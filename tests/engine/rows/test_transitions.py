@@ -117,7 +117,8 @@ def test_a_log_takes_memory_for_its_steps_and_not_for_its_room():
     before = resident_bytes()
     log.extend(np.full(16, 0.03))  # now there is room for as many again, of 64 MiB
     give_back_freed_memory()
-    assert resident_bytes() - before < 16 * 2**20
+    # Half of the room. What else is in this process may move by some MiB: 16.1 was seen.
+    assert resident_bytes() - before < 32 * 2**20
 
 
 def test_a_step_costs_16_bytes_and_a_log_of_millions_is_there_at_once():
