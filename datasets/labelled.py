@@ -66,15 +66,13 @@ class Part:
 @dataclass(frozen=True)
 class Parts:
     """
-    classes            as a classifier that is trained on `train` is to keep them
-    labels_C           int64, the label of each class as the source has it
-    trained_on         which images are trained on, in words
-    tested_on          which are tested
+    labels_C     int64, the label of each class as the source has it
+    trained_on   which images are trained on, in words
+    tested_on    which are tested
     """
 
     train: Part
     test: Part
-    classes: Classes
     labels_C: np.ndarray
     trained_on: str
     tested_on: str
@@ -83,6 +81,12 @@ class Parts:
     def words(self) -> str:
         """On one line."""
         return f"trained on {self.trained_on}, tested on {self.tested_on}"
+
+    def classes(self) -> Classes:
+        """As a classifier that was trained on `train` is to keep them. It takes the name of each image, some seconds a million."""
+        source, names = self.train.source, _label_names(self.train.source)
+        names_C = None if names is None else [names[label] for label in self.labels_C]
+        return Classes(self.labels_C, names_C, np.sort(name_hashes(source, self.train.instances_M)))
 
     def example(self, label: int) -> str:
         """What the first image of a class that is tested is called; `label` is the number of the class."""
@@ -106,9 +110,14 @@ def labelled_parts(
     Raises ValueError where there are no labels, fewer than two classes, or nothing to test.
     """
     labels_N = _labels_of(source)
-    trained, asked, whose = _cut(source, tested, labels_N, test_share, classes and classes.trained_M)
-    tested = source if tested is None else tested
-    tested_labels_N = _labels_of(tested)
+    trained = np.flatnonzero(labels_N >= 0)
+    if tested is None:
+        trained, asked, whose = _share(source, trained, labels_N, test_share, classes and classes.trained_M)
+        tested, tested_labels_N = source, labels_N
+    else:
+        tested_labels_N = _labels_of(tested)
+        asked = np.flatnonzero(tested_labels_N >= 0)
+        whose = f"others of {tested.name} that training did not see"
     if classes is None:
         labels, counts = np.unique(labels_N[trained], return_counts=True)
         labels_C = labels[counts >= least_images]
@@ -129,30 +138,22 @@ def labelled_parts(
             "give both parts the same labels, or lower linear.least_images"
         )
     lacking = f" ({len(asked) - len(known)} of other labels left out)" if len(known) < len(asked) else ""
-    if classes is None:
-        names = _label_names(source)
-        names_C = None if names is None else [names[label] for label in labels_C]
-        classes = Classes(labels_C, names_C, np.sort(name_hashes(source, trained)))
     return Parts(
         Part(source, trained, _numbers(labels_N[trained], labels_C)),
         Part(tested, known, _numbers(tested_labels_N[known], labels_C)),
-        classes,
         labels_C,
         trained_on=f"{len(trained)} images of {source.name}",
         tested_on=f"{len(known)} {whose}{lacking}; {len(labels_C)} classes",
     )
 
 
-def _cut(
-    source: Source, tested: Source | None, labels_N: np.ndarray, test_share: float, seen_M: np.ndarray | None
+def _share(
+    source: Source, trained: np.ndarray, labels_N: np.ndarray, test_share: float, seen_M: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """(instances that are trained on, of `source`; instances that are tested, of `tested`, else of `source`; whose these are, in words).
+    """(instances that are trained on, instances that are tested, which these are in words), of the labelled ones.
 
-    seen_M: `name_hashes` of images that are not tested, where `tested` is None
+    seen_M: `name_hashes` of images that are not tested
     """
-    trained = np.flatnonzero(labels_N >= 0)
-    if tested is not None:
-        return trained, np.flatnonzero(_labels_of(tested) >= 0), f"others of {tested.name} that training did not see"
     aside = share_of_each(labels_N[trained], trained, test_share, _TEST_KEY)
     trained, asked = trained[~aside], trained[aside]
     share = f"{test_share:.0%} of each label"

@@ -58,8 +58,8 @@ class Evaluation:
     """figures: share right by query set, and their mean as knn_top1. The features are kept for the report's pictures.
     grid: where more was asked, what each way to ask gives, mean over the same query sets, the headline's way first.
 
-    left_out: of each set the numbers of its images without finite features; those that could not be decoded have NaN. Figures are over
-    the others, and None where there are none.
+    left_out: of each set, bool: its images without finite features; those that could not be decoded have NaN. Figures are over the others,
+    and None where there are none.
     """
 
     figures: dict[str, float | None]
@@ -90,13 +90,13 @@ def evaluate(
         return None
     readable_M = np.isfinite(gallery_MD).all(axis=1)
     result = Evaluation({}, rankme(gallery_MD[readable_M]), gallery_MD.shape[1], gallery_MD)
-    result.left_out[gallery.name] = np.flatnonzero(~readable_M)
+    result.left_out[gallery.name] = ~readable_M
     headline: list[list[Share]] = []
     for query, features_QD in zip(queries, queries_QD, strict=True):
         assert gallery.labels_M is not None and query.labels_M is not None
         readable_Q = np.isfinite(features_QD).all(axis=1)
         result.queries[query.name] = features_QD
-        result.left_out[query.name] = np.flatnonzero(~readable_Q)
+        result.left_out[query.name] = ~readable_Q
         if not readable_M.any() or not readable_Q.any():
             result.figures[query.name] = None
             continue
@@ -190,17 +190,14 @@ def singular_values(features_MD: np.ndarray) -> np.ndarray:
 
 def left_out_of(result: Evaluation, sets: Sequence[ImageSet]) -> list[dict[str, Any]]:
     """Of each set that lacks some of its images: how many, of how many, and the names of the first three."""
-    lacking = [(images, result.left_out[images.name]) for images in sets if not images.jittered]
-    return [
-        {
-            "set": images.name,
-            "left_out": len(places),
-            "of": min(images.count, len(result.queries.get(images.name, result.gallery_MD))),
-            "first": [images.names(int(place)) for place in places[:3]],
-        }
-        for images, places in lacking
-        if len(places)
-    ]
+    lacking = []
+    for images in sets:
+        is_left_out_M = result.left_out[images.name]
+        places = np.flatnonzero(is_left_out_M)
+        if len(places) and not images.jittered:
+            first = [images.names(int(place)) for place in places[:3]]
+            lacking.append({"set": images.name, "left_out": len(places), "of": len(is_left_out_M), "first": first})
+    return lacking
 
 
 def record(

@@ -246,7 +246,7 @@ def test_again(job: "LinearJob") -> dict[str, Any] | None:
 
 
 def _save(job: "LinearJob", name: str, heads: dict[str, tuple[Head, Standard]]) -> None:
-    probe = SavedProbe(heads, *job.parts.classes, job.trunk.digest, job.network, job.config.data.image_size)
+    probe = SavedProbe(heads, *job.parts.classes(), job.trunk.digest, job.network, job.config.data.image_size)
     probe.write(job.own.enter(f"linear/heads-{name}.safetensors"))
 
 

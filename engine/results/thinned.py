@@ -34,10 +34,9 @@ class Lines:
 
     def append(self, line: Line) -> None:
         """A step that is not after the last one: the run was resumed from before it and did these steps again."""
-        for lines in (self._latest, self._older):
-            while lines and lines[-1]["step"] >= line["step"]:
-                lines.pop()
-                self._filled = self._span if lines is self._older else self._filled
+        _drop_from(line["step"], self._latest)
+        if _drop_from(line["step"], self._older):
+            self._filled = self._span  # of those that are left, none lacks a line
         self._latest.append(line)
         if self._is_thinned and len(self._latest) == 2 * MOST_LINES:
             for one in self._latest[:MOST_LINES]:
@@ -58,6 +57,14 @@ class Lines:
 
     def all(self) -> list[Line]:
         return self._older + self._latest
+
+
+def _drop_from(step: int, lines: list[Line]) -> bool:
+    """Remove the lines of this step and later ones; whether there were any."""
+    count = len(lines)
+    while lines and lines[-1]["step"] >= step:
+        lines.pop()
+    return len(lines) < count
 
 
 def _together(one: Line, other: Line) -> Line:
