@@ -64,8 +64,9 @@ def test_a_root_that_vanishes_ends_the_run_and_costs_nothing(run, capsys, photos
     assert "error: cannot read " in captured.err and "checkpoints that were written before are whole" in captured.err
     assert len(captured.err[captured.err.index("error: ") :].strip().splitlines()) == 1
     assert "cannot read" not in captured.out
-    # Workers had up to four batches ready; and the last checkpoint may still have been on its way.
-    assert steps_kept(run) in ([[3], [3, 6]] if not workers else [[3], [3, 6], [6], [6, 9]])
+    # The eighth batch was at hand, and each worker may have had two more ready. How many it had is a matter of time.
+    kept = steps_kept(run)
+    assert kept and set(kept) <= set(range(3, 8 + 2 * workers + 1, 3))
     if left != "nothing":
         photos.rmdir()
     (photos.parent / "away").rename(photos)
