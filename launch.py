@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 # Run in place: `datasets` and `kernels` are also names of public packages, and ours must win.
@@ -39,6 +40,9 @@ from engine.ranks.environment import check_environment, environment_number, numb
 from engine.results.streams import let_standard_streams_escape
 
 
+_FIRST_SPEAKS_SECONDS = 10
+
+
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
     let_standard_streams_escape()
@@ -53,9 +57,8 @@ def main(arguments: list[str]) -> int:
     except (ValueError, MemoryError) as error:
         code, text = explanation(error, "") or (1, "error: ")
         if isinstance(error, ValueError) and may_be_silent:
-            # Every rank of this machine finds the same, and the first of them says it. A launcher ends all others at the first
-            # that fails, so the others do not fail: the first would be ended before it has spoken.
-            return 0
+            # The first rank of a machine most likely finds the same and says it; its end makes the launcher end this one.
+            time.sleep(_FIRST_SPEAKS_SECONDS)
         print(shown_lines(text), file=sys.stderr)
         return code
     # When a rank is lost, torch prints a page of its own stack in each of the others; engine/ranks/watch.py says it in a line.

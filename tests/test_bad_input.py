@@ -90,6 +90,18 @@ def test_a_config_that_is_not_there_or_not_json(run, capsys):
     assert "is not JSON" in capsys.readouterr().err
 
 
+def test_a_rank_that_alone_finds_a_mistake_says_it_once_the_first_had_its_time(capsys, monkeypatch):
+    import launch
+
+    waited = []
+    monkeypatch.setattr(launch.time, "sleep", waited.append)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.main(["--config", "/nowhere.json"]) == 2
+    assert "cannot read the config /nowhere.json" in capsys.readouterr().err
+    assert waited == [10]
+
+
 def test_output_that_cannot_be_written(run, capsys):
     run.directory.joinpath("file").write_text("")
     run.output = run.directory / "file" / "run"
