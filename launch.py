@@ -39,7 +39,6 @@ from engine.jobs.explained import explanation, print_error
 from engine.ranks.environment import check_environment, environment_number, number_or_zero
 from engine.results.streams import let_standard_streams_escape
 
-
 _FIRST_SPEAKS_SECONDS = 10
 
 

@@ -7,6 +7,7 @@ is for eyes alone: two names may be shown alike, so nothing is ever looked up by
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 # Controls, format characters (bidi marks and overrides among them), what stands for bytes that are not UTF-8, line and paragraph ends.
@@ -36,6 +37,12 @@ def cut_text(text: str, most: int = 80) -> str:
     """As `shown`, at most about `most` characters long; what is cut says how long it was."""
     whole = shown(text[: most + 1])
     return whole if len(text) <= most and len(whole) <= 4 * most else f"{whole[:most]}... ({len(text):,} characters)"
+
+
+def few(shown_names: Sequence[str], count: int) -> str:
+    """The first few of `count` names, which are shown as they are: "a, b, c and 4 more" for three of 7."""
+    more = count - len(shown_names)
+    return ", ".join(shown_names) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _escaped(character: str) -> str:

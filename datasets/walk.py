@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sized
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 from datasets.batch import MARK
 from datasets.excluded import Patterns
 from datasets.regular_file import is_of_the_file, kind_of, patiently
-from datasets.shown import shown
+from datasets.shown import few, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 LEFT_OUT = (
@@ -132,18 +132,13 @@ class Counts:
             for suffix, count in sorted(self.not_read.items(), key=lambda item: (-item[1], item[0]))
         ]
         if self.odd:
-            lines.append(f"{self.odd[0]}{_others(self.odd)}: not a regular file, left out")
+            lines.append(f"{few(self.odd[:1], len(self.odd))}: not a regular file, left out")
         if self.outputs:
-            lines.append(f"{shown(self.outputs[0])}{_others(self.outputs)}: written by this engine, left out")
+            lines.append(f"{few([shown(self.outputs[0])], len(self.outputs))}: written by this engine, left out")
         if self.circles:
-            lines.append(
-                f"the link {shown(self.circles[0])}{_others(self.circles)}: leads back to a folder above it, left out"
-            )
+            link = few([shown(self.circles[0])], len(self.circles))
+            lines.append(f"the link {link}: leads back to a folder above it, left out")
         return tuple(lines)
-
-
-def _others(names: Sized) -> str:
-    return f" and {len(names) - 1:,} others" if len(names) > 1 else ""
 
 
 class Walk:

@@ -9,6 +9,7 @@ and is never read: it is told in a line.
 import os
 from contextlib import suppress
 
+from datasets.shown import few
 from engine.disk import shapes
 from engine.disk.files import DIRECTORY, WHAT, DiskFiles, Files, remove_any, remove_tree
 from engine.disk.manifest import MANIFESTS, numbers, path_of
@@ -41,9 +42,8 @@ def foreign_line(found: list[str]) -> str | None:
     """A line that tells what `foreign` found, None where that is nothing."""
     if not found:
         return None
-    more = f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
-    shown = ", ".join(shapes.shown(path) for path in found[:_SHOWN])
-    return f"among the checkpoints is what this engine did not write, which stays and is not read: {shown}{more}"
+    names = few([shapes.shown(path) for path in found[:_SHOWN]], len(found))
+    return f"among the checkpoints is what this engine did not write, which stays and is not read: {names}"
 
 
 def remove_run(files: DiskFiles) -> list[str]:

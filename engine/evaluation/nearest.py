@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from datasets.batch import ImageSet, Probe
+from datasets.shown import few
 from engine.evaluation.evaluate import Embed, Evaluation, Protocol, evaluate, raw_pixels, record
 from engine.evaluation.evaluator import Evaluator
 from engine.evaluation.examples import embedding_sample, neighbour_rows
@@ -89,7 +90,7 @@ def describe(what: str, line: dict[str, Any]) -> str:
 def _left_out_text(line: dict[str, Any]) -> list[str]:
     return [
         f"  {one['left_out']:,} of {one['of']:,} images of {one['set']} are left out, since they could not be decoded or have no finite "
-        f"features: {', '.join(one['first'])}{', ...' if one['left_out'] > len(one['first']) else ''}"
+        f"features: {few(one['first'], one['left_out'])}"
         for one in line.get("left_out", [])
     ]
 

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save
 
 from datasets.batch import Loaded
+from datasets.shown import few
 from engine.disk import shapes
 from engine.results.whole_files import Together, own_directory, write_file
 from engine.rows.snapshots import RowReader
@@ -51,8 +52,7 @@ class Exported(NamedTuple):
     def __str__(self) -> str:
         text = json.dumps(self.shapes)
         if self.unreadable:
-            more = ", ..." if self.unreadable > len(self.first) else ""
-            text += f"\n{self.unreadable:,} images could not be read, and their embeddings are NaN: {', '.join(self.first)}{more}"
+            text += f"\n{self.unreadable:,} images could not be read, and their embeddings are NaN: {few(self.first, self.unreadable)}"
         return text
 
 

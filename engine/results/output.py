@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from datasets.batch import MARK
-from datasets.shown import shown
+from datasets.shown import few, shown
 from engine.disk import manifest, shapes
 from engine.disk.files import CHECKPOINTS, checkpoint_files
 from engine.disk.shapes import PART_OF_A_RUN, TEMPORARY
@@ -175,9 +175,7 @@ class Output:
             return set()
         if MARK not in there and self._has_checkpoints():
             return self._names_of_earlier_run()
-        names = ", ".join(shown(name, 60) for name in there[:3]) + (
-            f" and {len(there) - 3} more" if len(there) > 3 else ""
-        )
+        names = few([shown(name, 60) for name in there[:3]], len(there))
         raise ValueError(
             f"output {self.path} holds files that this engine did not write ({names});\n"
             "set output to a new or an empty directory"

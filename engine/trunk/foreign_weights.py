@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from datasets.shown import cut_text, shown
+from datasets.shown import cut_text, few, shown
 from engine.trunk.backbones import OF_TIMM, library_of
 
 
@@ -213,9 +213,7 @@ def _misfit(
 
 
 def _some(names: list[str]) -> str:
-    """A few of the names, and how many there are."""
-    few = ", ".join(cut_text(name) for name in names[:3])
-    return few if len(names) <= 3 else f"{few} and {len(names) - 3:,} others"
+    return few([cut_text(name) for name in names[:3]], len(names))
 
 
 def _statistics(path: Path, metadata: dict[str, str]) -> tuple[list[float], list[float]] | None:

@@ -134,7 +134,7 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
         "b/to_a/1.jpg",
         "itself.jpg",
     ]
-    assert walk.notes == ("the link a/to_b/to_a and 2 others: leads back to a folder above it, left out",)
+    assert walk.notes == ("the link a/to_b/to_a and 2 more: leads back to a folder above it, left out",)
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, call: str, number: int, at: str, times: int = 10**9) -> None:

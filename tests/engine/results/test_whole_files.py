@@ -110,7 +110,7 @@ def test_images_that_cannot_be_read_are_counted_and_named_and_an_export_of_none_
     exported = export(tmp_path / "exports", run, images=with_unreadable([3, 20, 21, 50]), embed=embed)
     assert exported.unreadable == 4
     assert str(exported).endswith(
-        "4 images could not be read, and their embeddings are NaN: " + ", ".join(exported.first) + ", ..."
+        "4 images could not be read, and their embeddings are NaN: " + ", ".join(exported.first) + " and 1 more"
     )
     assert exported.first == [f"image {number} of step 1" for number in (3, 20, 21)]
     assert json.loads((tmp_path / "exports" / "manifest.json").read_text())["unreadable"] == 4

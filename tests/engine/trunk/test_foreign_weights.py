@@ -78,7 +78,7 @@ LAYOUTS = {
         lambda: {"args": OPTIONS, "epoch": 3, "model": below("module.", trained(fc=nn.Linear(4, 10))), "best_acc1": 60.0},
         "a model inside DataParallel, of which fc.weight, fc.bias were left out",
     ),
-    "MoCo": (moco, "a checkpoint of MoCo, of which fc.0.weight, fc.0.bias, fc.2.weight and 13 others were left out"),
+    "MoCo": (moco, "a checkpoint of MoCo, of which fc.0.weight, fc.0.bias, fc.2.weight and 13 more were left out"),
     "torchvision": (lambda: trained(fc=nn.Linear(4, 10)), "a model alone, of which fc.weight, fc.bias were left out"),
     "torchvision, old": (
         lambda: {name: tensor for name, tensor in trained().items() if "num_batches" not in name},
@@ -197,7 +197,7 @@ def changed(**changes):
         (changed(**{"bn1.bias": torch.full((2,), torch.nan)}), "bn1.bias has numbers that are not finite"),
         (changed(**{"bn1.bias": torch.zeros(2, dtype=torch.int8)}), "bn1.bias is of torch.int8"),
         (below("module.encoder.", changed(**{"conv1.weight": None})), "the published PIC repository, and its network is not"),
-        (below("encoder.", trained()), "and it has encoder.conv1.weight, encoder.bn1.weight, encoder.bn1.bias and 5 others"),
+        (below("encoder.", trained()), "and it has encoder.conv1.weight, encoder.bn1.weight, encoder.bn1.bias and 5 more"),
         ({}, "has no tensors by name, neither directly nor under model or state_dict; it holds "),
         ({"weights": trained(), "a\x1b[31m\nb": 1}, "it holds weights, a\\x1b[31m\\nb"),
         ([torch.zeros(2)], "it holds a list"),
