@@ -84,9 +84,27 @@ class LinearJob:
         self.name = ""
 
     def print_plan(self) -> None:
-        """The resolved config, the images, and how many steps they make."""
+        """The resolved config, the images, how many steps they make, and what is kept of them. The network need not be trained yet."""
+        from engine.planning.probe import ProbeSizes, probe_text
+        from engine.probing.frozen import FrozenTrunk
+        from engine.trunk.network import check_sides
+
+        config, asked = self.config, self.config.linear
         self._open_images(None, self._classes_before())
-        print(self.config.model_dump_json(indent=2))
+        network = parts.network_of(config)
+        check_sides(network, {config.data.image_size})
+        trunk = FrozenTrunk(network, config.evaluate.features, self.ranks.device)
+        by_features = asked.protocol == "features" and not asked.probe
+        sizes = ProbeSizes(
+            trained=len(self.parts.train) if by_features else 0,
+            tested=len(self.parts.test),
+            width=trunk.width(self.parts.test.source.channels, config.data.image_size),
+            classes=len(self.parts.labels_C),
+            rates=len(asked.rates) if by_features else int(not asked.probe),
+            strengths=len(asked.C) if by_features else 0,
+        )
+        print(probe_text(sizes, f"{config.output}/linear"))
+        print(config.model_dump_json(indent=2))
 
     def begin(self) -> None:
         """Everything is looked at; then the directory is this job's."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 EPSILON = 1e-5
-_AT_ONCE = 8192  # rows that are looked at together
+ROWS_AT_ONCE = 8192  # rows that are looked at together
 
 
 class Standard(NamedTuple):
@@ -43,7 +43,7 @@ class Rows:
         h_BD = torch.from_numpy(self.features_MD[ids_B]).to(self.device)
         return (h_BD - self.standard.mean_D) * self.standard.scale_D
 
-    def slices(self, ids_M: np.ndarray, at_once: int = _AT_ONCE) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def slices(self, ids_M: np.ndarray, at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """(ids, their rows) of so many at a time."""
         for start in range(0, len(ids_M), at_once):
             ids_B = ids_M[start : start + at_once]
@@ -53,16 +53,16 @@ class Rows:
 def standard_of(features_MD: np.ndarray, ids_M: np.ndarray, device: torch.device) -> Standard:
     """Of the rows `ids_M`, which are finite."""
     mean_D, square_D = (np.zeros(features_MD.shape[1]) for _ in range(2))
-    starts = range(0, len(ids_M), _AT_ONCE)
+    starts = range(0, len(ids_M), ROWS_AT_ONCE)
     for start in starts:
-        mean_D += features_MD[ids_M[start : start + _AT_ONCE]].sum(axis=0, dtype=np.float64) / len(ids_M)
+        mean_D += features_MD[ids_M[start : start + ROWS_AT_ONCE]].sum(axis=0, dtype=np.float64) / len(ids_M)
     for start in starts:
-        square_D += np.square(features_MD[ids_M[start : start + _AT_ONCE]] - mean_D).sum(axis=0) / len(ids_M)
+        square_D += np.square(features_MD[ids_M[start : start + ROWS_AT_ONCE]] - mean_D).sum(axis=0) / len(ids_M)
     scale_D = 1 / np.sqrt(square_D + EPSILON)
     return Standard(*(torch.from_numpy(one.astype(np.float32)).to(device) for one in (mean_D, scale_D)))
 
 
 def readable(features_MD: np.ndarray) -> np.ndarray:
     """bool [M]: rows that are numbers; of an image that cannot be read they are not."""
-    starts = range(0, len(features_MD), _AT_ONCE)
-    return np.concatenate([np.isfinite(features_MD[start : start + _AT_ONCE]).all(axis=1) for start in starts])
+    starts = range(0, len(features_MD), ROWS_AT_ONCE)
+    return np.concatenate([np.isfinite(features_MD[start : start + ROWS_AT_ONCE]).all(axis=1) for start in starts])

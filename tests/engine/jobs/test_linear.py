@@ -162,6 +162,10 @@ def test_a_dry_run_tells_images_and_steps_and_writes_nothing(run, capsys):
     out = capsys.readouterr().out
     assert "trained on 1437 images of digits, tested on 360" in out and "18 steps of 256" in out and '"linear"' in out
     assert not run.output.exists()
+    assert run("steps=1") == 0 and run(config=CONFIG) == 0
+    there = [np.load(run.output / "linear" / f"{part}.npy", mmap_mode="r") for part in ("train", "test")]
+    planned = f"features of {there[0].shape[1]} numbers: {sum(one.nbytes for one in there) / 2**20:.1f} MiB on the disk"
+    assert planned in out
 
 
 def test_tensorboard_hears_losses_and_figures(run, probed):
