@@ -13,6 +13,7 @@ removes what no manifest names; until then the renaming can be undone by hand. O
 follow from what the manifest says of it, and are written anew.
 """
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,21 @@ def verify(files: Files, step: int | None) -> int:
 
 
 def scrub(files: Files) -> int:
-    """Remove what no checkpoint names; nothing at all, and 1, where one is damaged."""
+    """Remove what no checkpoint names; nothing at all, and 1, where one is damaged, or it is not known what one names."""
     checkpoints, damaged = _verified(files, None)
-    if damaged:
+    aside = _set_aside(files)
+    unknown = [line for line in aside.values() if isinstance(line, str)]
+    if unknown:
+        print("\n".join(unknown))
+    if damaged or unknown:
         print("nothing was removed")
         return 1
-    total = _remove(files, _unnamed(files, checkpoints))
+    stay = [one for one in aside.values() if isinstance(one, SavedCheckpoint)]
+    total = _remove(files, _unnamed(files, checkpoints, stay, aside.keys()))
     print("there was nothing to remove" if total is None else f"removed {total:,} bytes in all")
     if line := foreign_line(foreign(files)):
         print(line)
-    for path in _set_aside(files):
+    for path in aside:
         print(f"{path} stays, with what it names; the next start of the run removes both")
     return 0
 
@@ -280,19 +286,30 @@ def _sizes_text(checkpoint: SavedCheckpoint) -> str:
     return f"{_count(len(entries), 'block')}, {_count(len(checkpoint.body.files), 'file')}, {total}"
 
 
-def _set_aside(files: Files) -> list[str]:
-    """Paths of the manifests that repair has set aside."""
-    return [
-        f"{manifest.MANIFESTS}/{name}"
-        for name, size in sorted(files.listing(manifest.MANIFESTS).items())
-        if name.endswith(SET_ASIDE) and size >= 0 and shapes.manifest_number(name) is not None
-    ]
+def _set_aside(files: Files) -> dict[str, SavedCheckpoint | str]:
+    """By path, the checkpoints that repair has set aside. A text says why it is not known what one names: its tables cannot be read."""
+    found: dict[str, SavedCheckpoint | str] = {}
+    for name, size in sorted(files.listing(manifest.MANIFESTS).items()):
+        if name.endswith(SET_ASIDE) and size >= 0 and shapes.manifest_number(name) is not None:
+            path = f"{manifest.MANIFESTS}/{name}"
+            try:
+                checkpoint = manifest.read_at(files, path)
+                checkpoint.generations()
+                found[path] = checkpoint
+            except (Damaged, OSError) as error:
+                found[path] = (
+                    f"{path} was set aside, and what it names is not known: {error}. Put it back from a copy; or remove it, "
+                    "where nothing of it is needed, and scrub again"
+                )
+    return found
 
 
-def _unnamed(files: Files, checkpoints: list[SavedCheckpoint]) -> list[str]:
+def _unnamed(
+    files: Files, checkpoints: list[SavedCheckpoint], aside: list[SavedCheckpoint], paths: Collection[str]
+) -> list[str]:
     """Paths of what no checkpoint names.
 
-    checkpoints  all of them, whole. What was set aside stays too, with its files and generations, as far as its manifest can be read
+    checkpoints  all of them, whole      aside, paths   those that were set aside and stay too, and their manifests
     """
     store = checkpoints[0].store()
     maps = [(one.number, one.entries(store)) for one in reversed(checkpoints)]
@@ -301,14 +318,11 @@ def _unnamed(files: Files, checkpoints: list[SavedCheckpoint]) -> list[str]:
     named = {manifest.path_of(one.number) for one in checkpoints} | {
         path for one in checkpoints for path in one.body.files
     }
-    for aside in _set_aside(files):
-        named.add(aside)
-        with suppress(Damaged, OSError):
-            then = manifest.read_at(files, aside)
-            named |= then.body.files.keys()
-            aside_too = then.generations()
-            garbage = [path for path in garbage if not aside_too.has_name(path.split("/")[1])]
-    return garbage + manifest.unnamed(files, named)
+    for one in aside:
+        named |= one.body.files.keys()
+        generations = one.generations()
+        garbage = [path for path in garbage if not generations.has_name(path.split("/")[1])]
+    return garbage + manifest.unnamed(files, named | set(paths))
 
 
 def _remove(files: Files, garbage: list[str]) -> int | None:

@@ -1,5 +1,6 @@
 """What job=store does: damage of every kind is found and named, nothing that counts is removed, a run goes on from what is whole."""
 
+import errno
 import json
 import shutil
 
@@ -310,6 +311,32 @@ def test_repair_goes_back_and_the_run_continues_as_if_nothing_had_happened(root,
     again.close()
     whole.close()
     assert verify(DiskFiles(root), None) == 0
+
+
+@pytest.mark.parametrize("is_readable", [True, False], ids=["damaged", "not read"])
+def test_scrub_removes_nothing_while_it_is_not_known_what_was_set_aside(root, capsys, monkeypatch, is_readable):
+    aside = "manifests/000000002.damaged"
+    flip(root / manifest.path_of(2))
+    assert repair(DiskFiles(root)) == 0
+    before = tree(root)
+    if not is_readable:
+        flip(root / aside)
+        real = DiskFiles.read
+
+        def refuse(files, path):
+            if path == aside:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return real(files, path)
+
+        monkeypatch.setattr(DiskFiles, "read", refuse)
+        before = tree(root)
+    assert scrub(DiskFiles(root)) == 1
+    out = capsys.readouterr().out
+    assert f"{aside} was set aside, and what it names is not known" in out
+    assert out.splitlines()[-1] == "nothing was removed" and tree(root) == before
+    (root / aside).unlink()
+    assert scrub(DiskFiles(root)) == 0
+    assert not (root / f"step-{LATER:09d}").exists()
 
 
 def test_where_only_an_older_checkpoint_is_damaged_nothing_has_to_be_repaired(root, capsys):
