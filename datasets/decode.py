@@ -92,7 +92,8 @@ def decode_by_pillow(content: bytes | IO[bytes]) -> np.ndarray:
     """
     content = io.BytesIO(content) if isinstance(content, bytes) else content
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        # Pillow's own; what numpy warns of (RuntimeWarning) would be a mistake of ours.
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             return _decoded(content)

@@ -216,9 +216,9 @@ def compile_cuda() -> list[str]:
 
 
 def _build(op: str, device: str, flags: dict[str, list[str]], library: Path) -> None:
-    missing = _missing(device)
-    if missing:
-        raise NotCompiled(missing)
+    lacks = missing(device)
+    if lacks:
+        raise NotCompiled(lacks)
     make_directory(library.parent, 0o777 if library.parent == BUILT else 0o700)
     _sweep(library.parent)
     sources = [ROOM / op / f"{device}.cpp"] + ([ROOM / op / "cuda.cu"] if device == "cuda" else [])
@@ -315,7 +315,7 @@ def _toolkit() -> str | None:
     return os.path.realpath(tops[0]) if tops else None
 
 
-def _missing(device: str) -> str | None:
+def missing(device: str) -> str | None:
     """What a build would lack, with the way out; None where nothing is."""
     otherwise = "or build the kernels on a machine that has one: python -m kernels.compiled, and copy kernels/built"
     try:

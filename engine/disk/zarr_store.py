@@ -283,8 +283,11 @@ class ZarrStore:
                 return f"{where} has no {path}"
             except (OSError, Damaged) as error:
                 return f"{where}: {error}"
+        wanted_layouts = layouts(wanted, generation.columns)
         try:
-            same = layouts(found, generation.columns) == layouts(wanted, generation.columns)
+            same = layouts(found, generation.columns) == wanted_layouts
+        except MemoryError:
+            raise
         except Exception as error:  # whatever zarr makes of such a file
             return f"{where} is no zarr group: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return None if same else f"{where} has metadata that is not its own"

@@ -93,10 +93,11 @@ class ZeroEngine:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # offload keeps this optimizer
         }
+        optimizer = rule.make(module.parameters())
         try:
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=module,
-                optimizer=rule.make(module.parameters()),
+                optimizer=optimizer,
                 config=full_config,
                 dist_init_required=False,
             )

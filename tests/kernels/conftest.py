@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import kernels.sampled_softmax
-from kernels.compiled import Choice, NotCompiled, load
+from kernels.compiled import Choice
 from tests.kernels.compile_once import remembering_compiler, shared_directory
+from tests.kernels.compiled_here import require_compiled
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +20,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """The name of the implementation that runs where a test names none."""
     name: str = request.param
     if name != "aten":
-        try:
-            load("sampled_softmax", name)
-        except NotCompiled as error:
-            pytest.skip(str(error))
+        require_compiled("sampled_softmax")
 
     def chosen(device: torch.device, **_: object) -> Choice:
         return Choice(name if device.type == "cpu" else "aten", "chosen by the test")

@@ -8,7 +8,7 @@ from torch import Tensor
 from engine.rows import transitions
 from kernels.catch_up import bench, catch_up_
 from kernels.catch_up.reference import catch_up_reference_
-from kernels.compiled import choose
+from tests.kernels.compiled_here import require_compiled
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -18,9 +18,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture(params=["aten", "cpu", pytest.param("cuda", marks=needs_cuda)])
 def backend(request) -> str:
     if request.param == "cpu":
-        choice = choose("catch_up", torch.device("cpu"))
-        if choice.name != "cpu":
-            pytest.skip(choice.why)
+        require_compiled("catch_up")
     return request.param
 
 

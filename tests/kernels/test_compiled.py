@@ -25,7 +25,7 @@ from tests.pooled_start import Running, Start
 CPU = torch.device("cpu")
 OP = "row_update"  # compiles in seconds
 
-needs_compiler = pytest.mark.skipif(compiled._missing("cpu") is not None, reason="needs a C++ compiler and ninja")
+needs_compiler = pytest.mark.skipif(compiled.missing("cpu") is not None, reason="needs a C++ compiler and ninja")
 
 
 def choose_and_compare(words: list[str]) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.compiled import choose
 from kernels.row_update import bench, row_update_
 from kernels.row_update.reference import row_update_reference_
+from tests.kernels.compiled_here import require_compiled
 
 STEP = {"eta": 0.3, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": False}
 VARIANTS = {
@@ -27,9 +28,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture(params=["aten", "cpu", pytest.param("cuda", marks=needs_cuda)])
 def backend(request) -> str:
     if request.param == "cpu":
-        choice = choose("row_update", torch.device("cpu"))
-        if choice.name != "cpu":
-            pytest.skip(choice.why)
+        require_compiled("row_update")
     return request.param
 
 
@@ -127,8 +126,7 @@ def test_bits_are_the_same_again_and_for_any_number_of_threads(backend, shape, d
 
 
 def test_bits_of_a_row_do_not_depend_on_where_it_stands():
-    if choose("row_update", torch.device("cpu")).name != "cpu":
-        pytest.skip("the compiled implementation promises it")
+    require_compiled("row_update")
     arrays = draw(65, 7)
     whole = stepped(row_update_, arrays, **STEP, backend="cpu")
     for row in (0, 1, 64):

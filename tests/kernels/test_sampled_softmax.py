@@ -16,15 +16,19 @@ from tests.kernels.sampled_softmax_inputs import LargestTensor, backward_half, d
 pytestmark = pytest.mark.usefixtures("implementation")
 
 
-@pytest.fixture(params=[1, 7, 64, 10_000])
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, implementation: str) -> int:
-    """Rows per tile, so that a small K has many tiles, and a last one of another size."""
-    if implementation != "aten" and request.param != 1:
-        pytest.skip(
-            "a tile of the compiled code has one size; test_every_edge_of_tiles_panels_and_splits_equals_the_slow_line is for it"
-        )
-    tile: int = request.param
-    monkeypatch.setattr(aten, "tile_rows", lambda *_: tile)
+# Rows per tile, so that a small K has many tiles, and a last one of another size. Tiles of the compiled code have one size;
+# test_every_edge_of_tiles_panels_and_splits_equals_the_slow_line is for them.
+any_tile = pytest.mark.parametrize(
+    ("implementation", "tile"), [("aten", 1), ("aten", 7), ("aten", 64), ("aten", 10_000), ("cpu", None)], indirect=True
+)
+
+
+@pytest.fixture
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Rows per tile, where the implementation may be told."""
+    tile: int | None = request.param
+    if tile is not None:
+        monkeypatch.setattr(aten, "tile_rows", lambda *_: tile)
     return tile
 
 
@@ -32,6 +36,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, implem
 
 
 @pytest.mark.parametrize(("samples", "rows", "features"), [(1, 1, 1), (1, 65, 3), (5, 64, 8), (13, 129, 17), (7, 2, 5)])
+@any_tile
 def test_equals_the_slow_line_for_any_tile(tile: int, samples: int, rows: int, features: int) -> None:
     arguments = draw(samples, rows, features)
     expected = loss_and_gradients(sampled_softmax_reference, *arguments, temperature=0.1)
@@ -39,6 +44,7 @@ def test_equals_the_slow_line_for_any_tile(tile: int, samples: int, rows: int, f
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
 
 
+@any_tile
 @pytest.mark.usefixtures("tile")
 def test_mask_barred_samples_empty_places_and_shared_targets_equal_the_slow_line() -> None:
     features_BD, rows_KD, targets_B = draw(24, 150, 6)
@@ -53,6 +59,7 @@ def test_mask_barred_samples_empty_places_and_shared_targets_equal_the_slow_line
     assert not drows_KD[~keywords["row_mask_K"]].any()
 
 
+@any_tile
 @pytest.mark.usefixtures("tile")
 def test_gradients_pass_gradcheck_in_float64() -> None:
     features_BD, rows_KD, targets_B = draw(4, 9, 3)
@@ -205,6 +212,7 @@ def test_no_rows_anywhere_combine_to_minus_infinity_without_nan() -> None:
 # Rows that do not take part
 
 
+@any_tile
 @pytest.mark.usefixtures("tile")
 def test_what_a_masked_row_holds_does_not_matter_even_if_it_is_nan() -> None:
     features_BD, rows_KD, targets_B = draw(6, 90, 8, dtype=torch.float32)
@@ -327,6 +335,9 @@ def test_the_rows_gradient_refuses_statistics_of_another_shape() -> None:
         softmax_rows_gradient(*arguments, torch.ones(2), torch.tensor(1.0), temperature=0.1)
 
 
+@pytest.mark.parametrize(
+    "implementation", ["aten"], indirect=True
+)  # of the CPU, whose choice the device does not hear of
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_the_cpu_and_marks_targets_out_of_range_with_nan() -> None:
     features_BD, rows_KD, targets_B = draw(24, 1000, 16)

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from kernels.compiled import NotCompiled, load
 from kernels.sampled_softmax import bench
+from tests.kernels.compiled_here import is_compiled, require_compiled
 
 
 @pytest.fixture(autouse=True)
@@ -15,14 +15,6 @@ def _same_threads_afterwards():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def is_compiled() -> bool:
-    try:
-        load("sampled_softmax", "cpu")
-    except NotCompiled:
-        return False
-    return True
 
 
 def tiny(*words: str) -> None:
@@ -43,7 +35,7 @@ def test_the_table_has_a_line_for_every_method_every_step_and_the_bounds(
     tiny("--rows", "64")
     lines = lines_of(capsys.readouterr().out)
 
-    backend = "cpu" if is_compiled() else "aten"
+    backend = "cpu" if is_compiled("sampled_softmax") else "aten"
     chunked = [name for name in lines if name.startswith("linear_cross_entropy")]
     tiled = [name for name in lines if name.startswith("four products")]
     # One line each, of several settings: the fastest.
@@ -76,8 +68,8 @@ def test_sizes_with_too_much_work_are_left_out_and_that_is_said(
 def test_peak_memory_of_the_op_is_far_under_the_logits_of_which_eager_holds_several(
     name: str, least: float | None, most: float
 ) -> None:
-    if name == "cpu" and not is_compiled():
-        pytest.skip("no compiled kernels here")
+    if name == "cpu":
+        require_compiled("sampled_softmax")
     samples, rows, features = 512, 32_768, 16
     arguments = argparse.Namespace(features=features, temperature=0.2, threads=1, device="cpu")
     logits_bytes, gradient_bytes = samples * rows * 4, (samples + rows) * features * 4

@@ -280,7 +280,7 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch, tmp_path, text):
         patch.setattr(compiled.shutil, "which", lambda name, **how: asked.append(how))
         compiled._nvcc()
         assert asked == [{}]  # on the PATH, not in " /bin"
-    compiled._missing("cpu")
+    compiled.missing("cpu")
 
 
 @pytest.mark.parametrize("text", ['"g++', "g++ 'x", "c++ \\"])
@@ -328,7 +328,7 @@ def test_a_limit_on_processes_is_no_advice_about_the_cache(monkeypatch):
     def limited(*words, **how):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(compiled, "_missing", lambda device: None)
+    monkeypatch.setattr(compiled, "missing", lambda device: None)
     monkeypatch.setattr(compiled.subprocess, "run", limited)
     choice = choose(OP, CPU)
     assert choice.why == f"{OP}: the compiler could not be started: Resource temporarily unavailable"
