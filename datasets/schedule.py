@@ -140,7 +140,8 @@ class Schedule:
         if one_window_a_pass and self.appended:
             raise ValueError(
                 f"schedule.window and schedule.stride ({self.window}) are a whole pass, which would grow with the instances; "
-                "take the new images out again, or start over with --fresh and give schedule.window and method.active"
+                "take the new images out again, or start over with --fresh and give schedule.window, at most half of the images, "
+                "and method.active, at most the window"
             )
         lasted = np.diff(self._eras.first_places_E)
         assert (lasted >= 0).all(), self.history

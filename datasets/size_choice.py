@@ -107,6 +107,8 @@ def _blocks(size: int, batch: int, lanes: int, fixed: dict[str, int], wanted: di
     if "block" in fixed:
         return [fixed["block"]]
     near = wanted.get("block", _BLOCK if size <= FULL_UP_TO else _LARGE_BLOCK)
+    if "window" in fixed and not {"stride", "block"} & wanted.keys():  # room for so many slides in it
+        near = min(near, max(1, fixed["window"] // (SLIDES * lanes)))
     if "stride" in fixed:
         whole, rest = divmod(fixed["stride"], lanes)
         return [] if rest else _nearest(near, _divisors(whole))
@@ -134,7 +136,8 @@ def _windows(base: Sizes, fixed: dict[str, int], wanted: dict[str, int]) -> list
 def _strides(base: Sizes, fixed: dict[str, int], wanted: dict[str, int]) -> list[int]:
     if "stride" in fixed:
         return [fixed["stride"]]
-    if base.window == base.positions or ("window" in fixed and "stride" not in wanted):
+    # The first configs gave window and block, and no stride where that was the window.
+    if base.window == base.positions or ({"window", "block"} <= fixed.keys() and "stride" not in wanted):
         return [base.window]
     whole, rest = divmod(base.window, base.stripe)
     near = wanted.get("stride", max(1, base.window // SLIDES))

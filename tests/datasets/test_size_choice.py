@@ -162,6 +162,14 @@ def test_a_window_of_old_configs_is_a_whole_pass_with_all_rows_up_to_the_limit()
     assert chosen(Asked(batch=256, window=4096, block=64, lanes=8), 43_523).stride == 4096
 
 
+@pytest.mark.parametrize(("size", "window"), [(301, 128), (1505, 512), (4300, 2048), (200_000, 16_384)])
+def test_a_window_that_alone_is_given_slides_by_an_eighth_and_such_a_run_may_grow(size, window):
+    sizes = chosen(Asked(batch=64, window=window, active=window // 2), size)
+    assert (sizes.window, sizes.stride, sizes.active) == (window, window // 8, window // 2)
+    schedule = Schedule(0, size, sizes.window, sizes.stride, sizes.batch, sizes.block, sizes.lanes)
+    assert schedule.grown(100, step=10).size == size + 100
+
+
 def test_a_schedule_keeps_these_rules():
     with pytest.raises(ValueError, match=r"set schedule\.stride to 128 or 320"):
         Schedule(0, 1437, 640, 300, 64, 16, 4)
