@@ -8,7 +8,7 @@ JOBS = {
     "export": "write backbone, embeddings and rows of the newest checkpoint",
     "plan": "what a run would take, and the largest sizes that fit",
     "profile": "train some hundred steps, and tell what memory they took beside the plan",
-    "store": "look after the rows on the disk: inspect, verify, scrub, repair or export, as store.verb says",
+    "store": "look after the rows on the disk: inspect, verify, scrub, repair, export or digest, as store.verb says",
     "scale": "run every cell of scale.grid in a process of its own, and compare what they cost",
     "peer": "train a rival on the same features, as scale.peer says",
 }

@@ -99,9 +99,10 @@ def open_data(config: schema.Config, last: "SavedCheckpoint | None", grows: bool
 
 
 def _tell_listing(config: schema.Config) -> None:
-    if config.data.source == "folder" and (config.data.index is None or config.data.rescan):
+    is_listed = config.data.index is None or config.data.rescan
+    if config.data.source == "folder" and is_listed and config.data.root:
         # It takes minutes where there are millions.
-        print(f"listing the images under {shown(config.data.root or '')}", flush=True)
+        print(f"listing the images under {shown(config.data.root)}", flush=True)
 
 
 def _augmentation_of(config: schema.Config, source: Source) -> "GreyAugment | PhotoAugment | GivenFeatures":

@@ -9,14 +9,7 @@ from importlib import import_module
 from configs import schema
 from configs.methods import REGISTRY
 
-_OF_SOURCE = {
-    "glyphs": ("datasets.glyphs",),
-    "digits": ("datasets.digits",),
-    "fashion_mnist": ("datasets.fashion_mnist",),
-    "folder": ("datasets.folder",),
-    "zip": ("datasets.zip_images",),
-    "synthetic": (),
-}
+_OTHER_FILES = {"zip": "zip_images"}  # sources whose file in datasets has another name
 
 # torch imports these at its first backward pass, with its first optimizer, and in DeepSpeed's first engine.
 _OF_THE_FIRST_STEP = ("torch.fx.experimental.symbolic_shapes", "torch._dynamo", "torch._inductor.compile_fx")
@@ -27,7 +20,13 @@ def import_early(config: schema.Config) -> None:
     if config.backbone.is_given:
         return
     augmentation = "datasets.grey" if config.data.augment.kind == "grey" else "datasets.photos"
-    for name in (*_OF_SOURCE[config.data.source], augmentation, "datasets.probes", "engine.trunk.network"):
+    source = config.data.source
+    for name in (
+        f"datasets.{_OTHER_FILES.get(source, source)}",
+        augmentation,
+        "datasets.probes",
+        "engine.trunk.network",
+    ):
         import_module(name)
     import_module("engine.trunk.backbones").library_of(config.backbone.name)
 
