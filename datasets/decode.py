@@ -25,7 +25,7 @@ Pillow's way. So Pillow alone says which images are unreadable, and why.
 import io
 import sys
 import warnings
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -195,11 +195,11 @@ def _fewer_bits(content: IO[bytes], image: Image.Image, layout: str) -> Image.Im
     return shown
 
 
-def _relaid(tile, layout: str):  # type: ignore[no-untyped-def]
+def _relaid(tile: Any, layout: str) -> Any:
     return tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:]))
 
 
-def _no_data(tags) -> float | None:  # type: ignore[no-untyped-def]
+def _no_data(tags: Any) -> float | None:
     try:
         return float(str(tags.get(_GDAL_NODATA)).strip("\0 "))
     except ValueError:

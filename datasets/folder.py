@@ -20,7 +20,7 @@ Labels are for evaluation only: the first directory of the path, or a csv file (
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class ImageFolder(IndexedImages):
     ) -> None:
         self.root = root
         Folder(root)  # for its complaints about what the user named
-        self._options = {"labels": labels, "exclude": tuple(exclude), "leave_out": leave_out}
+        self._options: dict[str, Any] = {"labels": labels, "exclude": tuple(exclude), "leave_out": leave_out}
         self._splits = Splits() if asked else find_splits(root, exclude)
         content = None if known is None or stored is not None else packed.read_content(known)
         index, kept_split = _kept(known, known_count, content, stored)
@@ -105,7 +105,7 @@ class ImageFolder(IndexedImages):
         asked = self._splits.asked
         if not asked or self.split != self._splits.trained:
             return None
-        return ImageFolder(self.root, asked=asked, stored=self._index_beside(asked), **self._options)  # type: ignore[arg-type]
+        return ImageFolder(self.root, asked=asked, stored=self._index_beside(asked), **self._options)
 
     def _by_folders(self, is_whole: bool) -> LabelTable:
         table = labels_of_entries(self.index)

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ def batches(
 
     stream = _until_closed(pool, _pinned_ahead(pool, take, steps) if pin else map(take, steps))
     next(stream)  # into its `try`, so that to close it ends the workers even if no batch was asked for
-    return stream  # type: ignore[return-value]
+    return cast(Generator[Batch, None, None], stream)
 
 
 def _made_here(dataset: Steps, steps: range, pin: bool) -> Generator[Batch, None, None]:

@@ -20,7 +20,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from datasets.batch import ImagesUnavailable
 from datasets.shown import shown
@@ -217,7 +217,7 @@ class _Descriptor(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         return os.readv(self._descriptor, [buffer])
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

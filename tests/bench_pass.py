@@ -71,12 +71,12 @@ def trained(record: Path, line: list[str]) -> int:
     over_all_rows = LaneSoftmax._over_all_rows
     with open(record, "wb") as file:
 
-        def recording(self, max_X, sumexp_X):  # type: ignore[no-untyped-def]
+        def recording(self, max_X, sumexp_X):
             lse_X = over_all_rows(self, max_X, sumexp_X)
             file.write(np.int64(len(lse_X)).tobytes() + lse_X.numpy().tobytes())
             return lse_X
 
-        LaneSoftmax._over_all_rows = recording  # type: ignore[method-assign]
+        LaneSoftmax._over_all_rows = recording
         return launch.main(line)
 
 

@@ -79,7 +79,7 @@ def count_a_step(counted: dict[str, int], number: int = 3) -> None:
         counted["a step: activations, gradients, work space"] = count.peak()
         return lr
 
-    Run._take_step = counting  # type: ignore[method-assign]
+    Run._take_step = counting
 
 
 def table(plan: dict[str, dict[str, int]], counted: dict[str, int]) -> list[str]:

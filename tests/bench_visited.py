@@ -100,7 +100,7 @@ class Template:
 
 
 def template_of(last: SavedCheckpoint) -> Template:
-    rows, root = last.row_sizes(), last.files.root.parent / "template"  # type: ignore[attr-defined]
+    rows, root = last.row_sizes(), last.files.root.parent / "template"
     store = ZarrStore(
         DiskFiles(root), block=rows.block, dim=rows.dim, positions=rows.positions, dtype=np.dtype(rows.dtype)
     )
@@ -125,7 +125,7 @@ def link_generation(template: Template, where: Path, blocks: np.ndarray) -> None
 
 def publish(last: SavedCheckpoint, entries: BlockMap, generations: Generations) -> None:
     """The last checkpoint anew, with these tables."""
-    body, root = last.body.json(), last.files.root  # type: ignore[attr-defined]
+    body, root = last.body.json(), last.files.root
     part = body["parts"][0]
     path, count = part["blocks"]["full"], len(entries)
     if delta := part["blocks"]["delta"]:

@@ -181,7 +181,7 @@ def _one_thread() -> None:
 
 def sync_nothing(handle: object) -> None:
     """os.fsync that refuses what the real one refuses, and does not wait for the disk."""
-    os.fstat(handle if isinstance(handle, int) else handle.fileno())  # type: ignore[attr-defined]
+    os.fstat(handle if isinstance(handle, int) else handle.fileno())
 
 
 @pytest.fixture(autouse=True)

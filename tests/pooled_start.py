@@ -179,7 +179,7 @@ class Running:
 
 def pooled_start(arguments: list[str], directory: Path, *, timeout_seconds: float = 200.0, **options: object) -> Start:
     """Start launch.py with these arguments in `directory` and wait for its end; options: those of Running."""
-    with Running(arguments, directory, timeout_seconds=timeout_seconds, **options) as running:  # type: ignore[arg-type]
+    with Running(arguments, directory, timeout_seconds=timeout_seconds, **options) as running:
         return running.wait()
 
 
@@ -218,7 +218,7 @@ def _run(task: _Task) -> None:
 
     code = 1
     try:
-        os.fsync = sync_nothing  # type: ignore[assignment]
+        os.fsync = sync_nothing
         if not task.drawings:
             leave_out_drawings(pytest.MonkeyPatch())
         if task.fault:

@@ -34,7 +34,7 @@ def train(config: schema.Config) -> tuple[nn.Module, float]:
     known, classes = np.unique(labels, return_inverse=True)
     labels_N = torch.from_numpy(classes)
     network = parts.network_of(config)
-    network.head = nn.Linear(network.head[0].in_features, len(known))  # type: ignore[index,arg-type]
+    network.head = nn.Linear(network.head[0].in_features, len(known))
     wanted, total = config.optimizer, sizes.total_steps(config, schedule)
     optimizer = torch.optim.SGD(network.parameters(), wanted.lr, wanted.momentum, weight_decay=wanted.weight_decay)
     batches, losses = StepDataset(source, schedule, augmentation, config.seed), []

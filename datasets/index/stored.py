@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -268,9 +269,9 @@ class Writer:
             raise WrongIndex(f"{shown(path)} is damaged; restore it, or make the index anew")
         return np.frombuffer(content, _HASH)
 
-    def put_header(self, **changes: object) -> None:
+    def put_header(self, **changes: Any) -> None:
         """Have the header say this from now on."""
-        self.header = replace(self.header, **changes)  # type: ignore[arg-type]
+        self.header = replace(self.header, **changes)
         tree = asdict(self.header)
         text = json.dumps({"format": _FORMAT, **tree, "crc": _crc_of(tree)}, indent=1) + "\n"
         with replaced(self.directory / HEADER) as descriptor:

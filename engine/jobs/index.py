@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -128,8 +129,8 @@ class Shown:
         self._live.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._live.__exit__(*error)  # type: ignore[arg-type]
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
 
     def add(self, count: int) -> None:
         self._done += count

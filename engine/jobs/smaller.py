@@ -8,6 +8,7 @@ from datasets.schedule import Schedule
 from engine.jobs.plan import allowed_sizes, choice_of, planner, stride_of
 from engine.jobs.planned import Facts, planned, zero_stage
 from engine.planning.components import Plan
+from engine.planning.fit import Choice
 from engine.profiling.changes import Change
 
 _FEWER_NEGATIVES = "half of the negatives"
@@ -55,7 +56,7 @@ def _settings(config: schema.Config, facts: Facts) -> Iterator[tuple[str, str]]:
         yield f"schedule.micro_batches={2 * micro_batches}", "batch statistics are over half as many images"
 
 
-def _sizes(config: schema.Config, schedule: Schedule):  # type: ignore[no-untyped-def]
+def _sizes(config: schema.Config, schedule: Schedule) -> Iterator[tuple[str, str, Choice]]:
     """(words, cost, choice) of smaller K and W, by the rules of the sizes."""
     now, allowed = choice_of(config, schedule), allowed_sizes(config, schedule)
     windows = [window for window in _halves(now.window) if window in allowed.window(now)]

@@ -17,6 +17,7 @@ pieces only. So the small pieces of the phase that has most of them stay residen
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 SMALL_BYTES = (
     32 * 2**20
@@ -180,7 +181,7 @@ class Plan:
         return sum(one.bytes for one in self.components if one.name == name)
 
 
-def plan_of(parts: Iterable[Component], **facts: int | bool) -> Plan:
+def plan_of(parts: Iterable[Component], **facts: Any) -> Plan:
     """A plan of components, of which those of the same name and tier are added up."""
     merged: dict[tuple[str, str], Component] = {}
     for one in parts:
@@ -191,7 +192,7 @@ def plan_of(parts: Iterable[Component], **facts: int | bool) -> Plan:
             one = replace(one, bytes=one.bytes + more.bytes, small=one.small + more.small, how=one.how or more.how)
         if one.bytes:
             merged[key] = one
-    return Plan(tuple(merged.values()), **facts)  # type: ignore[arg-type]
+    return Plan(tuple(merged.values()), **facts)
 
 
 def extra_components(tiers: Mapping[str, Mapping[str, int]]) -> list[Component]:

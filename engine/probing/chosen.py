@@ -5,6 +5,7 @@ Of equal values the first one wins. The chosen classifier is not trained again w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def best_strength(
             fit = fit_logistic(rows, labels_M, ids_n, C, classes, fits[-1] if fits else None, tell)
             tensors = {**tensors, **_tensors(number, fit.head)}
             tensors[f"{number}.search"] = torch.tensor([fit.iterations, int(fit.is_converged)])
-            kept.save(number + 1, lambda tensors=tensors: tensors, is_last=True)  # type: ignore[misc]
+            kept.save(number + 1, partial(dict, tensors), is_last=True)
         fits.append(Head(*(tensors[f"{number}.{part}"].to(rows.device) for part in ("weight", "bias"))))
         iterations, is_converged = tensors[f"{number}.search"].tolist()
         top1 = score(fits[-1], rows, labels_M, held_n).top1

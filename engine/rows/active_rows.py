@@ -20,6 +20,7 @@ Rows of a method that does not train them by SGD have no momentum (engine/method
 so its catch-up is a copy, and `update` is not for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,7 @@ class ActiveRows:
         self.readmitted = 0  # rows that were evicted and admitted again
         self._queues = self._make_queues()
 
-    def fill(self, instances_of_positions) -> None:  # type: ignore[no-untyped-def]
+    def fill(self, instances_of_positions: Callable[[np.ndarray], np.ndarray]) -> None:
         """Make all N rows active before step 0 (full PIC). `instances_of_positions` is the schedule's map."""
         assert self.full and self.log.steps == 0
         for block in self.lanes.chosen(range(-(-self.host.size // self.host.block))).tolist():

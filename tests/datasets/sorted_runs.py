@@ -55,7 +55,7 @@ def _run_order(self: Schedule, segment: int) -> RunOrder:
 
 
 if __name__ == "__main__":
-    fashion_mnist.FashionMnist = SortedFashionMnist  # type: ignore[misc]
+    fashion_mnist.FashionMnist = SortedFashionMnist
     if sys.argv[1] == "runs":
-        Schedule._order = _run_order  # type: ignore[assignment,method-assign]
+        Schedule._order = _run_order
     sys.exit(launch.main(sys.argv[2:]))

@@ -54,7 +54,7 @@ def pixels(instance: int) -> np.ndarray:
 
 def steps_of(source: object, workers: int = 0) -> list[Batch]:
     schedule = Schedule(seed=0, size=N, window=N, stride=N, batch=6, block=3, lanes=2)
-    dataset = StepDataset(source, schedule, GreyAugment(view_count=1), 1)  # type: ignore[arg-type]
+    dataset = StepDataset(source, schedule, GreyAugment(view_count=1), 1)
     return list(batches(dataset, 0, STEPS, workers, pin=False))
 
 

@@ -53,7 +53,7 @@ def tiff(
     height, width, *channels = values.shape
     samples = channels[0] if channels else 1
     bits = 8 * values.dtype.itemsize
-    data = values.astype(values.dtype.newbyteorder(order)).tobytes()  # type: ignore[call-overload]
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     data = zlib.compress(data) if packed else data
     extra = struct.pack(f"{order}{samples}H", *[bits] * samples) if samples > 2 else b""
     text = nodata.encode() + b"\0" if nodata else b""
@@ -273,7 +273,7 @@ def test_opaque_12_bit_images_with_transparency_keep_their_levels() -> None:
 
 
 def levels(values: np.ndarray, **options: object) -> np.ndarray:
-    return seen(tiff(values, **options))[..., 0]  # type: ignore[arg-type]
+    return seen(tiff(values, **options))[..., 0]
 
 
 SCENE = np.linspace(0.2, 0.7, 300).astype(np.float32).reshape(15, 20)

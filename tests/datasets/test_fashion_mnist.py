@@ -32,7 +32,7 @@ def test_plain_and_gzipped_files_are_the_same_source(tmp_path: Path) -> None:
     for source in (plain, zipped):
         assert len(source) == 5
         assert np.array_equal(np.stack([source.image(i) for i in range(5)]), IMAGES)
-        assert np.array_equal(source.labels(), LABELS)  # type: ignore[arg-type]
+        assert np.array_equal(source.labels(), LABELS)
     assert plain.fingerprint() == zipped.fingerprint()
     assert plain.instance_name(0) == "train 0 (ankle boot)"
 
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, images: bytes, reason: str) -
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-9], lambda b: b"\0" + b[1:], lambda b: b[:40] + b"\xff" * 40 + b[80:]]
 )
-def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage) -> None:
     write(tmp_path, idx(IMAGES), idx(LABELS))
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
@@ -119,5 +119,5 @@ def test_an_image_belongs_to_the_caller(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DEBIAN_ROOT.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed")
 def test_the_debian_package_holds_ten_balanced_classes() -> None:
     for split, per_class in (("train", 6000), ("test", 1000)):
-        source = FashionMnist(DEBIAN_ROOT, split)  # type: ignore[arg-type]
+        source = FashionMnist(DEBIAN_ROOT, split)
         assert np.bincount(source.labels()).tolist() == [per_class] * 10

@@ -271,8 +271,8 @@ def test_labels_follow_the_numbers_of_a_grown_folder(tmp_path: Path) -> None:
     table.write_text("path,label\ncat/1.png,c\ndog/1.png,d1\ndog/2.png,d2\ndog/3.png,d3\n")
     by_folder, by_table = ImageFolder(root, "folders", index), ImageFolder(root, table, index)
     assert names(by_table) == ["dog/1.png", "dog/3.png", "cat/1.png", "dog/2.png"]
-    assert [by_folder.label_names[label] for label in by_folder.labels()] == ["dog", "dog", "cat", "dog"]  # type: ignore[union-attr]
-    assert [by_table.label_names[label] for label in by_table.labels()] == ["d1", "d3", "c", "d2"]  # type: ignore[union-attr]
+    assert [by_folder.label_names[label] for label in by_folder.labels()] == ["dog", "dog", "cat", "dog"]
+    assert [by_table.label_names[label] for label in by_table.labels()] == ["d1", "d3", "c", "d2"]
     table.write_text("path,label\ndog/1.png,d1\ndog/3.png,d3\n")
     with pytest.raises(ValueError, match=r"no line for cat/1\.png \(2 of 4 images have no label\)"):
         ImageFolder(root, table, index)
@@ -445,7 +445,7 @@ def test_folders_label_by_the_first_component(tmp_path: Path) -> None:
         save(tmp_path / path)
     source = ImageFolder(tmp_path, labels="folders")
     assert source.label_names == ["cat", "cat-big", "dog"]
-    found = {source.instance_name(i): source.label_names[label] for i, label in enumerate(source.labels())}  # type: ignore[arg-type]
+    found = {source.instance_name(i): source.label_names[label] for i, label in enumerate(source.labels())}
     assert found == {"dog/1.png": "dog", "cat/deep/2.png": "cat", "cat-big/3.png": "cat-big", "cat/4.png": "cat"}
     save(tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r'"folders", but stray\.png lies directly in'):
@@ -459,7 +459,7 @@ def test_a_csv_file_labels_by_path(tmp_path: Path) -> None:
     table.write_text('path,label\n2.png,zebra\n"x/3, big.png",ant\nx/1.png,zebra\n')
     source = ImageFolder(tmp_path, labels=table)
     assert source.label_names == ["ant", "zebra"]
-    found = {source.instance_name(i): source.label_names[label] for i, label in enumerate(source.labels())}  # type: ignore[arg-type]
+    found = {source.instance_name(i): source.label_names[label] for i, label in enumerate(source.labels())}
     assert found == {"x/1.png": "zebra", "2.png": "zebra", "x/3, big.png": "ant"}
     assert source.fingerprint() == ImageFolder(tmp_path).fingerprint()
 

@@ -85,7 +85,7 @@ def test_characters_that_draw_nothing_or_the_notdef_box_are_no_instances(toy: Pa
     source: Source = Glyphs(toy, 40)
     # Not there: both blanks, the soft hyphen (a format character, though drawn), and the one that is drawn as .notdef.
     assert source.labels() is not None
-    assert [int(label) for label in source.labels()] == DRAWN  # type: ignore[union-attr]
+    assert [int(label) for label in source.labels()] == DRAWN
     assert source.instance_name(0) == "Toy Regular U+0041 LATIN CAPITAL LETTER A"
 
 

@@ -22,7 +22,7 @@ ALL_ON = GreyAugment(flip=0.5, view_count=2)
 
 
 def only(size: int = 32, **switched_on: object) -> GreyAugment:
-    return GreyAugment(size=size, **{**OFF, **switched_on})  # type: ignore[arg-type]
+    return GreyAugment(size=size, **{**OFF, **switched_on})
 
 
 def random_images(count: int, side: int = 32) -> list[np.ndarray]:

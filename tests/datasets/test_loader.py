@@ -74,7 +74,7 @@ PHOTOS = PhotoAugment(crops=(Crop(24, 1, (0.3, 1.0)), Crop(16, 2, (0.1, 0.3), ro
 
 
 def grey_dataset(**source: object) -> StepDataset:
-    return StepDataset(FakeSource(**source), FakeSchedule(), GREY, seed=1)  # type: ignore[arg-type]
+    return StepDataset(FakeSource(**source), FakeSchedule(), GREY, seed=1)
 
 
 def assert_same(one: Batch, other: Batch) -> None:

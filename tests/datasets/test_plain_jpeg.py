@@ -71,7 +71,7 @@ def both(content: bytes) -> np.ndarray | str:
     ),
     mode=st.sampled_from(["RGB", "L"]),
 )
-def test_the_fast_way_gives_pillows_pixels(quality, subsampling, size, noisy, options, mode) -> None:  # type: ignore[no-untyped-def]
+def test_the_fast_way_gives_pillows_pixels(quality, subsampling, size, noisy, options, mode) -> None:
     width, height = size
     pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels if noisy else SMOOTH[:height, :width]).convert(mode)

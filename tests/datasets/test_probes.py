@@ -214,7 +214,7 @@ def test_sets_above_their_limits_are_fair_samples_and_others_are_whole() -> None
     assert "gallery: 40 of 120 labelled images of pictures; queries: 20 of 60 others" in probe.protocol
     few = labelled_probe(gallery, queries, 8, Limits(6, 1000))  # fewer images than labels
     assert few.classes == few.gallery.count == 6
-    assert few.queries[0].count == 12 * len(set(few.gallery.labels_M) & set(range(5)))  # type: ignore[arg-type]
+    assert few.queries[0].count == 12 * len(set(few.gallery.labels_M) & set(range(5)))
 
 
 def test_queries_are_asked_again_as_views_that_are_the_same_each_time_and_in_any_batch() -> None:
@@ -222,7 +222,7 @@ def test_queries_are_asked_again_as_views_that_are_the_same_each_time_and_in_any
     source, augment = Pictures(images, [0, 1] * 20), GreyAugment(size=8, view_count=2)
     for made in (labelled_probe, split_probe):
         asked = (source, source, 8) if made is labelled_probe else (source, 8)
-        (clean, jittered), (alone,) = made(*asked, augmentation=augment).queries, made(*asked).queries  # type: ignore[operator]
+        (clean, jittered), (alone,) = made(*asked, augmentation=augment).queries, made(*asked).queries
         assert torch.equal(whole(clean), whole(alone)) and not clean.jittered and jittered.jittered
         assert jittered.name == f"{clean.name}, jittered" and jittered.names(1) == clean.names(1)
         assert np.array_equal(jittered.labels_M, clean.labels_M)

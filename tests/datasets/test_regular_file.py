@@ -48,7 +48,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, call: str, number: int, times: int = 
     """os.<call> raises this error so many times, for paths (or, for read, always) that have `of` in them."""
     whole, left = getattr(os, call), [times]
 
-    def failing(first, *others, **named):  # type: ignore[no-untyped-def]
+    def failing(first, *others, **named):
         if left[0] and (isinstance(first, int) or of in os.fsdecode(first)):
             left[0] -= 1
             raise OSError(number, os.strerror(number))
@@ -445,7 +445,7 @@ def test_the_first_readable_image_of_a_set_is_found_without_reading_on(tmp_path:
     save(tmp_path / "3.png")
     folder, asked = ImageFolder(tmp_path), []
 
-    def load(start: int, stop: int):  # type: ignore[no-untyped-def]
+    def load(start: int, stop: int):
         asked.append(start)
         return load_images(folder, np.arange(start, stop), 4)
 

@@ -26,7 +26,7 @@ def float_image(side: int = 40, seed: int = 0) -> np.ndarray:
 def replay(image: np.ndarray, key: np.uint64, crop: Crop, recipe: PhotoAugment) -> torch.Tensor:
     """The same draws through torchvision's functional operations."""
     u = uniform(np.asarray(key), slow_photos._DRAWS).tolist()
-    top, left, height, width = crop_box(u, *image.shape[:2], crop.scale)  # type: ignore[call-arg]
+    top, left, height, width = crop_box(u, *image.shape[:2], crop.scale)
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     x = tv.resized_crop(pixels, top, left, height, width, [crop.size, crop.size], antialias=True).float() / 255
     if u[slow_photos._JITTER] < recipe.jitter_probability:

@@ -58,7 +58,7 @@ def test_the_sizes_that_files_had_may_stand_in_for_todays(tmp_path: Path, make: 
 
 
 def test_the_fingerprint_of_earlier_versions_is_known(tmp_path: Path) -> None:
-    source = ImageFolder(photos(tmp_path / "root").root)  # type: ignore[attr-defined]
+    source = ImageFolder(photos(tmp_path / "root").root)
     expected = hashlib.sha256(b"folder\na.jpg\0x/b.png\0x/c.gif\0" + struct.pack("<3q", 3, 0, 70)).hexdigest()
     assert source.was_fingerprint(3, {}) == expected
     (tmp_path / "root" / "x" / "b.png").unlink()

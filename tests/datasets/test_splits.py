@@ -45,13 +45,13 @@ def test_parts_are_known_by_their_names_where_there_are_two_at_least(
 def test_train_and_val_are_never_trained_together_labelled_or_not(tmp_path: Path) -> None:
     root = as_folders(tmp_path)
     for labels in (None, "folders"):
-        source = ImageFolder(root, labels)  # type: ignore[arg-type]
+        source = ImageFolder(root, labels)
         assert len(source) == 36 and all(name.startswith(CLASSES) for name in names(source))
         assert source.notes == ("trained on train, never on val, whose images are the queries",)
         assert source.fingerprint() == ImageFolder(root / "train").fingerprint()
     asked = source.beside()
     assert asked is not None and len(asked) == 12 and asked.label_names == source.label_names
-    assert asked.labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4  # type: ignore[union-attr]
+    assert asked.labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert ImageFolder(root).beside() is None  # nobody has labels to ask for
     assert ImageFolder(root / "train", "folders").beside() is None
 
@@ -61,7 +61,7 @@ def test_labels_of_the_split_that_is_asked_go_by_name_and_new_ones_come_behind(t
     source = ImageFolder(tmp_path, "folders")
     asked = source.beside()
     assert asked is not None and asked.label_names == ["b", "d", "a"]
-    assert dict(zip(names(asked), asked.labels().tolist(), strict=True)) == {"a/3.png": 2, "b/5.png": 0, "d/4.png": 1}  # type: ignore[union-attr]
+    assert dict(zip(names(asked), asked.labels().tolist(), strict=True)) == {"a/3.png": 2, "b/5.png": 0, "d/4.png": 1}
 
 
 def test_a_csv_file_may_label_both_parts(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_csv_file_may_label_both_parts(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,label\ntrain/1.png,y\ntrain/2.png,x\nval/3.png,y\n")
     source = ImageFolder(root, table)
-    assert source.labels().tolist() == [1, 0]  # type: ignore[union-attr]
+    assert source.labels().tolist() == [1, 0]
     asked = source.beside()
-    assert asked is not None and asked.labels().tolist() == [1]  # type: ignore[union-attr]
+    assert asked is not None and asked.labels().tolist() == [1]
     table.write_text("path,label\ntrain/1.png,y\nval/3.png,y\n")
     with pytest.raises(ValueError, match=r"has no line for train/2\.png"):
         ImageFolder(root, table)

@@ -364,4 +364,4 @@ def test_labels_of_folders_are_told_apart_by_their_bytes(tmp_path: Path) -> None
         (tmp_path / os.fsdecode(name)).mkdir()
         (tmp_path / os.fsdecode(name + b"/1.jpg")).write_bytes(b"")
     source = ImageFolder(tmp_path, "folders")
-    assert len(set(source.labels())) == 3  # type: ignore[arg-type]
+    assert len(set(source.labels())) == 3

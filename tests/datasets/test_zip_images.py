@@ -20,7 +20,7 @@ def names(source: ZipImages) -> list[str]:
 
 
 def packed(path: Path, *files: tuple[str, bytes], mode: str = "w") -> Path:
-    with zipfile.ZipFile(path, mode) as archive:  # type: ignore[call-overload]
+    with zipfile.ZipFile(path, mode) as archive:
         for name, content in files:
             archive.writestr(name, content)
     return path
@@ -36,7 +36,7 @@ def test_the_published_zips_are_the_images_of_the_folder_in_the_same_order(tmp_p
         assert zips.file_bytes(instance) == folder.file_bytes(instance)
         assert zips.instance_name(instance) == f"train/{folder.instance_name(instance)}"
         assert (zips.image(instance) == folder.image(instance)).all()
-    assert (zips.labels() == folder.labels()).all()  # type: ignore[union-attr]
+    assert (zips.labels() == folder.labels()).all()
     assert (zips.label_names, folder.label_names) == (["0", "1", "2"], list(CLASSES))
     assert pickle.loads(pickle.dumps(zips)).encoded(3) == folder.encoded(3)
 
@@ -47,14 +47,14 @@ def test_the_other_split_is_asked_and_labelled_by_the_same_numbers(tmp_path: Pat
     assert zips.notes[0] == "trained on train, never on val, whose images are the queries"
     asked = zips.beside()
     assert asked is not None and asked.name == "zip (val)" and len(asked) == 12
-    assert asked.labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4  # type: ignore[union-attr]
+    assert asked.labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4
     # Names, not places, are what labels have in common; what training has not comes behind.
     (root / "val_map.txt").write_text("".join(f"{path}\t{10 - 5 * label}\n" for path, label, _ in images("val", 4)))
     (root / "train_map.txt").write_text("".join(f"{path}\t{5 * label}\n" for path, label, _ in images("train", 12)))
     zips = ZipImages(root)
     assert zips.label_names == ["0", "5", "10"]
     asked = zips.beside()
-    assert asked is not None and asked.labels().tolist() == [2] * 4 + [1] * 4 + [0] * 4  # type: ignore[union-attr]
+    assert asked is not None and asked.labels().tolist() == [2] * 4 + [1] * 4 + [0] * 4
 
 
 def test_a_map_says_which_images_there_are_and_in_which_order(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_map_says_which_images_there_are_and_in_which_order(tmp_path: Path) ->
     (tmp_path / "a_map.txt").write_text("y/3.jpg\t10\nx/1.jpg\t9\nno.jpg\t9\n")
     mapped = ZipImages(tmp_path)
     assert names(mapped) == ["y/3.jpg", "x/1.jpg"] and mapped.encoded(0) == b"3"
-    assert mapped.labels().tolist() == [1, 0] and mapped.label_names == ["9", "10"]  # type: ignore[union-attr]
+    assert mapped.labels().tolist() == [1, 0] and mapped.label_names == ["9", "10"]
     assert [note.split(",")[0] for note in mapped.notes] == [
         "1 of 3 lines of the map name no image of the zip",
         "2 of 4 images of the zip have no line in the map",
@@ -74,7 +74,7 @@ def test_a_map_says_which_images_there_are_and_in_which_order(tmp_path: Path) ->
     (tmp_path / "a_map.txt").unlink()
     packed(tmp_path / "a.zip", ("x/1.jpg", b"1"), ("y/2.jpg", b"2"))
     by_folder = ZipImages(tmp_path, "folders")
-    assert by_folder.labels().tolist() == [0, 1] and by_folder.label_names == ["x", "y"]  # type: ignore[union-attr]
+    assert by_folder.labels().tolist() == [0, 1] and by_folder.label_names == ["x", "y"]
 
 
 def test_a_zip_that_is_packed_anew_keeps_the_numbers_of_its_images(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_index_of_a_zip_is_opened_without_its_directory(tmp_path: Path) -> No
         made = making.of_zip(place, root / f"{split}.zip", split, lambda _: None)
         assert made.added == len(made.index)
     plain, kept = ZipImages(root), ZipImages(root, stored=tmp_path / "index")
-    assert kept.fingerprint() == plain.fingerprint() and (kept.labels() == plain.labels()).all()  # type: ignore[union-attr]
+    assert kept.fingerprint() == plain.fingerprint() and (kept.labels() == plain.labels()).all()
     assert kept.encoded(7) == plain.encoded(7)
     packed(root / "train.zip", ("train/n02/new.JPEG", b"new"), mode="a")
     with (root / "train_map.txt").open("a") as lines:
@@ -122,7 +122,7 @@ def test_an_index_of_a_zip_is_opened_without_its_directory(tmp_path: Path) -> No
     assert len(ZipImages(root, stored=tmp_path / "index")) == 36
     grown = ZipImages(root, stored=tmp_path / "index", rescan=True)
     assert len(grown) == 37 and grown.fingerprint(36) == plain.fingerprint() and grown.encoded(36) == b"new"
-    assert grown.labels()[36] == 1  # type: ignore[index]
+    assert grown.labels()[36] == 1
     grown.save_index(tmp_path / "unused")
     assert len(ZipImages(root, stored=tmp_path / "index")) == 37 and not (tmp_path / "unused").exists()
     shutil.copy(as_zips(tmp_path / "again", method=zipfile.ZIP_DEFLATED) / "train.zip", root / "train.zip")

@@ -123,12 +123,12 @@ def test_sizes_come_behind_a_member_that_was_written_to_a_pipe(path: Path) -> No
         def writable(self) -> bool:
             return True
 
-        def write(self, some) -> int:  # type: ignore[no-untyped-def]
+        def write(self, some) -> int:
             self.content += bytes(some)
             return len(some)
 
     pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w", DEFLATED) as made:  # type: ignore[arg-type]
+    with zipfile.ZipFile(pipe, "w", DEFLATED) as made:
         for name, content in TWO:
             made.writestr(name, content)
     listed = check_same(path, pipe.content)

@@ -48,7 +48,7 @@ def test_a_list_and_a_walk_are_an_index(old: set[str], new: set[str], data: st.D
         translated(content, Path("list"), count, gone)
 
 
-def test_a_run_of_the_version_before_goes_on_with_its_images(run, capsys, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_of_the_version_before_goes_on_with_its_images(run, capsys, tmp_path) -> None:
     root, checkpoints = tmp_path / "photos", run.output / "checkpoints"
     shutil.copytree(GOLDEN / "photos", root)
     shutil.copytree(GOLDEN / "checkpoints", checkpoints)
@@ -68,7 +68,7 @@ def test_a_run_of_the_version_before_goes_on_with_its_images(run, capsys, tmp_pa
     assert run.summary()["instances"] == 20
 
 
-def test_a_run_of_the_version_before_whose_images_changed_is_refused(run, capsys, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_of_the_version_before_whose_images_changed_is_refused(run, capsys, tmp_path) -> None:
     root = tmp_path / "photos"
     shutil.copytree(GOLDEN / "photos", root)
     shutil.copytree(GOLDEN / "checkpoints", run.output / "checkpoints")

@@ -39,13 +39,13 @@ def test_each_start_finds_what_sets_and_dicts_find(states: list[dict[str, tuple[
         assert [path for path, *_ in in_byte_order(index)] == sorted(name.encode() for name in numbers)
 
 
-def _held(index):  # type: ignore[no-untyped-def]
+def _held(index):
     from datasets.index.image_index import Held
 
     return Held(index.piece(0, len(index)))
 
 
-def _runs(index, added):  # type: ignore[no-untyped-def]
+def _runs(index, added):
     return [*index.runs, len(index)] if len(added) else index.runs
 
 

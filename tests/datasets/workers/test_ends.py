@@ -58,7 +58,7 @@ def test_what_a_dead_worker_had_sent_is_still_taken() -> None:
     (child,) = multiprocessing.active_children()
     assert child.pid is not None
     assert next(stream).step == 0
-    assert soon(lambda: not runs(child.pid))  # type: ignore[arg-type]
+    assert soon(lambda: not runs(child.pid))
     assert [next(stream).step for _ in range(3)] == [1, 2, 3]
     with pytest.raises(ChildProcessError, match="step 4;"):
         next(stream)

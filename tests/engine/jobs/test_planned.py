@@ -52,7 +52,7 @@ class Images:
 def config(**sections: Any) -> schema.Config:
     tree = {**TINY, "output": "nowhere"}
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section  # type: ignore[dict-item]
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     return schema.Config.model_validate_json(json.dumps(tree))
 
 
@@ -79,7 +79,7 @@ def plan_for(
 ) -> Plan:
     facts = facts_of(
         config,
-        source,  # type: ignore[arg-type]
+        source,
         probe,
         ranks=ranks,
         ranks_here=ranks,
@@ -125,11 +125,11 @@ def test_images_of_a_folder_that_are_kept_are_estimated_and_it_is_said() -> None
 
 def test_a_folder_of_which_nothing_can_be_read_has_no_estimate_and_a_disk_that_is_gone_is_no_image() -> None:
     unreadable = {instance: UnreadableImage("a.jpg", "truncated") for instance in range(100)}
-    plan = host(config(data={**PHOTOS, "cache": "part"}), Images([(1, 1, 3)], error=unreadable))  # type: ignore[arg-type]
+    plan = host(config(data={**PHOTOS, "cache": "part"}), Images([(1, 1, 3)], error=unreadable))
     assert [item for item in plan if "unknown" in item]
     gone = {instance: ImagesUnavailable("a.jpg", "Stale file handle") for instance in range(100)}
     with pytest.raises(ImagesUnavailable):
-        host(config(data=PHOTOS), Images([(1, 1, 3)], error=gone))  # type: ignore[arg-type]
+        host(config(data=PHOTOS), Images([(1, 1, 3)], error=gone))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

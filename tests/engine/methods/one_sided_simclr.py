@@ -30,5 +30,5 @@ class OneSided(simclr.Contrast):
 
 
 if __name__ == "__main__":
-    simclr.Contrast = OneSided  # type: ignore[misc]
+    simclr.Contrast = OneSided
     sys.exit(launch.main(sys.argv[1:]))

@@ -71,5 +71,5 @@ class WeightedSoftmax(LaneSoftmax):
 
 
 if __name__ == "__main__":
-    pic.LaneSoftmax = WeightedSoftmax  # type: ignore[misc]
+    pic.LaneSoftmax = WeightedSoftmax
     sys.exit(launch.main(sys.argv[1:]))

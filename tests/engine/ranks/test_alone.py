@@ -45,5 +45,5 @@ def test_work_that_fails_lets_the_others_go():
 def test_one_rank_says_nothing():
     alone = Channel()
     assert isinstance(alone, Channel) and not isinstance(alone, Ranks)
-    with first_alone(alone) as is_alone:  # type: ignore[arg-type]
+    with first_alone(alone) as is_alone:
         assert is_alone and alone.calls == 0

@@ -53,7 +53,7 @@ def test_any_shown_text_goes_through_a_stream_of_any_encoding(text, encoding):
     beneath = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
     Escaping(beneath).write(shown_text(text))
     beneath.flush()
-    assert beneath.buffer.getvalue().decode(encoding) is not None  # type: ignore[attr-defined]
+    assert beneath.buffer.getvalue().decode(encoding) is not None
 
 
 class Terminal(io.TextIOWrapper):
@@ -64,7 +64,7 @@ class Terminal(io.TextIOWrapper):
         self._told = encoding
 
     @property
-    def encoding(self) -> str | None:  # type: ignore[override]
+    def encoding(self) -> str | None:
         return self._told
 
     def isatty(self) -> bool:
@@ -72,7 +72,7 @@ class Terminal(io.TextIOWrapper):
 
     def text(self) -> str:
         self.flush()
-        return self.buffer.getvalue().decode(self._told or "utf-8")  # type: ignore[attr-defined]
+        return self.buffer.getvalue().decode(self._told or "utf-8")
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"], ids=["live", "plain"])

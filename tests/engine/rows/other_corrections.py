@@ -64,5 +64,5 @@ LOGS: dict[str, type[TransitionLog]] = {
 
 
 if __name__ == "__main__":
-    row_table.TransitionLog = LOGS[sys.argv[1]]  # type: ignore[misc]
+    row_table.TransitionLog = LOGS[sys.argv[1]]
     sys.exit(launch.main(sys.argv[2:]))
