@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.folder import ImageFolder
+from datasets.source import Source
 
 RNG = np.random.default_rng(0)
 
@@ -16,7 +17,7 @@ def save(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[in
     return path
 
 
-def names(source: ImageFolder) -> list[str]:
+def names(source: Source) -> list[str]:
     return [source.instance_name(i) for i in range(len(source))]
 
 

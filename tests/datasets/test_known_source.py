@@ -14,6 +14,7 @@ from datasets.source import Source
 from engine.disk.body import RunState
 from engine.jobs import data as data_of_run
 from tests.conftest import TINY
+from tests.datasets.pictures import names
 
 AUGMENT = {"kind": "photos", "crops": [{"size": 16}]}
 
@@ -77,10 +78,6 @@ def run(tmp_path: Path) -> Run:
     made = Run(tmp_path)
     made.add(*(f"{number}.png" for number in "13579bdf"))
     return made
-
-
-def names(source: Source) -> list[str]:
-    return [source.instance_name(i) for i in range(len(source))]
 
 
 def lose(index: Path) -> None:

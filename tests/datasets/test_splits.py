@@ -6,6 +6,7 @@ import pytest
 
 from datasets.folder import ImageFolder
 from datasets.splits import Splits, find_splits
+from tests.datasets.pictures import names
 from tests.datasets.published import CLASSES, as_folders
 
 
@@ -14,10 +15,6 @@ def touch(root: Path, *paths: str) -> Path:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"x")
     return root
-
-
-def names(source: ImageFolder) -> list[str]:
-    return [source.instance_name(instance) for instance in range(len(source))]
 
 
 @pytest.mark.parametrize(

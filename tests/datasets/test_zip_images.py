@@ -12,11 +12,8 @@ from datasets.folder import ImageFolder
 from datasets.index import making
 from datasets.index.image_index import WrongIndex
 from datasets.zip_images import ZipImages
+from tests.datasets.pictures import names
 from tests.datasets.published import CLASSES, as_folders, as_zips, images
-
-
-def names(source: ZipImages) -> list[str]:
-    return [source.instance_name(instance) for instance in range(len(source))]
 
 
 def packed(path: Path, *files: tuple[str, bytes], mode: str = "w") -> Path:
