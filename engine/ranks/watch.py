@@ -27,6 +27,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ _GO_ON = "checkpoints that were written before are whole, and the same command g
 
 
 class Table(Protocol):
-    """A table of short texts that all ranks reach, as torch's TCPStore is one. Any exception means that its keeper is gone."""
+    """A table of short texts that all ranks reach, as torch's TCPStore is one. RuntimeError and OSError mean that its keeper is gone."""
 
     def set(self, key: str, text: str, /) -> Any: ...
 
@@ -117,6 +118,7 @@ class Watch:
         self._lines[rank] = Line(f"process {os.getpid()} on {socket.gethostname()}", os.getpid(), _place())
         self._published = Line()  # this rank's line as the table has it
         self._gone: str | None = None  # why the table does not answer
+        self._broken: str | None = None  # the same, where the mistake is the watch's own
         self._now_seconds, self._clock_seconds = 0.0, time.monotonic()
         self._changed_seconds = [0.0] * size  # when a line last changed; at [rank], when the table last answered
         self._raised_seconds: float | None = None  # when it was first known that a collective raised,
@@ -209,7 +211,11 @@ class Watch:
                 self._beat(table)
                 self._wake.wait(self.beat_seconds)
         except Exception as error:
+            is_ours = not isinstance(error, RuntimeError | OSError)  # which torch and the network raise
+            if is_ours:
+                traceback.print_exc()
             with self._news:
+                self._broken = f"{type(error).__name__}: {_first_line(error)}" if is_ours else None
                 self._gone = _first_line(error)
                 self._news.notify_all()
 
@@ -279,6 +285,8 @@ class Watch:
             self._raised_seconds = now
         patience_seconds = self.beats_missed_seconds if errors else self.timeout_seconds
 
+        if self._broken is not None:
+            return f"error: {self._names([self.rank])} cannot watch the others after {self._where()}: {self._broken}; {_GO_ON}"
         if self._gone is not None or now - self._changed_seconds[self.rank] > patience_seconds:
             return self._without_table()
 
