@@ -4,16 +4,20 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from datasets.batch import NoBatch
-from datasets.loader import batches
+from datasets import loader, workers
+from datasets.batch import Batch, NoBatch
+from datasets.loader import batches, never
 from tests.datasets.test_loader import running, runs, wait_for_line
 from tests.datasets.workers.made_batches import (
     LONG_SECONDS,
@@ -89,8 +93,22 @@ def test_a_worker_that_dies_while_its_own_child_lives_on_is_noticed(tmp_path: Pa
 @pytest.mark.parametrize("how", [hang, kill(signal.SIGSTOP)], ids=["hangs", "stopped"])
 @pytest.mark.parametrize("pin", [False, True], ids=["", "pinned"])
 def test_a_worker_that_does_not_answer_is_waited_for_as_long_as_was_said(
-    how: Callable[[], object], pin: bool, fake_pin: list[tuple[str, float]]
+    how: Callable[[], object], pin: bool, fake_pin: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waited = {}
+
+    class Timed(workers.Workers):
+        """Batches that do come may take any time; so what was said holds for step 5 alone."""
+
+        def take(self, step: int, patience_seconds: float, *others: Any) -> Batch:
+            assert patience_seconds == 0.5
+            began = time.monotonic()
+            try:
+                return super().take(step, 0.5 if step == 5 else LONG_SECONDS, *others)
+            finally:
+                waited[step] = time.monotonic() - began
+
+    monkeypatch.setattr(loader, "Workers", Timed)
     stream = batches(Made({5: how}), 2, 99, 2, pin, patience_seconds=0.5)
     assert [next(stream).step for _ in range(3)] == [2, 3, 4]
     (pid,) = (child.pid for child in multiprocessing.active_children() if child.name == "loader-1")
@@ -98,7 +116,7 @@ def test_a_worker_that_does_not_answer_is_waited_for_as_long_as_was_said(
         TimeoutError, match=r"has not made the batch of step 5 in \d+ s.*data\.patience_seconds"
     ) as caught:
         next(stream)
-    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, OSError) and waited[5] >= 0.5
     assert one_line(caught.value).startswith(f"worker 1 of the loader (process {pid})")
 
 
@@ -140,20 +158,39 @@ def test_a_batch_that_comes_within_the_grace_is_given() -> None:
 
 
 def test_a_batch_that_is_there_is_given_without_a_grace() -> None:
-    stream = batches(Made(), 0, 3, 1, pin=False, batches_ahead=3, asked_to_stop=lambda: True, stop_grace_seconds=5.0)
-    assert next(stream).step == 0
-    assert soon(lambda: Path(f"/proc/{multiprocessing.active_children()[0].pid}/stat").read_text().split()[2] == "S")
-    assert [batch.step for batch in stream] == [1, 2]
+    pool = workers.Workers(Made(), range(3), 1, ahead=3)
+    try:
+        assert pool.take(0, LONG_SECONDS, never, LONG_SECONDS).step == 0
+        for step in (1, 2):
+            assert soon(lambda: wait([pool._workers[0].connection], 0))  # a batch is one message, there as a whole
+            assert pool.take(step, 0.0, lambda: True, 0.0).step == step
+    finally:
+        pool.end()
 
 
 @pytest.mark.parametrize("pin", [False, True], ids=["", "pinned"])
-def test_an_interrupt_ends_the_wait_at_once(pin: bool, fake_pin: list[tuple[str, float]]) -> None:
+def test_an_interrupt_ends_the_wait_at_once(
+    pin: bool, fake_pin: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the wait begins; pinned, that is on another thread, while this one waits for that."""
+    waits = []
+
+    def this_one_waits() -> bool:
+        frame = sys._current_frames()[threading.main_thread().ident]  # type: ignore[index]
+        return frame.f_code.co_name == "_pinned_ahead"  # and no more in the start of the other thread
+
+    def interrupted_wait(connections: list[socket.socket], timeout: float) -> list[object]:
+        waits.append(threading.current_thread().name)
+        if len(waits) == 1:
+            assert not pin or soon(this_one_waits)
+            os.kill(os.getpid(), signal.SIGINT)
+        return wait(connections, timeout)
+
+    monkeypatch.setattr(workers, "wait", interrupted_wait)
     stream = batches(Made({0: hang}), 0, 9, 2, pin)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         next(stream)
-    timer.join()
+    assert set(waits) == {"pin"} if pin else waits == ["MainThread"]  # no second wait
 
 
 # Who ends with whom
