@@ -1,5 +1,7 @@
 """Damaged images end in pixels or in a reason, whatever the decoders do; and a decoder that does otherwise is found."""
 
+import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,7 @@ from PIL import Image
 from datasets.decode import decode_by_pillow
 from tests.datasets import fuzz_images
 from tests.datasets.fuzz_images import BAD, GOOD, damaged, originals, run
+from tests.datasets.workers.made_batches import soon
 
 
 def test_damaged_images_are_decoded_or_refused_and_none_is_lost() -> None:
@@ -102,7 +105,18 @@ def test_a_worker_that_sleeps_for_ever_is_ended_and_named(tmp_path: Path, monkey
         "        time.sleep(3600 if number == 1 else 0)\n"
         "        print(json.dumps([number, 'png', 'cut', 'refused', 'no']), file=file, flush=True)\n"
     )
-    monkeypatch.setattr(fuzz_images, "WALL_SECONDS", 5)
+
+    class TimedFromImage1(subprocess.Popen):
+        """Not from its start: before a worker has said which image it begins, its end is another result."""
+
+        def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[None, None]:
+            lines = Path(self.args[-1])  # type: ignore[index, arg-type]
+            begun = json.dumps([1, "png", "cut"]) + "\n"
+            assert soon(lambda: self.poll() is not None or (lines.exists() and lines.read_text().endswith(begun)))
+            return super().communicate(input, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", TimedFromImage1)
+    monkeypatch.setattr(fuzz_images, "WALL_SECONDS", 0.5)
     outcomes = run(0, 0, 3, (sys.executable, str(script)))
     assert [(one.number, one.result, one.told) for one in outcomes] == [
         (0, "refused", "no"),

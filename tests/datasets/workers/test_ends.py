@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def test_an_interrupt_ends_the_wait_at_once(
         frame = sys._current_frames()[threading.main_thread().ident]  # type: ignore[index]
         return frame.f_code.co_name == "_pinned_ahead"  # and no more in the start of the other thread
 
-    def interrupted_wait(connections: list[socket.socket], timeout: float) -> list[object]:
+    def interrupted_wait(connections: list[socket.socket], timeout: float) -> Sequence[object]:
         waits.append(threading.current_thread().name)
         if len(waits) == 1:
             assert not pin or soon(this_one_waits)
