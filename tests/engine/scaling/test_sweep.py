@@ -1,11 +1,13 @@
 """A sweep over cells that are no engine: what ends a cell, what is recorded of it, and how the sweep goes on."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from engine.results.output import Output
 from engine.results.output_names import SCALE
 from engine.scaling import cell_process, results
-from engine.scaling.cell_process import Ended, Task, run_cells
+from engine.scaling.cell_process import CellProcess, Ended, Task, run_cells
 from engine.scaling.cells import Cell
 from engine.scaling.figures import figures_of, lines_of
 from engine.scaling.memory_limit import ControlGroup, Watcher, group_parent
@@ -57,6 +59,23 @@ def sweep_of(
 
 def never() -> bool:
     return False
+
+
+@pytest.fixture
+def only_what_hangs_has_a_limit(monkeypatch):
+    """The seconds that a cell may take hold once it has said that it hangs; until then, and for others, there is no limit."""
+
+    class OnceItHangs(CellProcess):
+        def __init__(self, task, limit):
+            super().__init__(replace(task, seconds=math.inf), limit)
+            self.given = task
+
+        def _reason_to_end(self, asked_to_stop):
+            if "hangs" in self.task.log.read_text():
+                self.task = self.given
+            return super()._reason_to_end(asked_to_stop)
+
+    monkeypatch.setattr(cell_process, "CellProcess", OnceItHangs)
 
 
 def test_every_cell_of_every_block_is_run_once_and_recorded(tmp_path):
@@ -114,12 +133,14 @@ def test_a_cell_that_takes_too_much_memory_is_recorded_as_such_and_the_sweep_goe
     assert len([record for record in sweep.records if record.status == "ended"]) == 4
 
 
+@pytest.mark.usefixtures("only_what_hangs_has_a_limit")
 def test_a_cell_over_its_time_is_ended_with_its_whole_tree(tmp_path):
     output = tmp_path / "sweep"
-    sweep = sweep_of(output, ["hang", ""], seconds=3.0)
+    sweep = sweep_of(output, ["hang", ""], seconds=1.0)
     assert sweep.run(never)
     by_cell = {record.cell: record for record in sweep.records}
-    assert by_cell[0].status == "over its time" and "3 s" in by_cell[0].why and "hangs" in by_cell[0].last_words
+    assert by_cell[0].status == "over its time" and by_cell[0].why == "it ran for more than 1 s"
+    assert by_cell[0].figures["seconds"] > 1.0 and "hangs" in by_cell[0].last_words
     assert by_cell[1].status == "ended"
     assert marked(str(output.absolute())) == []
 
@@ -267,6 +288,7 @@ def test_cells_of_a_line_take_turns_and_never_run_at_the_same_time(tmp_path, mon
     assert 2 <= changes < turns, (changes, turns)  # one after the other it would be 1, and side by side many
 
 
+@pytest.mark.usefixtures("only_what_hangs_has_a_limit")
 def test_a_cell_that_hangs_in_its_turn_is_over_its_time_and_the_others_end(tmp_path):
     sweep = sweep_of(tmp_path / "sweep", ["", "hang", ""], seconds=1.0, turn=0.2)
     assert sweep.run(never)
