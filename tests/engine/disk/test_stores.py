@@ -250,22 +250,33 @@ def test_bfloat16_rounds_to_nearest_even_and_halves_the_bytes(tmp_path):
 def test_writing_is_handed_over_and_bounded(tmp_path):
     disk = make_disk(tmp_path)
     gate, real = threading.Event(), disk.write_block
-    disk.write_block = lambda *arguments: (gate.wait(10), real(*arguments))[1]
+    disk.write_block = lambda *arguments: (gate.wait(), real(*arguments))[1]
     size = made_block(0).bytes
     store = WriteBehind(disk, limit_bytes=3 * size)
-    for block in range(3):
-        store.write_block(block, made_block(block))  # returns at once: there is room
-    assert store.host_bytes == 3 * size
-    assert not disk.blocks()
-    assert_same(read(store, 1), made_block(1))  # from memory
-    store.write_for_checkpoint(8, made_block(8))  # a checkpoint's copy neither waits for room nor takes it
-    assert store.waited_seconds == 0
-    assert store.host_bytes == 4 * size
-    threading.Timer(1.0, gate.set).start()
-    start = time.perf_counter()
-    store.write_block(3, made_block(3))
-    took = time.perf_counter() - start
-    assert 0.5 * took < store.waited_seconds <= took
+    waits, wait_for = [], store._condition.wait_for
+
+    def wait_and_let_the_disk_move(*arguments):
+        waits.append(arguments)
+        time.sleep(0.1)
+        gate.set()
+        return wait_for(*arguments)
+
+    store._condition.wait_for = wait_and_let_the_disk_move
+    try:
+        for block in range(3):
+            store.write_block(block, made_block(block))  # returns at once: there is room
+        assert store.host_bytes == 3 * size
+        assert not disk.blocks()
+        assert_same(read(store, 1), made_block(1))  # from memory
+        store.write_for_checkpoint(8, made_block(8))  # a checkpoint's copy neither waits for room nor takes it
+        assert store.waited_seconds == 0 and not waits
+        assert store.host_bytes == 4 * size
+        start = time.perf_counter()
+        store.write_block(3, made_block(3))
+        took = time.perf_counter() - start
+        assert len(waits) == 1 and 0.1 <= store.waited_seconds <= took
+    finally:
+        gate.set()
     store.drain()
     assert store.host_bytes == 0
     for block in (0, 1, 2, 3, 8):

@@ -158,15 +158,28 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, whole):
 
 def test_a_checkpoint_waits_for_the_one_before_and_counts_it(tmp_path):
     run = DiskRun(CASE, tmp_path).train(20)
-    gate, real = threading.Event(), run.files._create
-    run.files._create = lambda *arguments: (gate.wait(20), real(*arguments))[1]
-    run.save()
-    run.train(21)
-    threading.Timer(1.0, gate.set).start()
-    began = time.perf_counter()
-    run.save()
-    took = time.perf_counter() - began
-    assert 0.1 < run.checkpoints.waited_seconds <= took
+    gate, real, drain = threading.Event(), run.files._create, run.disk.drain
+    run.files._create = lambda *arguments: (gate.wait(), real(*arguments))[1]
+    waits = []
+
+    def let_the_disk_move_and_drain():
+        waits.append(manifest.numbers(run.files))
+        time.sleep(0.1)
+        gate.set()
+        drain()
+
+    run.disk.drain = let_the_disk_move_and_drain
+    try:
+        run.save()
+        run.train(21)
+        assert not waits and run.checkpoints.waited_seconds == 0
+        began = time.perf_counter()
+        run.save()
+        took = time.perf_counter() - began
+        assert waits == [[]] and 0.1 <= run.checkpoints.waited_seconds <= took
+        assert manifest.numbers(run.files)  # that of the first
+    finally:
+        gate.set()
     run.finish()
     assert [kept.step for kept in manifest.recover(run.files)[0]] == [20, 21]
 
