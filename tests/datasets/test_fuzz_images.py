@@ -110,7 +110,7 @@ def test_a_worker_that_sleeps_for_ever_is_ended_and_named(tmp_path: Path, monkey
         """Not from its start: before a worker has said which image it begins, its end is another result."""
 
         def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[None, None]:
-            lines = Path(self.args[-1])  # type: ignore[index, arg-type]
+            lines = Path(self.args[-1])
             begun = json.dumps([1, "png", "cut"]) + "\n"
             assert soon(lambda: self.poll() is not None or (lines.exists() and lines.read_text().endswith(begun)))
             return super().communicate(input, timeout)

@@ -1,17 +1,7 @@
-"""The loader: the same batches with any number of workers, places that stay empty, errors that can be read, processes that go away."""
+"""The loader gives the same batches with any number of workers; places that cannot be filled stay empty."""
 
-import contextlib
-import hashlib
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 import time
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,109 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.batch import Batch, ImagesUnavailable, Unreadable, UnreadableImage
+from datasets.batch import ImagesUnavailable, Unreadable
 from datasets.given import GivenFeatures
-from datasets.grey import GreyAugment
-from datasets.keyed import keyed, shuffle
 from datasets.loader import Augmentation, StepDataset, batches
 from datasets.parts import joined
-from datasets.photos import Crop, PhotoAugment
 from datasets.schedule import Schedule
-
-PLACES = 6
-REPOSITORY = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class FakeSource:
-    """Every instance another noise image; instances in `broken` cannot be read, those in `buggy` meet a bug."""
-
-    shape: tuple[int, ...] = (32, 32)
-    broken: frozenset[int] = frozenset()
-    buggy: frozenset[int] = frozenset()
-    pause_seconds: float = 0.0
-
-    def image(self, instance: int) -> np.ndarray:
-        time.sleep(self.pause_seconds)
-        if instance in self.broken:
-            raise UnreadableImage(f"photos/{instance}.jpg", "truncated")
-        if instance in self.buggy:
-            raise KeyError("no such font")
-        return (
-            (keyed(7, instance, np.arange(np.prod(self.shape))) >> np.uint64(56)).astype(np.uint8).reshape(self.shape)
-        )
-
-    def file_bytes(self, instance: int) -> int:
-        return 1000 + instance
-
-
-class FakeSchedule:
-    """Six places a step in six lanes, out of 20 positions; position p holds instance 100 - p, but 18 and 19 are empty."""
-
-    lanes = 6
-
-    def positions(self, step: int) -> np.ndarray:
-        positions = shuffle(step, 20)[:PLACES]
-        return np.where(positions < 18, positions, -1)
-
-    def instances(self, positions_B: np.ndarray) -> np.ndarray:
-        assert (positions_B >= 0).all()
-        return 100 - positions_B
-
-
-GREY = GreyAugment(view_count=2)
-PHOTOS = PhotoAugment(crops=(Crop(24, 1, (0.3, 1.0)), Crop(16, 2, (0.1, 0.3), rows_grad=False)))
-
-
-def grey_dataset(**source: object) -> StepDataset:
-    return StepDataset(FakeSource(**source), FakeSchedule(), GREY, seed=1)
-
-
-def assert_same(one: Batch, other: Batch) -> None:
-    assert one.step == other.step
-    assert len(one.views) == len(other.views)
-    assert all(map(torch.equal, one.views, other.views))
-    for name in ("positions_G", "ids_G", "filled_G"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    assert one.unreadable == other.unreadable
-    assert one.read_bytes == other.read_bytes
-
-
-def digest_of(batch: Batch) -> str:
-    """Of all that a step sees."""
-    digest = hashlib.sha256()
-    for array in (*(view.numpy() for view in batch.views), batch.positions_G, batch.ids_G, batch.filled_G):
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(repr(batch.unreadable).encode())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def running(body: str) -> Iterator[subprocess.Popen]:
-    """Python on a script that has this module's names, in a process group of its own; warnings are errors there too."""
-    script = f"from tests.datasets.test_loader import *\n{body}"
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-W", "error", "-c", script],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        # Where the test failed, the script or its workers may hang.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_for_line(process: subprocess.Popen, line: str) -> None:
-    assert process.stdout is not None
-    while (read := process.stdout.readline()) != f"{line}\n":
-        assert read, f"the script ended before it printed {line}"
+from tests.datasets.fake_images import (
+    GREY,
+    PHOTOS,
+    PLACES,
+    FakeSchedule,
+    FakeSource,
+    assert_same,
+    digest_of,
+    grey_dataset,
+)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
@@ -323,145 +225,6 @@ def test_of_photos_one_at_a_time_is_held_decoded() -> None:
     assert len(most) == 64 - len(batch.unreadable) and batch.unreadable
     assert max(most) == 1
     assert not held
-
-
-def test_a_bug_in_a_worker_surfaces_with_its_type_and_traceback() -> None:
-    dataset = grey_dataset(buggy=frozenset(range(101)))
-    with pytest.raises(KeyError, match="no such font") as caught:
-        list(batches(dataset, 0, 6, workers=2, pin=False))
-    assert "in image" in caught.value.__notes__[0]
-    assert multiprocessing.active_children() == []
-
-
-def test_no_workers_means_no_processes() -> None:
-    with contextlib.closing(batches(grey_dataset(), 0, 6, workers=0, pin=False)) as stream:
-        next(stream)
-        assert multiprocessing.active_children() == []
-
-
-def test_workers_are_forked_before_the_first_batch_is_asked_for() -> None:
-    with contextlib.closing(batches(grey_dataset(), 0, 6, workers=2, pin=False)):
-        assert len(multiprocessing.active_children()) == 2
-
-
-@pytest.mark.parametrize("taken", [0, 1, 6])
-def test_closing_the_iterator_ends_its_workers(taken: int) -> None:
-    stream = batches(grey_dataset(), 0, 6, workers=2, pin=False)
-    for _ in range(taken):
-        next(stream)
-    stream.close()
-    assert multiprocessing.active_children() == []
-
-
-def test_no_steps_give_no_batches() -> None:
-    assert list(batches(grey_dataset(), 4, 4, workers=2, pin=False)) == []
-    assert multiprocessing.active_children() == []
-
-
-def test_the_global_generator_stays_where_it_is() -> None:
-    before = torch.get_rng_state()
-    list(batches(grey_dataset(), 0, 3, workers=2, pin=False))
-    list(batches(grey_dataset(), 0, 3, workers=0, pin=False))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_workers_do_not_hang_after_the_parent_has_used_its_threads() -> None:
-    # In a process of its own: a hang there is a failure here, and the parent's threads surely exist at the fork.
-    script = (
-        "torch.set_num_threads(4)\n"
-        "big = torch.rand(1500, 1500)\n"
-        "for _ in range(3): (big @ big).exp_().sum()\n"
-        "assert len(os.listdir('/proc/self/task')) >= 4\n"
-        # Enough places that a worker with four threads would open parallel regions.
-        "class Wide(FakeSchedule):\n"
-        "    lanes = 5\n"
-        "    def positions(self, step): return np.arange(500) % 18\n"
-        "dataset = StepDataset(FakeSource(), Wide(), GREY, 1)\n"
-        "print(len(list(batches(dataset, 0, 6, workers=2, pin=False))))\n"
-        "(big @ big).sum()\n"
-    )
-    with running(script) as process:
-        output, errors = process.communicate(timeout=60)
-        assert (process.returncode, output, errors) == (0, "6\n", "")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_all_processes_leaves_the_parent_its_batches(number: signal.Signals) -> None:
-    script = (
-        # Forked before the parent's handlers are set, so that the workers do not inherit those.
-        "stream = batches(grey_dataset(pause_seconds=0.005), 0, 10**9, workers=2, pin=False)\n"
-        "stopping = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: stopping.append(1))\n"
-        "signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))\n"
-        "signal.signal(signal.SIGHUP, lambda *_: stopping.append(1))\n"
-        "left = 20\n"
-        "for batch in stream:\n"
-        "    print(batch.step)\n"
-        "    left -= bool(stopping)\n"
-        "    if not left: break\n"
-        "stream.close()\n"
-        "print('left', len(multiprocessing.active_children()))\n"
-    )
-    with running(script) as process:
-        wait_for_line(process, "5")
-        os.killpg(process.pid, number)
-        output, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (0, "")
-        lines = output.split()
-        assert lines[-2:] == ["left", "0"]
-        steps = [int(line) for line in lines[:-2]]
-        # What came in one piece with the line that was waited for, communicate does not see.
-        assert steps[0] >= 6 and steps == list(range(steps[0], steps[0] + len(steps)))
-        # Twenty batches after the signal, of which step 5, if it was still at work, is the first.
-        assert len(steps) >= 19
-
-
-def test_an_interrupt_that_is_not_caught_ends_the_workers_while_it_travels() -> None:
-    script = (
-        "try:\n"
-        "    with contextlib.closing(batches(grey_dataset(pause_seconds=0.05), 0, 10**9, 2, pin=False)) as stream:\n"
-        "        for batch in stream: print(batch.step)\n"
-        "except KeyboardInterrupt as error:\n"
-        "    print('left', len(multiprocessing.active_children()))\n"
-    )
-    with running(script) as process:
-        wait_for_line(process, "3")
-        os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (0, "")
-        assert output.endswith("left 0\n")
-
-
-def test_a_program_that_forgets_to_close_still_ends() -> None:
-    script = "stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\nprint(next(stream).step)\n"
-    with running(script) as process:
-        output, errors = process.communicate(timeout=60)
-        assert (process.returncode, output, errors) == (0, "0\n", "")
-
-
-def test_workers_end_when_their_parent_is_killed() -> None:
-    script = (
-        "stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\n"
-        "print(*(child.pid for child in multiprocessing.active_children()))\n"
-        "for batch in stream: pass\n"
-    )
-    with running(script) as process:
-        assert process.stdout is not None
-        workers = [int(word) for word in process.stdout.readline().split()]
-        assert len(workers) == 2
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 60
-        while alive := [pid for pid in workers if runs(pid)]:
-            assert time.monotonic() < deadline, f"workers {alive} outlive their parent"
-            time.sleep(0.1)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process exists and is not a zombie that nobody has collected yet."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs an accelerator")

@@ -18,7 +18,7 @@ import pytest
 from datasets import loader, workers
 from datasets.batch import Batch, NoBatch
 from datasets.loader import batches, never
-from tests.datasets.test_loader import running, runs, wait_for_line
+from tests.datasets.scripts import running, runs, wait_for_line
 from tests.datasets.workers.made_batches import (
     LONG_SECONDS,
     WITHIN_SECONDS,
@@ -176,7 +176,7 @@ def test_an_interrupt_ends_the_wait_at_once(
     waits = []
 
     def this_one_waits() -> bool:
-        frame = sys._current_frames()[threading.main_thread().ident]  # type: ignore[index]
+        frame = sys._current_frames()[threading.main_thread().ident]
         return frame.f_code.co_name == "_pinned_ahead"  # and no more in the start of the other thread
 
     def interrupted_wait(connections: list[socket.socket], timeout: float) -> Sequence[object]:

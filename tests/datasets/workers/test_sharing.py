@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from datasets.batch import Batch
 from datasets.loader import batches
 from datasets.workers import shares
-from tests.datasets.test_loader import REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.datasets.workers.made_batches import (
     Made,
     fail,
