@@ -87,7 +87,12 @@ def test_gradcheck_holds_for_the_features_when_all_samples_are_barred_from_rows_
     assert not drows_KD.any()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(
     samples=st.integers(1, 9),
     rows=st.integers(1, 40),

@@ -69,7 +69,10 @@ def drawn(samples: int, rows: int, features: int, seed: int) -> tuple[tuple[Tens
 
 
 small = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 

@@ -124,7 +124,9 @@ def places(root):
     return there + new
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_whatever_is_a_link_nothing_behind_one_changes_and_none_goes(template, tmp_path_factory, data):
     root = shutil.copytree(template[0], tmp_path_factory.mktemp("run") / "checkpoints")
