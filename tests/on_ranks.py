@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import socket
 import sys
@@ -87,6 +88,10 @@ _PRELOADED = [
 ]
 _CONTEXT.set_forkserver_preload(_PRELOADED)
 _GRACE_SECONDS = 1.0  # for other ranks to fail too, once one has
+_STACK_SECONDS = 30.0  # for a rank that is late to write where it is
+_STACK = re.compile(
+    r'most recent call first.*(on_ranks\.py", line \d+ in _run|\n  \.\.\.)\n', re.DOTALL
+)  # to its end, or its cut
 _SAID_CHARACTERS = 6000  # of each rank, in a failure
 
 
@@ -158,19 +163,22 @@ class _Child:
             self.answer = pickle.loads(self.channel.recv_bytes())
             assert isinstance(self.answer, _Answer)
         except (EOFError, ConnectionResetError):
-            self.process.join(5)
+            self.process.join(60)  # the server, which is busy, tells how it ended
             text = f"rank {self.rank} ended without an answer, exit code {self.process.exitcode}"
             self.answer = _Answer(failed=ChildProcessError(text), trace=text)
         return self.answer
 
     def said(self) -> str:
-        text = self._said.read_text(errors="replace").strip() if self._said.exists() else ""
-        return text[-_SAID_CHARACTERS:] or "(nothing)"
+        return self._all_said().strip()[-_SAID_CHARACTERS:] or "(nothing)"
 
     def show_stack(self) -> None:
         """Have the process write where it is to what it said."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
+
+    def has_shown_stack(self) -> bool:
+        """Whether its stack can be read in what it said, or will never be there. The main thread, which calls _run, comes last."""
+        return self.process.exitcode is not None or bool(_STACK.search(self._all_said()))
 
     def end(self) -> None:
         """Let it go where it has answered; kill it, with the processes that it started, where it has not or does not go."""
@@ -182,6 +190,9 @@ class _Child:
             self.process.kill()
             self.process.join()
         self.process.close()
+
+    def _all_said(self) -> str:
+        return self._said.read_text(errors="replace") if self._said.exists() else ""
 
 
 def _collect(children: list[_Child], timeout_seconds: float) -> None:
@@ -200,8 +211,9 @@ def _failure(children: list[_Child], timeout_seconds: float) -> BaseException:
     late = [child for child in children if child.answer is None]
     for child in late:
         child.show_stack()
-    if late:
-        time.sleep(0.5)
+    deadline = time.monotonic() + _STACK_SECONDS
+    while not all(child.has_shown_stack() for child in late) and time.monotonic() < deadline:
+        time.sleep(0.02)
     failures = [child.answer.failed for child in children if child.answer and child.answer.failed]
     failures.sort(key=lambda failed: not isinstance(failed, ChildProcessError))  # a lost process makes the others fail
     ranks = ", ".join(str(child.rank) for child in late)

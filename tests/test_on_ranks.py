@@ -123,7 +123,7 @@ def test_an_exception_comes_with_its_traceback_and_what_the_others_did():
     start = time.monotonic()
     with pytest.raises(ValueError, match="rank 1 does not like it") as caught:
         on_ranks(3, fail_on, [1])
-    assert time.monotonic() - start < 30  # not when the others' collective times out
+    assert time.monotonic() - start < 150  # not after the 200 s in which the others' collective times out
     note = "\n".join(caught.value.__notes__)
     assert "in fail_on" in note and "Traceback" in note
     assert "rank 2 is at work" in note and "in wait" in note  # by its stack
@@ -135,7 +135,8 @@ def test_an_exception_that_cannot_be_pickled_keeps_its_text():
         on_ranks(1, fail_strangely)
 
 
-def test_where_all_fail_it_is_rank_0_that_is_heard():
+def test_where_all_fail_it_is_rank_0_that_is_heard(monkeypatch):
+    monkeypatch.setattr("tests.on_ranks._GRACE_SECONDS", 60.0)
     with pytest.raises(ValueError, match="rank 0 does not like it"):
         on_ranks(3, fail_on, [0, 1, 2])
 
