@@ -89,9 +89,8 @@ _PRELOADED = [
 _CONTEXT.set_forkserver_preload(_PRELOADED)
 _GRACE_SECONDS = 1.0  # for other ranks to fail too, once one has
 _STACK_SECONDS = 30.0  # for a rank that is late to write where it is
-_STACK = re.compile(
-    r'most recent call first.*(on_ranks\.py", line \d+ in _run|\n  \.\.\.)\n', re.DOTALL
-)  # to its end, or its cut
+# All of what faulthandler writes down to _run, or to where it cuts a deep stack.
+_STACK = re.compile(r'most recent call first.*(on_ranks\.py", line \d+ in _run|\n  \.\.\.)\n', re.DOTALL)
 _SAID_CHARACTERS = 6000  # of each rank, in a failure
 
 
