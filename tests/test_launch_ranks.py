@@ -111,6 +111,22 @@ def ranks_of(launcher):
     return found
 
 
+def killed_in(rank, step):
+    """A fault: this rank is killed as it begins this step, counted from 0, and a checkpoint is whole; when, the file `killed` tells."""
+    real = run_module.train_step
+
+    def train_step(batch, *arguments, **options):
+        if batch.step == step:
+            while not list(Path("run/checkpoints/manifests").glob("*.json")):  # the writer is behind
+                time.sleep(0.01)
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(batch, *arguments, **options)
+
+    if os.environ["RANK"] == str(rank):
+        run_module.train_step = train_step
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The run of one process that nothing happens to."""

@@ -5,12 +5,10 @@
 """
 
 import json
-import os
-import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -21,7 +19,7 @@ from tests.conftest import TINY, Runner, leave_out_drawings
 from tests.engine.methods.hard import HARD, register
 from tests.engine.methods.momentum_queue import MomentumQueue
 from tests.engine.methods.poisoned import poisoned_steps
-from tests.test_launch_ranks import Runs
+from tests.test_launch_ranks import Runs, killed_in
 
 KINDS = [*sorted(HARD), "moco", "simclr"]
 FIGURE = {
@@ -150,11 +148,12 @@ def test_a_killed_rank_costs_no_checkpoint_and_the_run_ends_as_one_that_was_neve
     del config["output"]
     whole, killed = HardRuns(tmp_path / "whole", **config), HardRuns(tmp_path / "killed", **config)
     whole.on_two_ranks("steps=20")
-    with killed.running(2, "steps=20") as running:
-        killed.wait_for(6, lambda: not all(map(psutil.pid_exists, running.pids)))
-        os.kill(running.pids[1], signal.SIGKILL)
-        assert running.wait().code != 0
-    killed.on_two_ranks("steps=20")
+    killed.fault = partial(killed_in, 1, 6)
+    code, _ = killed(2, "steps=20")
+    assert code != 0
+    killed.fault = None
+    code, out = killed(2, "steps=20")
+    assert code == 0 and "going on after step 4 " in out, out
     assert killed.summary()["digest"] == whole.summary()["digest"]
     assert killed.losses() == whole.losses()
 
