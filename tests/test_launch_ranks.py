@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,16 +63,21 @@ class Runs:
         words = ["--config", str(self.config), *overrides]
         return Running(words, self.directory, count=count, fault=self.fault, drawings=False)
 
-    def launch(self, count, launcher, *overrides):
+    def launch(self, count, launcher, *overrides, program=("launch.py",)):
         """The process of a real launcher."""
         head = {
             "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
             "deepspeed": [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(count)],
         }[launcher]
         return subprocess.Popen(
-            [*head, "launch.py", "--config", str(self.config), *overrides],
+            [*head, *program, "--config", str(self.config), *overrides],
             cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "DS_ACCELERATOR": "cpu",
+                "HELD_IN": str(self.directory),  # for tests/held_start.py
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -154,30 +160,32 @@ def assert_same_run(runs, undisturbed, words):
 def test_two_stop_four_kill_one_four_end_with_the_rows_of_the_undisturbed_run(tmp_path, undisturbed):
     runs = Runs(tmp_path / "runs", checkpoint={"every_steps": 5, "keep": 2}, ranks={"timeout_seconds": 20})
     # Two processes, until the launcher is told to stop, as a cluster does that takes the machine back.
-    launcher = runs.launch(2, "deepspeed", f"steps={STEPS}")
-    runs.wait_for(4, lambda: launcher.poll() is not None)
+    launcher = runs.launch(2, "deepspeed", f"steps={STEPS}", program=("--module", "tests.held_start"))
+    while not (runs.directory / "held").exists():
+        assert launcher.poll() is None
+        time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)
     out, _ = launcher.communicate(timeout=300)
     stopped = runs.summary()
     assert stopped["status"] == "stopped by SIGTERM", out
     assert "SIGTERM: checkpoint written after step" in out
-    assert 4 <= stopped["steps"] < STEPS
+    assert stopped["steps"] == 7
 
     # Four, of which one is killed, and no launcher ends the others.
+    runs.fault = partial(killed_in, 2, 17)
     with runs.running(4, f"steps={STEPS}") as running:
-        runs.wait_for(stopped["steps"] // 4 * 4 + 12, lambda: not running.is_at_work)
         victim = running.pids[2]
-        os.kill(victim, signal.SIGKILL)
-        killed = time.monotonic()
         ended = running.wait()
     assert ended.code != 0
-    assert time.monotonic() - killed < 110  # without the config's limit it is 120
-    assert f"going on after step {stopped['steps']} " in ended.out
+    killed_time = (runs.directory / "killed").stat().st_mtime
+    assert time.time() - killed_time < 110  # without the config's limit it is 120
+    assert "going on after step 7 " in ended.out
     lost = [line for line in ended.err.splitlines() if line.startswith("error:")]
     assert len(lost) == 1 and f"rank 2 (process {victim} on" in lost[0] and "was lost after step" in lost[0], ended.err
     # Then one, then four again to the end.
-    alone = max(runs.losses()) + 8
-    assert alone < STEPS
+    runs.fault = None
+    assert max(runs.losses()) == 16
+    alone = 24
     code, out = runs(1, f"steps={alone}")
     assert code == 0 and "going on after step" in out, out
     code, out = runs(4, f"steps={STEPS}")
