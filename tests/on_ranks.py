@@ -41,6 +41,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.distributed import TCPStore
 
 from engine.ranks import ranks as processes
 
@@ -103,10 +104,13 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout_
     """
     packed = pickle.dumps((function, arguments))
     server_context()
+    # As under torchrun the ranks' table is the caller's; the kernel gives it a port that is free.
+    table = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     launched = {
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(table.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
@@ -296,10 +300,19 @@ def _filters() -> list[tuple[Any, ...]]:
     ]
 
 
-def free_port() -> int:
-    """Outside the range from which the kernel takes ports by itself: nobody connects from it before rank 0 listens there."""
+def taken_port() -> socket.socket:
+    """A socket at a port that nobody else draws while it is open. A server that sets SO_REUSEADDR, as torch's table does, may listen there.
+
+    The port is outside the range from which the kernel takes ports by itself: nobody connects from it before that server is there.
+    """
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        taken = socket.socket()
+        try:
+            taken.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
+        except OSError:
+            taken.close()
+            continue
+        taken.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # after bind, which is to fail where another has the port
+        return taken

@@ -23,7 +23,7 @@ from engine.disk import manifest
 from engine.disk.files import DiskFiles
 from engine.training import run as run_module
 from tests.conftest import REPOSITORY, TINY
-from tests.on_ranks import free_port
+from tests.on_ranks import taken_port
 from tests.pooled_start import Running
 
 pytestmark = pytest.mark.timeout(600)
@@ -65,23 +65,26 @@ class Runs:
 
     def launch(self, count, launcher, *overrides, program=("launch.py",)):
         """The process of a real launcher."""
-        head = {
-            "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
-            "deepspeed": [str(BIN / "deepspeed"), "--master_port", str(free_port()), "--num_accelerators", str(count)],
-        }[launcher]
-        return subprocess.Popen(
-            [*head, *program, "--config", str(self.config), *overrides],
-            cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "DS_ACCELERATOR": "cpu",
-                "HELD_IN": str(self.directory),  # for tests/held_start.py
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with taken_port() as port:  # which the launcher inherits: as long as it is there, no other test gets the port
+            number = str(port.getsockname()[1])
+            head = {
+                "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(count)],
+                "deepspeed": [str(BIN / "deepspeed"), "--master_port", number, "--num_accelerators", str(count)],
+            }[launcher]
+            return subprocess.Popen(
+                [*head, *program, "--config", str(self.config), *overrides],
+                cwd=REPOSITORY,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "DS_ACCELERATOR": "cpu",
+                    "HELD_IN": str(self.directory),  # for tests/held_start.py
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                pass_fds=[port.fileno()],
+            )
 
     def summary(self):
         return json.loads((self.output / "summary.json").read_text())

@@ -65,7 +65,7 @@ def die(ranks):
 
 
 def leave_early(ranks):
-    if ranks.rank == 0:  # which has the table by which the others find each other
+    if ranks.rank == 0:
         return None
     time.sleep(0.3)
     return ranks.rank
