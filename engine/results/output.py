@@ -19,6 +19,7 @@ What is left out: somebody who puts a file of his own in the place of one that w
 """
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -69,13 +70,21 @@ class Output:
         for path in made:
             _sync_name(path)  # a checkpoint is not safe in a directory whose name a power cut can take
         if not self._is_marked:
-            self._add_lines(_HEADER, *(f"{name}\n" for name in sorted(self._own)))
+            with self._opened_mark() as handle:
+                with suppress(OSError):  # engine/disk/lock.py says it where a file system has none
+                    fcntl.lockf(handle, fcntl.LOCK_EX)  # of jobs that begin together one makes the mark, and the others find it
+                text = os.pread(handle, len(_HEADER), 0).decode(errors="replace")
+                if text != _HEADER:
+                    os.ftruncate(handle, 0)  # what was cut short when it was made
+                    self._append(handle, _HEADER, *(f"{name}\n" for name in sorted(self._own)))
             _sync_name(self.path / MARK)
-            self._is_marked = True
+            self._own = self._read()
 
     def enter(self, name: str) -> Path:
         """The path of a file or directory that is about to be written: from now on it is ours. ValueError where it is not."""
         assert self._is_marked and is_name(name), name
+        if name not in self._own:
+            self._own = self._read()  # another job may have entered it meanwhile
         if name not in self._own:
             self._require_own(name)
             self.take(name)
@@ -201,24 +210,31 @@ class Output:
         return path
 
     def _add_lines(self, *lines: str) -> None:
-        """All of the lines, or none of them. What a mark holds that was cut short when it was made is replaced."""
-        fresh = 0 if self._is_marked else os.O_TRUNC
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | fresh
+        """All of the lines, or none of them."""
+        with self._opened_mark() as handle:
+            self._append(handle, *lines)
+
+    @contextmanager
+    def _opened_mark(self) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         handle = os.open(self.path / MARK, flags, 0o666)
         try:
-            size = os.fstat(handle).st_size
-            torn = size and os.pread(handle, 1, size - 1) != b"\n"  # by a power cut
-            content = ("\n" * bool(torn) + "".join(lines)).encode()
-            try:
-                if os.write(handle, content) < len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(handle)
-            except OSError as error:
-                with suppress(OSError):
-                    os.ftruncate(handle, size)
-                raise OSError(error.errno, error.strerror, str(self.path / MARK)) from None
+            yield handle
         finally:
             os.close(handle)
+
+    def _append(self, handle: int, *lines: str) -> None:
+        size = os.fstat(handle).st_size
+        torn = size and os.pread(handle, 1, size - 1) != b"\n"  # by a power cut
+        content = ("\n" * bool(torn) + "".join(lines)).encode()
+        try:
+            if os.write(handle, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(handle, size)
+            raise OSError(error.errno, error.strerror, str(self.path / MARK)) from None
 
     def _has_checkpoints(self) -> bool:
         """Whether `checkpoints` has what a run leaves there, whole or not; where it is a link, whole."""

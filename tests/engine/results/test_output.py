@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datasets.batch import MARK
 from engine.results.output import _CONFIG_KEYS, Output, is_finished, json_text
-from engine.results.output_names import EXPORT, KNN, PRETRAIN
+from engine.results.output_names import EXPORT, KNN, LOCK, PRETRAIN
 from tests.foreign import Foreign
 
 NAMES = [*PRETRAIN, *KNN, *EXPORT]
@@ -347,3 +347,17 @@ def test_files_have_the_modes_that_the_user_wants(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert {os.stat(tmp_path / name).st_mode & 0o777 for name in ("report.html", "summary.json", MARK)} == {mode}
+
+
+def test_jobs_that_looked_before_the_directory_was_made_lose_no_name_of_each_other(tmp_path):
+    first, second = (Output(tmp_path / "run", [LOCK, "summary.json"]) for _ in range(2))
+    first.make()
+    first.enter(LOCK).write_text("{}")
+    first.write_text("summary.json", "{}")
+    second.make()
+    assert second.enter(LOCK) == tmp_path / "run" / LOCK  # and Lock says who has it
+    second.write_text("report.html", "")
+    third = Output(tmp_path / "run")
+    first.write_text("plan.json", "{}")
+    third.write_text("plan.json", "{}")
+    assert Output(tmp_path / "run")._own == {LOCK, "summary.json", "report.html", "plan.json"}
