@@ -1,5 +1,6 @@
 """The run's contract, end to end on digits: outputs, backends, evaluation, exports."""
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from torchvision.models.vgg import VGG, make_layers
 import kernels.catch_up
 import kernels.compiled
 import kernels.row_update
+from engine.results.output import Output
 from kernels.compiled import NotCompiled, choose
 from kernels.sampled_softmax import ops as softmax_ops
 from tests.conftest import Runner
@@ -284,3 +286,24 @@ def test_two_jobs_in_one_output_directory_are_refused(run, capsys):
     assert "is in use by" in capsys.readouterr().err
     held.release()
     assert run("steps=5") == 0
+
+
+def test_a_finished_run_without_its_report_makes_it_again_and_trains_no_step(run, capsys, monkeypatch):
+    real = Output.write_text
+
+    def full(output, name, text):
+        if name == "report.html":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(output, name, text)
+
+    monkeypatch.setattr(Output, "write_text", full)
+    assert run("steps=4") == 1
+    assert not (run.output / "summary.json").exists() and "store.verb=scrub" in capsys.readouterr().err
+    monkeypatch.undo()
+    for missing in ("nothing", "report.html"):
+        (run.output / missing).unlink(missing_ok=True)
+        assert run("steps=4") == 0
+        assert "going on after step 4" in capsys.readouterr().out
+        assert (run.output / "report.html").exists() and run.summary()["status"] == "finished"
+    assert run("steps=4") == 0
+    assert "this run is finished" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from engine.disk.shapes import shown
@@ -84,8 +85,10 @@ class Lock:
             return shown(text) or None
 
     def _write(self, text: str) -> None:
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, text.encode(), 0)
+        """For people alone: a full disk, which a job may be about to make room on, is no reason to fail."""
+        with suppress(OSError):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, text.encode(), 0)
 
 
 def _opened(path: str, directory: Path) -> int:

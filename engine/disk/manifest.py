@@ -22,6 +22,7 @@ What a manifest says is used after engine/disk/manifest_body.py has looked at it
 `Body` (engine/disk/body.py).
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -53,6 +54,10 @@ NO_ROWS = RowSizes(
 
 # (block, its generation's name, checksums) -> what is wrong with it, or None
 Known = dict[tuple[int, str, tuple[int, ...]], str | None]
+_MAY_PASS = {
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENOTCONN),
+}
 
 
 @dataclass
@@ -343,7 +348,7 @@ def check(checkpoint: SavedCheckpoint, lanes: Lanes = ALL_LANES) -> None:
 def problems_of(
     checkpoint: SavedCheckpoint, every_block: bool, known: Known | None = None, lanes: Lanes = ALL_LANES
 ) -> list[str]:
-    """A line for each file that is not what was written.
+    """A line for each file that is not what was written. Raises OSError where the machine fails in a way that may pass.
 
     every_block   read all blocks, not those alone that a resume reads first; go on after a damaged file, and name what cannot be read
     known         what came of blocks that were read before, for other checkpoints; what comes of these is added
@@ -357,14 +362,14 @@ def problems_of(
         try:
             checkpoint.read(path)
         except named as error:
-            lines.append(str(error))
+            lines.append(_told(error))
     if lines and not every_block:
         return lines
     store = checkpoint.store()
     try:
         entries = checkpoint.entries(store, lanes)
     except named as error:
-        return lines or [str(error)]
+        return lines or [_told(error)]
     missing = missing_files(store, entries) if every_block else []
     lines += missing
     bad = {line.split(" ", 2)[1] for line in missing}  # named already
@@ -376,7 +381,7 @@ def problems_of(
         if lanes.rank == 0:
             checkpoint.log()
     except named as error:
-        lines.append(str(error))
+        lines.append(_told(error))
     resident = [block for active in first_read for block in active["resident"].tolist()]
     for block in sorted(entries) if every_block else resident:
         if block not in entries or str(block) in bad:
@@ -390,10 +395,21 @@ def problems_of(
                 store.read_entry(block, entries[block], out)
                 known[version] = None
             except named as error:
-                known[version] = str(error)
+                known[version] = _told(error)
         if complaint := known[version]:
             lines.append(complaint)
     return list(dict.fromkeys(lines))  # what several files have in common is found once for each
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether an error says nothing of the file: with other rights, or later, it may be read."""
+    return error.errno in _MAY_PASS
+
+
+def _told(error: Damaged | OSError) -> str:
+    if isinstance(error, OSError) and may_pass(error):
+        raise error
+    return str(error)
 
 
 def _names(files: Files, directory: str) -> set[str]:

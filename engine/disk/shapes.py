@@ -56,7 +56,8 @@ _FILE = re.compile(
 
 _EXPORT = re.compile(
     r"(?:rows\.npy|embeddings\.npy|names\.txt|backbone\.safetensors|manifest\.json|rows-[0-9]{1,12}\.(?:npy|json))(?:\.part)?"
-    r"|rows-[0-9]{1,12}\.zarr\.room\.part|rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?/(?:zarr\.json|c/[0-9]{1,12}/0)"
+    r"|rows-[0-9]{1,12}\.zarr\.room\.part|rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?/"
+    r"(?:zarr\.json|c/[0-9]{1,12}/0|(?:zarr|c/[0-9]{1,12}/0)\.[0-9a-f]{32}\.partial)"  # what zarr has begun to write
 )
 _EXPORT_DIRECTORY = re.compile(r"rows-[0-9]{1,12}\.zarr(?:(?:\.old)?\.part)?(?:/c(?:/[0-9]{1,12})?)?")
 

@@ -1,5 +1,6 @@
 """What is printed of an error, and the exit code that goes with it. Nothing heavy is imported here: torch may not be there yet."""
 
+import errno
 import sys
 
 from datasets.shown import shown_lines
@@ -17,6 +18,8 @@ def explanation(error: BaseException, job: str) -> tuple[int, str] | None:
         return 1, f"error: {error}" + ("" if "is a link" in str(error) else way)
     if (limit := machine_error(error)) is not None:
         whole = "; checkpoints that were written before are whole" if job == "pretrain" else ""
+        if job == "pretrain" and limit.errno in (errno.ENOSPC, errno.EDQUOT):
+            whole += ". Make room; job=store store.verb=scrub removes what a killed run left"
         return 1, f"error: {limit}{whole}"
     if isinstance(error, KeyboardInterrupt):
         if job in ("index", "linear"):

@@ -72,7 +72,12 @@ def repair(files: Files) -> int:
     known: Known = {}
     damaged: list[tuple[int, str, list[str]]] = []
     for number in _numbers(files):
-        name, checkpoint, lines = _examined(files, number, known)
+        try:
+            name, checkpoint, lines = _examined(files, number, known)
+        except OSError as error:
+            print(f"checkpoint number {number} may be whole, and cannot be read: {error}")
+            print("nothing was changed; repair again when it can be read")
+            return 1
         if checkpoint and not lines:
             break
         damaged.append((number, name, lines))
@@ -198,10 +203,14 @@ def print_digest(checkpoint: SavedCheckpoint, rows: ActiveRows | None, summary: 
 def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], int]:
     """(checkpoints that are whole, newest first; how many are damaged), printed."""
     whole: list[SavedCheckpoint] = []
-    damaged, examined, newest_is_whole = 0, 0, False
+    damaged, examined, newest_is_whole, what = 0, 0, False, "damaged"
     known: Known = {}
     for number in _numbers(files):
-        name, checkpoint, lines = _examined(files, number, known, step)
+        try:
+            name, checkpoint, lines = _examined(files, number, known, step)
+        except OSError as error:
+            name, checkpoint, lines = f"number {number}", None, [f"it may be whole, and cannot be read: {error}"]
+            what = "damaged, or cannot be read"
         if step is not None and (checkpoint is None or checkpoint.step != step):
             continue
         if checkpoint:
@@ -219,10 +228,13 @@ def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], in
     if step is not None and not examined:
         there = ", ".join(str(one) for one in sorted(manifest.steps(files))) or "none"
         raise ValueError(f"there is no checkpoint of step {step} (there are: {there}); set store.step to one of these")
+    if not examined:
+        print("nothing was verified: the run replaced every checkpoint meanwhile; let it have a higher checkpoint.keep")
+        return whole, 1
     if damaged:
         then = "the newest is whole, and the others go in their turn" if newest_is_whole else _REMEDY
         are = "is" if damaged == 1 else "are"
-        print(f"{damaged} of {_count(examined, 'checkpoint')} {are} damaged; {then}")
+        print(f"{damaged} of {_count(examined, 'checkpoint')} {are} {what}; {then}")
     return whole, damaged
 
 
@@ -238,11 +250,15 @@ def _examined(
 ) -> tuple[str, SavedCheckpoint | None, list[str]]:
     """(name for people; the checkpoint, None where its manifest cannot be read; what is wrong with its files and blocks).
 
+    Raises OSError where the machine fails in a way that may pass.
+
     step   look no further into those of other steps
     """
     try:
         checkpoint = manifest.read(files, number)
     except (Damaged, OSError) as error:
+        if isinstance(error, OSError) and manifest.may_pass(error):
+            raise
         return f"number {number}", None, [str(error)]
     examined = step is None or checkpoint.step == step
     return (

@@ -72,7 +72,9 @@ class Output:
         if not self._is_marked:
             with self._opened_mark() as handle:
                 with suppress(OSError):  # engine/disk/lock.py says it where a file system has none
-                    fcntl.lockf(handle, fcntl.LOCK_EX)  # of jobs that begin together one makes the mark, and the others find it
+                    fcntl.lockf(
+                        handle, fcntl.LOCK_EX
+                    )  # of jobs that begin together one makes the mark, and the others find it
                 text = os.pread(handle, len(_HEADER), 0).decode(errors="replace")
                 if text != _HEADER:
                     os.ftruncate(handle, 0)  # what was cut short when it was made
@@ -104,6 +106,10 @@ class Output:
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
             os.replace(part, self.enter(name))
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # as of a full disk
+                error.filename = str(path)
+            raise
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -302,7 +308,8 @@ def places_to_lock(output: Path) -> list[tuple[Path, str]]:
     places = [(output, LOCK)]
     if (output / CHECKPOINTS).is_symlink():
         real = Path(os.path.realpath(output / CHECKPOINTS))
-        places += [(real.parent, LOCK)] if _kind(real.parent / MARK) == "file" else []
+        is_of_another = _kind(real.parent / MARK) == "file" and not real.parent.samefile(output)
+        places += [(real.parent, LOCK)] if is_of_another else []
         places.append((real, shapes.LOCK_OF_LINKED))
     return places
 
@@ -320,9 +327,10 @@ def require_writable(output: Path) -> None:
 
 
 def is_finished(output: Path, end: int) -> bool:
-    """Whether an earlier run came to its end, with its last evaluation and summary."""
+    """Whether an earlier run came to its end, with its last evaluation, report and summary."""
     summary = summary_of(output)
-    return summary.get("status") == "finished" and summary.get("steps") == end
+    is_there = (output / "report.html").is_file()
+    return is_there and summary.get("status") == "finished" and summary.get("steps") == end
 
 
 def summary_of(output: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ _OTHER_NAMES = re.compile(
     r"|profile/((now|ended)-\d{1,6}|samples-\d{1,6}\.jsonl|components-\d{1,6}\.json|memory-\d{1,6}\.pickle)"
 )
 DIRECTORIES = re.compile(r"checkpoints|tensorboard|cells|exports/[^/]+\.zarr")
-IN_ZARR = re.compile(r"zarr\.json|c/\d+/0")
+# What zarr writes, and what it has begun to write.
+IN_ZARR = re.compile(r"zarr\.json|c/\d+/0|(zarr|c/\d+/0)\.[0-9a-f]{32}\.partial")
 # What is written under this name first, by engine/results/whole_files.py.
 WITH_PART = re.compile(r"exports/[^/]+|linear/[^/]+\.safetensors|backbone\.safetensors|store\.png")
 PART_SHAPE = re.compile(rf"\.({'|'.join(re.escape(name) for name in EVERY)})\.[0-9a-f]{{8}}\.part")

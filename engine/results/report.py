@@ -8,6 +8,7 @@ be fetched to be seen.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,20 @@ _ASKED = "Share of queries to which their nearest images of the gallery give the
 _NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
 
 
-def report_of(output: Path, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:
+def report_of(
+    output: Path,
+    neighbours: list[NeighbourRow],
+    embeddings: EmbeddingSample | None,
+    summary: dict[str, Any] | None = None,
+) -> str:
     """The text of report.html, from the run's files in `output`.
 
-    neighbours may be empty and embeddings None; the report then says so.
+    neighbours may be empty and embeddings None; the report then says so.      summary: one that is not written yet
     """
-    return report_html(output.resolve().name, read_records(output), neighbours, embeddings)
+    records = read_records(output)
+    if summary is not None:
+        records = replace(records, summary=summary)
+    return report_html(output.resolve().name, records, neighbours, embeddings)
 
 
 def report_html(name: str, records: Records, neighbours: list[NeighbourRow], embeddings: EmbeddingSample | None) -> str:

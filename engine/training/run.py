@@ -236,10 +236,10 @@ class Run:
         summary = merged(
             self._counted(status, chance_loss), *headlines, self._probed, figures, self.method.about, facts
         )
-        self.output.write_json("summary.json", summary)
         neighbours = next((found for one in self.evaluators if (found := one.neighbours())), [])
         embeddings = next((sample for one in self.evaluators if (sample := one.embeddings())), None)
-        report = self.output.write_text("report.html", report_of(self.output.path, neighbours, embeddings))
+        report = self.output.write_text("report.html", report_of(self.output.path, neighbours, embeddings, summary))
+        self.output.write_json("summary.json", summary)  # the last: it says that the run is finished
         if unread := self.images.reading.count:
             print(f"{unread:,} images could not be read; they are listed in {self.output.path / UNREADABLE}")
         print(f"{status.splitlines()[0]} after {self.step:,} of {self.course.total:,} steps; report: {report}")

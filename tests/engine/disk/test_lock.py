@@ -111,12 +111,16 @@ def test_a_link_to_the_output_directory_is_the_same_lock(tmp_path):
     held.release()
 
 
-def test_a_lock_that_could_not_be_written_is_not_held(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_a_lock_without_a_name_and_stops_nobody_who_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr(
         os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     )
-    with pytest.raises(OSError, match="No space left"):
+    held = Lock(tmp_path)
+    with pytest.raises(ValueError, match="in use by this very process"):
         Lock(tmp_path)
+    held.release()
     monkeypatch.undo()
     assert not lock._locked_here
-    Lock(tmp_path).release()
+    again = Lock(tmp_path)
+    assert again.left_by is None
+    again.release()

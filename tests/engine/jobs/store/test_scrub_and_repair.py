@@ -161,3 +161,22 @@ def test_where_no_checkpoint_is_whole_repair_says_so_and_changes_nothing(root, c
         assert f"checkpoint step-{LATER:09d}: block {block} (weight) of generation {later[block][0]}" in out
     assert "no checkpoint is whole" in out
     assert tree(root) == before
+
+
+@pytest.mark.parametrize("path", ["manifests/000000002.json", f"step-{LATER:09d}/active.safetensors"])
+def test_an_error_that_may_pass_is_no_damage_to_repair(root, capsys, monkeypatch, path):
+    before, real = tree(root), DiskFiles.read
+
+    def refuse(files, asked):
+        if asked == path:
+            raise PermissionError(errno.EACCES, "Permission denied", asked)
+        return real(files, asked)
+
+    monkeypatch.setattr(DiskFiles, "read", refuse)
+    assert repair(DiskFiles(root)) == 1
+    out = capsys.readouterr().out
+    assert "checkpoint number 2 may be whole, and cannot be read: [Errno 13] Permission denied" in out
+    assert "nothing was changed" in out and tree(root) == before
+    assert verify(DiskFiles(root), None) == 1
+    out = capsys.readouterr().out
+    assert "1 of 2 checkpoints is damaged, or cannot be read" in out and f"step-{EARLIER:09d}: " in out

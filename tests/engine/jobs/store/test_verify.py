@@ -178,3 +178,16 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(root):
     for job in (lambda files: verify(files, None), scrub, repair):
         with pytest.raises(ValueError, match="there is no checkpoint"):
             job(DiskFiles(root / "nowhere"))
+
+
+def test_where_a_run_replaces_every_checkpoint_meanwhile_nothing_counts_as_verified(root, capsys, monkeypatch):
+    real = manifest.problems_of
+
+    def look_too_late(checkpoint, **how):
+        (root / manifest.path_of(checkpoint.number)).unlink()
+        shutil.rmtree(root / checkpoint.name)
+        return real(checkpoint, **how)
+
+    monkeypatch.setattr(manifest, "problems_of", look_too_late)
+    assert verify(DiskFiles(root), None) == 1
+    assert capsys.readouterr().out.startswith("nothing was verified: the run replaced every checkpoint meanwhile")
