@@ -32,7 +32,6 @@ if strangers := [
     sys.exit(2)
 
 from configs import schema
-from datasets.shown import shown_lines
 from engine.jobs import help_text
 from engine.jobs.chosen_sizes import lanes_of
 from engine.jobs.explained import explanation, print_error
@@ -58,7 +57,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(error, ValueError) and may_be_silent:
             # The first rank of a machine most likely finds the same and says it; its end makes the launcher end this one.
             time.sleep(_FIRST_SPEAKS_SECONDS)
-        print(shown_lines(text), file=sys.stderr)
+        print_error(text)
         return code
     # When a rank is lost, torch prints a page of its own stack in each of the others; engine/ranks/watch.py says it in a line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

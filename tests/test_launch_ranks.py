@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+import launch
 from datasets.batch import Probe
 from datasets.loader import StepDataset
 from engine.disk import manifest
@@ -357,8 +358,15 @@ def test_a_signal_to_a_rank_that_waits_for_images_ends_all_with_a_checkpoint(tmp
     assert code == 0 and runs.summary()["steps"] == 9, out
 
 
+def no_rank_waits_for_the_first():
+    launch._FIRST_SPEAKS_SECONDS = 0
+
+
 def test_the_other_jobs_run_in_one_process(tmp_path, undisturbed):
     shutil.copytree(undisturbed.output, tmp_path / "runs" / "run")
     runs = Runs(tmp_path / "runs")
+    runs.fault = no_rank_waits_for_the_first
     code, out = runs(2, "job=knn")
-    assert code != 0 and out.count("error: job=knn runs on one rank") == 1
+    # No launcher ended rank 1 when rank 0 had said it.
+    assert code == 2 and out.count("error: job=knn runs on one rank") == 2
+    assert out.count("rank 1: error: job=knn runs on one rank") == 1
