@@ -145,3 +145,18 @@ def test_alone_there_is_no_thread_and_every_call_is_trivial(make_run):
         watch.diagnose(CLOSED)
     watch.ended()
     assert not run.table.texts and not run.codes
+
+
+def test_a_mistake_of_the_watch_itself_is_said_of_its_own_rank_and_of_no_other(make_run, capsys):
+    run = make_run(3)
+    run.until(lambda: all(watch.beats > 2 for watch in run.watches))
+
+    def mistaken():
+        raise ZeroDivisionError("a mistake of ours")
+
+    run.watches[1]._calls = mistaken
+    run.until(lambda: 1 in run.codes)
+    rank, words = run.said[0]
+    assert rank == 1 and words.startswith("error: rank 1 (process")
+    assert "cannot watch the others after step 17: ZeroDivisionError: a mistake of ours; checkpoints" in words
+    assert "Traceback" in capsys.readouterr().err
