@@ -91,7 +91,7 @@ SETS = {
         probe=_PROBE,
     ),
     "glyphs": Set(
-        "configs/pic_sampled.json",
+        "tests/compared_glyphs.json",
         ("evaluate.every_steps=null", "evaluate.views=0"),
         views=9,
         pair="data.augment.views=2",
