@@ -313,7 +313,8 @@ def another_set_of_images_on_each_rank():
     [
         (
             a_report_that_finds_the_disk_full,
-            "error: [Errno 28] No space left on device; checkpoints that were written before are whole",
+            "error: [Errno 28] No space left on device; checkpoints that were written before are whole. Make room; job=store "
+            "store.verb=scrub removes what a killed run left",
         ),
         (
             another_set_of_images_on_each_rank,
