@@ -107,11 +107,11 @@ def _blocks(size: int, batch: int, lanes: int, fixed: dict[str, int], wanted: di
     if "block" in fixed:
         return [fixed["block"]]
     near = wanted.get("block", _BLOCK if size <= FULL_UP_TO else _LARGE_BLOCK)
-    if "window" in fixed and not {"stride", "block"} & wanted.keys():  # room for so many slides in it
-        near = min(near, max(1, fixed["window"] // (SLIDES * lanes)))
     if "stride" in fixed:
         whole, rest = divmod(fixed["stride"], lanes)
         return [] if rest else _nearest(near, _divisors(whole))
+    if "window" in fixed and not {"stride", "block"} & wanted.keys():  # room for so many slides in it
+        near = min(near, max(1, fixed["window"] // (SLIDES * lanes)))
     share = max(1, batch // lanes)
     parts = _nearest(near, [share * 2**power for power in range(12)] + _divisors(share))
     full = [block for block in (near, *parts) if 8 * (-size % (block * lanes)) <= size]  # few places stay empty

@@ -3,7 +3,7 @@
 import json
 import re
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, folder_config
 
 
 def explained():
@@ -23,8 +23,6 @@ def keys(content, path=()):
 
 
 def test_every_key_of_what_is_written_is_explained(run, photos):
-    from tests.conftest import folder_config
-
     (photos / "cats" / "01.jpg").write_bytes(b"<html>")
     config = folder_config(photos, labels="folders")
     config["evaluate"] = {**config.get("evaluate", {}), "online_probe": True, "views": 8, "more_k": [2]}

@@ -362,14 +362,14 @@ def problems_of(
         try:
             checkpoint.read(path)
         except named as error:
-            lines.append(_told(error))
+            lines.append(told(error))
     if lines and not every_block:
         return lines
     store = checkpoint.store()
     try:
         entries = checkpoint.entries(store, lanes)
     except named as error:
-        return lines or [_told(error)]
+        return lines or [told(error)]
     missing = missing_files(store, entries) if every_block else []
     lines += missing
     bad = {line.split(" ", 2)[1] for line in missing}  # named already
@@ -381,7 +381,7 @@ def problems_of(
         if lanes.rank == 0:
             checkpoint.log()
     except named as error:
-        lines.append(_told(error))
+        lines.append(told(error))
     resident = [block for active in first_read for block in active["resident"].tolist()]
     for block in sorted(entries) if every_block else resident:
         if block not in entries or str(block) in bad:
@@ -395,19 +395,15 @@ def problems_of(
                 store.read_entry(block, entries[block], out)
                 known[version] = None
             except named as error:
-                known[version] = _told(error)
+                known[version] = told(error)
         if complaint := known[version]:
             lines.append(complaint)
     return list(dict.fromkeys(lines))  # what several files have in common is found once for each
 
 
-def may_pass(error: OSError) -> bool:
-    """Whether an error says nothing of the file: with other rights, or later, it may be read."""
-    return error.errno in _MAY_PASS
-
-
-def _told(error: Damaged | OSError) -> str:
-    if isinstance(error, OSError) and may_pass(error):
+def told(error: Damaged | OSError) -> str:
+    """What is wrong with a file, in words. Raises an error that says nothing of it: with other rights, or later, it may be read."""
+    if isinstance(error, OSError) and error.errno in _MAY_PASS:
         raise error
     return str(error)
 

@@ -257,9 +257,7 @@ def _examined(
     try:
         checkpoint = manifest.read(files, number)
     except (Damaged, OSError) as error:
-        if isinstance(error, OSError) and manifest.may_pass(error):
-            raise
-        return f"number {number}", None, [str(error)]
+        return f"number {number}", None, [manifest.told(error)]
     examined = step is None or checkpoint.step == step
     return (
         checkpoint.name,

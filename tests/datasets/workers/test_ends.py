@@ -213,15 +213,14 @@ def test_a_program_that_forgets_to_close_ends_though_a_worker_does_not_answer(ho
         assert soon(lambda: not any(runs(int(pid)) for pid in output.split()))
 
 
-def test_a_worker_that_hangs_ends_when_its_parent_is_killed() -> None:
+@pytest.mark.parametrize("made", ["grey_dataset()", "Made({0: hang})"], ids=["at work", "hang"])
+def test_workers_end_when_their_parent_is_killed(made: str) -> None:
     script = (
-        "import multiprocessing\n"
-        "from datasets.loader import batches\n"
         "from tests.datasets.workers.made_batches import Made, hang\n"
-        "stream = batches(Made({0: hang}), 0, 10**9, workers=2, pin=False)\n"
+        f"stream = batches({made}, 0, 10**9, workers=2, pin=False)\n"
         "print(*(child.pid for child in multiprocessing.active_children()))\n"
         "print('ready')\n"
-        "next(stream)\n"
+        "for batch in stream: pass\n"
     )
     with running(script) as process:
         assert process.stdout is not None

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from datasets.loader import batches
 from tests.datasets.fake_images import (
     grey_dataset,
 )
-from tests.datasets.scripts import running, runs, wait_for_line
+from tests.datasets.scripts import running, wait_for_line
 
 
 def test_a_bug_in_a_worker_surfaces_with_its_type_and_traceback() -> None:
@@ -128,21 +127,3 @@ def test_a_program_that_forgets_to_close_still_ends() -> None:
     with running(script) as process:
         output, errors = process.communicate(timeout=60)
         assert (process.returncode, output, errors) == (0, "0\n", "")
-
-
-def test_workers_end_when_their_parent_is_killed() -> None:
-    script = (
-        "stream = batches(grey_dataset(), 0, 10**9, workers=2, pin=False)\n"
-        "print(*(child.pid for child in multiprocessing.active_children()))\n"
-        "for batch in stream: pass\n"
-    )
-    with running(script) as process:
-        assert process.stdout is not None
-        workers = [int(word) for word in process.stdout.readline().split()]
-        assert len(workers) == 2
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 60
-        while alive := [pid for pid in workers if runs(pid)]:
-            assert time.monotonic() < deadline, f"workers {alive} outlive their parent"
-            time.sleep(0.1)

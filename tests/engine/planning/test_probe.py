@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -43,8 +44,6 @@ def test_a_logistic_regression_takes_at_most_what_is_planned_and_at_least_half()
 
 
 def test_rows_that_do_not_fit_at_once_are_not_held():
-    from dataclasses import replace
-
     many = replace(SIZES, trained=10**7)
     assert logistic_bytes(many) < logistic_bytes(SIZES) + 2 * 8192 * 8 * (1023 + 2 * 1000)
 
