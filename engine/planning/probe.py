@@ -2,10 +2,12 @@
 
     features    float32, mapped into memory, so that the system may keep them or drop them
     SGD         at L rates: weights, momentum, gradient, and the step that is taken off
-    C           logistic regression holds 41 vectors of all its weights in float64: 25 of L-BFGS with ten steps of memory (scipy), and
-                those of loss and gradient; and all rows in float64 where they fit into 1 GiB, else a slice
+    C           logistic regression asks for 37 vectors of all its weights in float64: 25 of L-BFGS with ten steps of memory (scipy),
+                and those of bounds, loss and gradient; and all rows in float64 where they fit into 1 GiB, else a slice
 
-The 41 was measured (weights of 8 and 16 MiB, one thread): 25 to 41 vectors, the more the more iterations.
+The 37 was measured (weights of 4 and 8 MiB, 13 and 39 iterations: 35.6 to 36.6 vectors; 23 to 28 after 5 to 7 iterations). Left
+out: what the C library keeps of freed vectors under 32 MiB. glibc kept 5 vectors of 8 MiB, and up to 29 of 4 MiB (120 MiB); how
+many differs from run to run.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from engine.probing.logistic import HELD_BYTES
 from engine.probing.rows import ROWS_AT_ONCE
 
 _FLOAT_BYTES, _DOUBLE_BYTES = 4, 8
-_SGD_COPIES, _SEARCH_VECTORS = 4, 41
+_SGD_COPIES, _SEARCH_VECTORS = 4, 37
 
 
 @dataclass(frozen=True)

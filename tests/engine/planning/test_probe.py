@@ -1,3 +1,5 @@
+import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,10 +39,13 @@ print(most - before)
 """
 
 
-def test_a_logistic_regression_takes_at_most_what_is_planned_and_at_least_half():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to give back each vector at once")
+def test_a_logistic_regression_asks_for_what_is_planned():
+    # Without the threshold malloc keeps what was freed in its heap, and how much differs from run to run.
+    at_once = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     asked = [sys.executable, "-c", SEARCH]
-    added = int(subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
-    assert 0.5 * logistic_bytes(SIZES) <= added <= logistic_bytes(SIZES)
+    added = int(subprocess.run(asked, cwd=REPOSITORY, env=at_once, capture_output=True, text=True, check=True).stdout)
+    assert 0.9 * logistic_bytes(SIZES) <= added <= logistic_bytes(SIZES)
 
 
 def test_rows_that_do_not_fit_at_once_are_not_held():
