@@ -203,6 +203,7 @@ def print_digest(checkpoint: SavedCheckpoint, rows: ActiveRows | None, summary: 
 def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], int]:
     """(checkpoints that are whole, newest first; how many are damaged), printed."""
     whole: list[SavedCheckpoint] = []
+    of_unknown_step: list[str] = []
     damaged, examined, newest_is_whole, what = 0, 0, False, "damaged"
     known: Known = {}
     for number in _numbers(files):
@@ -212,6 +213,7 @@ def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], in
             name, checkpoint, lines = f"number {number}", None, [f"it may be whole, and cannot be read: {error}"]
             what = "damaged, or cannot be read"
         if step is not None and (checkpoint is None or checkpoint.step != step):
+            of_unknown_step += [] if checkpoint else [f"checkpoint {name}: {line}" for line in lines]
             continue
         if checkpoint:
             lines += _metadata_problems(checkpoint).values()
@@ -226,8 +228,10 @@ def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], in
             print(f"checkpoint {name}: {_sizes_text(checkpoint)}: whole")
         damaged += bool(lines)
     if step is not None and not examined:
+        print("".join(f"{line}\n" for line in of_unknown_step), end="")
+        what = "checkpoint that can be read" if of_unknown_step else "checkpoint"
         there = ", ".join(str(one) for one in sorted(manifest.steps(files))) or "none"
-        raise ValueError(f"there is no checkpoint of step {step} (there are: {there}); set store.step to one of these")
+        raise ValueError(f"there is no {what} of step {step} (there are: {there}); set store.step to one of these")
     if not examined:
         print("nothing was verified: the run replaced every checkpoint meanwhile; let it have a higher checkpoint.keep")
         return whole, 1

@@ -191,3 +191,12 @@ def test_where_a_run_replaces_every_checkpoint_meanwhile_nothing_counts_as_verif
     monkeypatch.setattr(manifest, "problems_of", look_too_late)
     assert verify(DiskFiles(root), None) == 1
     assert capsys.readouterr().out.startswith("nothing was verified: the run replaced every checkpoint meanwhile")
+
+
+def test_a_step_that_may_be_that_of_a_damaged_manifest_is_not_said_to_be_missing(tmp_path, capsys):
+    files = saved(CASES["float64"], tmp_path)
+    path = max((tmp_path / "manifests").glob("*.json"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"there is no checkpoint that can be read of step 7 \(there are: 30\)"):
+        verify(files, 7)
+    assert f"checkpoint number {int(path.stem)}: " in capsys.readouterr().out
