@@ -15,10 +15,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _LONGEST_TEXT_BYTES = 1 << 20  # as Pillow has it; the orientation may stand in one
-_EXIF, _ADOBE = (
-    0xE1,
-    0xEE,
-)  # of the segments of a JPEG, those by which pixels are shown: orientation, and what the channels are
+# Of the segments of a JPEG, those by which pixels are shown: orientation, and what the channels are.
+_EXIF, _ADOBE = 0xE1, 0xEE
 _SCAN, _END = 0xDA, 0xD9
 _LARGEST_BYTES = 1 << 28  # files above it are passed on as they are
 

@@ -48,9 +48,8 @@ def find_splits(root: Path, exclude: Iterable[str] = (), suffix: str = "") -> Sp
             is_there = place.is_file() if suffix else place.is_dir()
             if is_there and not patterns.matching(b"", form.encode()):
                 status = os.stat(place)
-                there.setdefault(
-                    (status.st_dev, status.st_ino), form
-                )  # on some disks the case of letters means nothing
+                # On some disks the case of letters means nothing.
+                there.setdefault((status.st_dev, status.st_ino), form)
     names = sorted(there.values(), key=lambda form: (TRAINING + OTHERS).index(form.lower()))
     training = [form for form in names if form.lower() in TRAINING]
     asked = [form for form in names if form.lower() in OTHERS]

@@ -146,9 +146,8 @@ def slope_of(leg_n: np.ndarray, step_n: np.ndarray, value_n: np.ndarray) -> tupl
     found = float(together / (left_n @ left_n)) if left_n.any() else 0.0
     # Of residuals of a line that was fitted to them it comes out too small by (1 + 4 r) / n (Kendall 1954).
     alike = min(max(0.0, (len(x_n) * found + 1) / (len(x_n) - 4)), 0.99)
-    return float(slope), 2.0 * error * math.sqrt(
-        (1 + alike) / (1 - alike)
-    )  # Student's t is 2.00 at 60 degrees of freedom
+    # Student's t is 2.00 at 60 degrees of freedom.
+    return float(slope), 2.0 * error * math.sqrt((1 + alike) / (1 - alike))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ from engine.disk import manifest
 from engine.disk.block_map import BlockMap
 from engine.disk.files import DiskFiles, checkpoint_files
 from engine.disk.generations import Generations, name_of
-from engine.disk.manifest import SavedCheckpoint
 from engine.disk.patrol import look
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.disk.zarr_store import ROWS, ZarrStore
 from engine.rows.store import Block
 from tests.bench_support import given_line, machine, metrics, running, scratch, spread

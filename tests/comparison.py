@@ -30,7 +30,7 @@ import numpy as np
 from configs import schema
 from datasets.catalog import every_image
 from datasets.schedule import Schedule
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.evaluation.evaluate import embed_loaded
 from engine.evaluation.knn import neighbours, vote
 from engine.jobs import parts

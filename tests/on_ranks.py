@@ -312,7 +312,6 @@ def taken_port() -> socket.socket:
         except OSError:
             taken.close()
             continue
-        taken.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # after bind, which is to fail where another has the port
+        # After bind, which is to fail where another has the port.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return taken

@@ -366,6 +366,7 @@ def test_configs_are_json_schema_and_readme():
         "__init__.py",
         "schema.py",
         "augment.py",
+        "data.py",
         "fields.py",
         "linear.py",
         "methods.py",

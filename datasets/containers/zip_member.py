@@ -22,9 +22,8 @@ from datasets.shown import shown
 STORED, DEFLATED = 0, 8
 ENCRYPTED_FLAG, UTF8_FLAG = 1, 1 << 11
 MOST_BYTES = 1 << 30
-MOST_STORED_BYTES = MOST_BYTES + (
-    MOST_BYTES >> 10
-)  # what cannot be made smaller is a little larger when it is deflated
+# What cannot be made smaller is a little larger when it is deflated.
+MOST_STORED_BYTES = MOST_BYTES + (MOST_BYTES >> 10)
 _HEADER = struct.Struct("<4s2x2H16x2H")
 _USUAL_EXTRA_BYTES = 64  # of a local header: times, owners, sizes of zip64
 

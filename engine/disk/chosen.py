@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.disk import manifest
 from engine.disk.files import checkpoint_files
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.rows.damaged import Damaged
 
 

@@ -171,9 +171,8 @@ class DiskFiles:
         handle = self._open(path)
         try:
             wanted = sum(part.nbytes for part in parts)
-            done = os.preadv(
-                handle, [*parts, bytearray(1)], 0
-            )  # one byte more tells whether the file ends where it should
+            # One byte more tells whether the file ends where it should.
+            done = os.preadv(handle, [*parts, bytearray(1)], 0)
             if done == wanted:
                 return done
             if done < wanted:  # the file is short, or the system gave less than it has

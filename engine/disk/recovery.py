@@ -7,7 +7,7 @@ disk, and says what is wrong with it. A checkpoint that one rank complains of is
 from engine.disk import manifest
 from engine.disk.files import Files
 from engine.disk.generations import Generations
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
 from engine.rows.damaged import Damaged

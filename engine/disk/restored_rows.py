@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.ranks.lanes import ALL_LANES, Lanes
 from engine.rows.active_rows import EMPTY, ActiveRows
 from engine.rows.damaged import Damaged

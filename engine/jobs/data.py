@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets.grey import GreyAugment
     from datasets.indexed import IndexedImages
     from datasets.photos import PhotoAugment
-    from engine.disk.manifest import SavedCheckpoint
+    from engine.disk.saved_checkpoint import SavedCheckpoint
 
 
 _OF_FILES = ("folder", "zip")  # sources whose images have an index

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from configs import schema
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.jobs.locked import has_checkpoints, job_of
 from engine.jobs.pretrain import joined_ranks
 from engine.jobs.smaller import smaller

@@ -27,7 +27,7 @@ from engine.rows.store import MemoryStore
 from engine.rows.transitions import TransitionLog, still_log
 
 if TYPE_CHECKING:
-    from engine.disk.manifest import SavedCheckpoint
+    from engine.disk.saved_checkpoint import SavedCheckpoint
     from engine.trunk.zero import PartitionedRows
 
 

@@ -13,8 +13,8 @@ from datasets.schedule import Schedule
 from datasets.source import Source
 from engine.disk import manifest
 from engine.disk.files import CHECKPOINTS, checkpoint_files
-from engine.disk.manifest import SavedCheckpoint
 from engine.disk.recovery import recover_together
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.disk.shapes import PART_OF_A_RUN
 from engine.jobs.data import images_directory
 from engine.jobs.locked import lock, require_no_sweep

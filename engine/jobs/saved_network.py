@@ -7,7 +7,7 @@ from configs import schema
 from engine.jobs import parts
 
 if TYPE_CHECKING:
-    from engine.disk.manifest import SavedCheckpoint
+    from engine.disk.saved_checkpoint import SavedCheckpoint
     from engine.trunk.network import Network
 
 

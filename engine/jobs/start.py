@@ -17,7 +17,7 @@ from configs.methods import REGISTRY
 from datasets.catalog import sample_images
 from datasets.clean import first_readable
 from datasets.loader import StepDataset, batches
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.jobs import parts, sizes
 from engine.jobs.chosen_sizes import choice_in_words, lanes_of
 from engine.jobs.data import cached, open_data, open_probe

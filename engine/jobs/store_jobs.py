@@ -22,8 +22,9 @@ import numpy as np
 
 from engine.disk import manifest, shapes
 from engine.disk.files import DIRECTORY, Files, remove_tree
-from engine.disk.manifest import Known, SavedCheckpoint
+from engine.disk.manifest import Known
 from engine.disk.patrol import look
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.disk.sweep import foreign, foreign_line
 from engine.jobs.store_picture import ages_of, by_decade, draw
 from engine.results import exports

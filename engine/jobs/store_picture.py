@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from engine.disk.manifest import SavedCheckpoint
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.results.whole_files import write_file
 from engine.rows.active_rows import EMPTY
 from engine.rows.damaged import Damaged

@@ -25,8 +25,8 @@ import torch
 
 from datasets.batch import Batch
 from engine.disk.body import RowSizes
-from engine.disk.manifest import SavedCheckpoint
 from engine.disk.restored_rows import Windows
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.methods.stages import Stages
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks

@@ -15,8 +15,8 @@ import torch
 
 from datasets.batch import Batch
 from engine.disk.body import RowSizes
-from engine.disk.manifest import SavedCheckpoint
 from engine.disk.restored_rows import last_window, load_rows
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.methods.method import ActiveVectors, Figure, LaneState, Method, MicroBatch, Schedule
 from engine.ranks.ranks import Ranks
 from engine.rows.active_rows import EMPTY

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-SMALL_BYTES = (
-    32 * 2**20
-)  # glibc's largest threshold: pieces of this size and more go back to the system when they are freed
+# glibc's largest threshold: pieces of this size and more go back to the system when they are freed.
+SMALL_BYTES = 32 * 2**20
 
 DEVICE, HOST, DISK = "device", "host", "disk"
 START, STEP, CHECKPOINT, EVALUATION = "start", "step", "checkpoint", "evaluation"

@@ -15,9 +15,8 @@ from engine.planning.components import HOST, TRAINING, Component, passing
 # images: two arrays and one of floats.
 _WHILE_DECODED = 6
 _KEPT_IMAGE_BYTES = 250  # beside the pixels, of an array that is kept
-_FORKED_BYTES = (
-    40 * 2**20
-)  # that a worker comes to hold for itself of the interpreter's objects, as it counts references
+# That a worker comes to hold for itself of the interpreter's objects, as it counts references.
+_FORKED_BYTES = 40 * 2**20
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,16 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from engine.profiling.limits import group_bytes, host_limit, killed_for_memory
 from engine.profiling.now import Now
 from engine.profiling.sample import Sample
+from engine.ranks.process_table import is_there
 from engine.scaling.tree import proportional_bytes, resident_bytes, tree_of
 
-_TREE_SECONDS, _PSS_SECONDS = (
-    0.5,
-    1.0,
-)  # between two looks at which processes there are, and at what they share: both take milliseconds
+# Between two looks at which processes there are, and at what they share: both take milliseconds.
+_TREE_SECONDS, _PSS_SECONDS = 0.5, 1.0
 
 
 def main(words: list[str]) -> int:
@@ -49,7 +47,7 @@ def sample(directory: Path, rank: int, process: int, seconds: float) -> None:
         is_last = False
         while not is_last:
             at = time.monotonic()
-            is_last = not _is_there(process) or (directory / f"ended-{rank}").exists()
+            is_last = not is_there(process) or (directory / f"ended-{rank}").exists()
             if at >= tree_at:
                 # This process is one of the run's, and is not counted.
                 tree, tree_at = [one for one in tree_of(process) if one != os.getpid()], at + _TREE_SECONDS
@@ -73,13 +71,6 @@ def sample(directory: Path, rank: int, process: int, seconds: float) -> None:
             file.write(json.dumps(look) + "\n")
             file.flush()
             time.sleep(seconds)
-
-
-def _is_there(process: int) -> bool:
-    """Also a process that nobody has waited for is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    return False
 
 
 if __name__ == "__main__":

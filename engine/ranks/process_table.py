@@ -16,6 +16,16 @@ def fields(process: int) -> list[str]:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
+def is_there(process: int) -> bool:
+    """Whether a process runs, or that cannot be seen; one that has ended and that its parent has not looked at yet does not."""
+    try:
+        return fields(process)[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+
+
 def resident_bytes(process: int | str = "self") -> int:
     """Of one process, now; some 10 microseconds. Raises OSError where there is no such process, or the kernel does not tell."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE_BYTES

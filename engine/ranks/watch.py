@@ -30,50 +30,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
 
-from engine.ranks.process_table import fields
+from engine.ranks.beats import Line, Table, place
+from engine.ranks.process_table import is_there
 
 _GO_ON = "checkpoints that were written before are whole, and the same command goes on from the newest"
-
-
-class Table(Protocol):
-    """A table of short texts that all ranks reach, as torch's TCPStore is one. RuntimeError and OSError mean that its keeper is gone."""
-
-    def set(self, key: str, text: str, /) -> Any: ...
-
-    def get(self, key: str, /) -> bytes: ...
-
-    def check(self, keys: list[str], /) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Line:
-    """What a rank tells of itself, under one key, so that nobody reads half of it.
-
-    who       its process and machine
-    process, place   its number, and where that number means it: one kernel, one namespace
-    beat      how often it wrote
-    calls     exchanges that it has begun
-    tensors   those of them that are in the middle of a step, where nobody may keep the others waiting
-    has_read  whether it has read words of another rank
-    raised    what a collective raised here
-    words     what it says about the end of the run; it leaves, and so must the others
-    ended     it has done all its work
-    """
-
-    who: str = ""
-    process: int = 0
-    place: str = ""
-    beat: int = 0
-    calls: int = 0
-    tensors: int = 0
-    has_read: bool = False
-    raised: str | None = None
-    words: str | None = None
-    ended: bool = False
 
 
 def _say(message: str) -> None:
@@ -115,7 +78,7 @@ class Watch:
         self._wake = threading.Event()
         self._news = threading.Condition()  # guards all that follows; `calls` and `where` are called under it
         self._lines = [Line() for _ in range(size)]
-        self._lines[rank] = Line(f"process {os.getpid()} on {socket.gethostname()}", os.getpid(), _place())
+        self._lines[rank] = Line(f"process {os.getpid()} on {socket.gethostname()}", os.getpid(), place())
         self._published = Line()  # this rank's line as the table has it
         self._gone: str | None = None  # why the table does not answer
         self._broken: str | None = None  # the same, where the mistake is the watch's own
@@ -364,7 +327,7 @@ class Watch:
         """Whether the process of a rank is known not to be there, without having said a last word."""
         line, own = self._lines[rank], self._lines[self.rank]
         is_silent = self._silence_seconds(rank) > 1.5 * self.beat_seconds
-        return is_silent and not line.ended and line.place == own.place and not _is_there(line.process)
+        return is_silent and not line.ended and line.place == own.place and not is_there(line.process)
 
     def _silence_seconds(self, rank: int) -> float:
         """For how long a line had not changed when the table last answered."""
@@ -388,25 +351,6 @@ class Watch:
     def _give_way(self) -> bool:
         """Whether the judging thread came first; if so it has left when this returns."""
         return self._leaving and (self._news.wait_for(lambda: self._left, 5 * self.beat_seconds) or True)
-
-
-def _place() -> str:
-    """Where process numbers mean the same: this boot of this kernel, this namespace. Host names can be the same elsewhere."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        if os.readlink("/proc/self") == str(os.getpid()):  # else /proc is another namespace's
-            return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return f"nowhere else {os.getpid()}"
-
-
-def _is_there(process: int) -> bool:
-    """Whether a process runs, or that cannot be seen; one that has ended and that its parent has not looked at yet does not."""
-    try:
-        return fields(process)[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
 
 
 def _first_line(error: BaseException) -> str:

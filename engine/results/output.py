@@ -72,9 +72,8 @@ class Output:
         if not self._is_marked:
             with self._opened_mark() as handle:
                 with suppress(OSError):  # engine/disk/lock.py says it where a file system has none
-                    fcntl.lockf(
-                        handle, fcntl.LOCK_EX
-                    )  # of jobs that begin together one makes the mark, and the others find it
+                    # Of jobs that begin together one makes the mark, and the others find it.
+                    fcntl.lockf(handle, fcntl.LOCK_EX)
                 text = os.pread(handle, len(_HEADER), 0).decode(errors="replace")
                 if text != _HEADER:
                     os.ftruncate(handle, 0)  # what was cut short when it was made

@@ -34,9 +34,8 @@ def store_figures(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     block, dim = config["schedule"]["block"], config["method"]["dim"]
     found: dict[str, float] = {"dim": dim, "rows_on_disk": line["blocks_stored"] * block}
     are_whole = config["store"]["dtype"] == "float32" and not config["store"]["fold"]
-    row = row_bytes(
-        dim, has_momentum="bank_momentum" not in config["method"]
-    )  # which only a bank has, see configs/methods.py
+    # Only a bank has this key, and a bank keeps no momentum (configs/methods.py).
+    row = row_bytes(dim, has_momentum="bank_momentum" not in config["method"])
     for word, blocks, seconds in (
         ("read", line["blocks_read"], line["block_read_seconds"]),
         ("write", line["blocks_written"], line["block_write_seconds"]),

@@ -42,9 +42,9 @@ from engine.disk import manifest
 from engine.disk.array_file import parts_of
 from engine.disk.body import FORMAT, Body, Part, RowSizes, RunState, Table, Written
 from engine.disk.files import TEMPORARY, Buffer, Files, remove_any, remove_if_empty
-from engine.disk.manifest import SavedCheckpoint
 from engine.disk.patrol import Found, Patrol, all_found, look, naming
 from engine.disk.recovery import named_by_all
+from engine.disk.saved_checkpoint import SavedCheckpoint
 from engine.disk.shapes import PART_OF_A_RUN, shown
 from engine.disk.sweep import foreign, foreign_line
 from engine.disk.write_behind import WriteBehind

@@ -340,9 +340,8 @@ def test_the_rows_gradient_refuses_statistics_of_another_shape() -> None:
         softmax_rows_gradient(*arguments, torch.ones(2), torch.tensor(1.0), temperature=0.1)
 
 
-@pytest.mark.parametrize(
-    "implementation", ["aten"], indirect=True
-)  # of the CPU, whose choice the device does not hear of
+# Of the CPU, whose choice the device does not hear of.
+@pytest.mark.parametrize("implementation", ["aten"], indirect=True)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_the_cpu_and_marks_targets_out_of_range_with_nan() -> None:
     features_BD, rows_KD, targets_B = draw(24, 1000, 16)

@@ -173,9 +173,8 @@ def test_more_logits_than_a_32_bit_index_can_count() -> None:
 # Repeatable
 
 
-@pytest.mark.parametrize(
-    "implementation", ["cpu"], indirect=True
-)  # BLAS, under the other, cuts its products by the number of threads
+# BLAS, under the other, cuts its products by the number of threads.
+@pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
 @pytest.mark.usefixtures("implementation")
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     features_BD, rows_KD, targets_B = draw(70, 9000, 48, dtype=torch.float32)

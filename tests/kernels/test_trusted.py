@@ -187,9 +187,8 @@ def test_what_belongs_to_another_user_is_refused_also_for_root(tmp_path, monkeyp
             assert checked_library(library, is_cache=True) == library
         with monkeypatch.context() as patch:
             own(patch, strange, OTHER, user)
-            assert (
-                checked_library(library, is_cache=False) == library
-            )  # kernels/built is as trusted as the code beside it
+            # The directory kernels/built is as trusted as the code beside it.
+            assert checked_library(library, is_cache=False) == library
 
 
 def test_where_everybody_may_make_names_a_directory_of_ours_is_safe_and_one_of_others_is_not(tmp_path, monkeypatch):

@@ -200,9 +200,8 @@ def test_vectors_that_are_rounded_on_the_disk_are_planned_and_stored_at_half_the
     assert run("store.dtype=bfloat16", config=config) == 0
     chunks = [path.stat().st_size for path in (run.output / "checkpoints" / "rows").rglob("weight/c.*")]
     block = config["schedule"]["block"]
-    assert {block * 16 * 2 + 4, block * 16 * 4 + 4} == set(
-        chunks
-    )  # those that left, and what checkpoints wrote exactly
+    # Those that left, and what checkpoints wrote exactly.
+    assert {block * 16 * 2 + 4, block * 16 * 4 + 4} == set(chunks)
 
 
 def test_the_run_of_a_network_in_bfloat16_keeps_the_bank_in_float32(run):

@@ -63,9 +63,8 @@ def test_the_others_wait_for_longer_than_their_patience(count):
     assert is_alone and told.count("worked") == 1 and told[-2:] == [False, "went on"]
     words = [word for word in told if word not in ("worked", "went on")]
     assert words == [True] * (len(words) - 1) + [False] and len(words) > ENOUGH
-    assert (
-        max(waited) < PATIENCE_SECONDS < sum(waited[:ENOUGH])
-    )  # each word in time, all of them longer than one may take
+    # Each word in time, all of them longer than one may take.
+    assert max(waited) < PATIENCE_SECONDS < sum(waited[:ENOUGH])
     for was_alone, heard, _, gathered in others:
         assert not was_alone and heard == [*words, "went on"]
         assert gathered == together == list(range(count))  # and go on together

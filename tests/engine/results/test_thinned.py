@@ -97,6 +97,5 @@ def test_memory_of_a_long_run_is_bounded(monkeypatch, tmp_path):
     assert len(read_records(tmp_path).metrics) < 200
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (
-        peak_bytes < 3.5 * (tmp_path / "metrics.jsonl").stat().st_size
-    )  # all lines as objects take ten times the file
+    # All lines as objects take ten times the file.
+    assert peak_bytes < 3.5 * (tmp_path / "metrics.jsonl").stat().st_size

@@ -16,9 +16,8 @@ def config(**optimizer):
     return schema._checked(tree)
 
 
-ORDER = Schedule(
-    seed=0, size=1280, window=640, stride=320, batch=64, block=16, lanes=4, reshuffle=False
-)  # 20 steps an epoch
+# 20 steps an epoch.
+ORDER = Schedule(seed=0, size=1280, window=640, stride=320, batch=64, block=16, lanes=4, reshuffle=False)
 
 
 def rates(asked, total=200):
