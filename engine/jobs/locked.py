@@ -7,7 +7,8 @@ from pathlib import Path
 from engine.disk import manifest
 from engine.disk.files import checkpoint_files
 from engine.disk.lock import Lock
-from engine.results.output import places_to_lock, read_text
+from engine.results.json_files import read_text
+from engine.results.output import places_to_lock
 from engine.results.output_names import RECORDS
 
 

@@ -29,7 +29,8 @@ from engine.profiling.watched_stages import WatchedStages
 from engine.ranks.machine import is_memory_error
 from engine.ranks.process_table import peak_resident_bytes
 from engine.ranks.ranks import Ranks
-from engine.results.output import Output, summary_of
+from engine.results.json_files import summary_of
+from engine.results.output import Output
 from engine.results.output_names import PROFILE, profile_names
 from engine.scaling.machine import hardware, versions
 

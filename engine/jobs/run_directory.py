@@ -21,7 +21,8 @@ from engine.jobs.locked import lock, require_no_sweep
 from engine.ranks.agreement import require_one_disk
 from engine.ranks.lanes import Lanes
 from engine.ranks.ranks import Ranks
-from engine.results.output import Output, is_finished
+from engine.results.json_files import is_finished
+from engine.results.output import Output
 from engine.results.output_names import EVENTS, INDEX, LOCK, PRETRAIN
 
 

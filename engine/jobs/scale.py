@@ -25,7 +25,8 @@ from engine.jobs.data import open_data
 from engine.jobs.locked import has_checkpoints, lock
 from engine.jobs.peer import check_peer
 from engine.jobs.sizes import check_shrink, total_steps
-from engine.results.output import Output, read_text
+from engine.results.json_files import read_text
+from engine.results.output import Output
 from engine.results.output_names import LOCK, SCALE
 from engine.results.progress import bytes_text
 from engine.results.whole_files import write_file

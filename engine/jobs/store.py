@@ -12,7 +12,8 @@ from engine.jobs.data import images_directory, open_data
 from engine.jobs.locked import lock
 from engine.jobs.row_table import rows_of
 from engine.jobs.store_export import export
-from engine.results.output import Output, summary_of
+from engine.results.json_files import summary_of
+from engine.results.output import Output
 from engine.results.output_names import LOCK, PICTURE, rows_of_step
 
 

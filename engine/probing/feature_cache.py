@@ -24,7 +24,8 @@ import torch
 from datasets.batch import Batch
 from engine.probing.tellers import Pace, Say
 from engine.ranks.ranks import Channel
-from engine.results.output import Output, read_text
+from engine.results.json_files import read_text
+from engine.results.output import Output
 from engine.results.progress import duration_text
 from engine.results.whole_files import reserve
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, Self
 
-from engine.results.output import Output, json_text
+from engine.results.json_files import json_text
+from engine.results.output import Output
 from engine.results.records import FIGURES_OF_PROBE
 
 

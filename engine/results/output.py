@@ -21,7 +21,6 @@ What is left out: somebody who puts a file of his own in the place of one that w
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 import secrets
@@ -37,6 +36,7 @@ from engine.disk import manifest, shapes
 from engine.disk.files import CHECKPOINTS, checkpoint_files
 from engine.disk.shapes import PART_OF_A_RUN, TEMPORARY
 from engine.disk.sweep import remove_run
+from engine.results.json_files import json_text, read_text
 from engine.results.output_names import DIRECTORIES, EVERY, IN_ZARR, LOCK, PART_SHAPE, WITH_PART, is_name
 from engine.rows.damaged import Damaged
 
@@ -325,27 +325,6 @@ def require_writable(output: Path) -> None:
         )
 
 
-def is_finished(output: Path, end: int) -> bool:
-    """Whether an earlier run came to its end, with its last evaluation, report and summary."""
-    summary = summary_of(output)
-    is_there = (output / "report.html").is_file()
-    return is_there and summary.get("status") == "finished" and summary.get("steps") == end
-
-
-def summary_of(output: Path) -> dict[str, Any]:
-    """summary.json; nothing where it is not there, or cannot be read."""
-    try:
-        summary = json.loads(read_text(output / "summary.json"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def json_text(content: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: a number that is not finite is null."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
-
-
 def _require_images_outside(output: Path, images: Path | None) -> None:
     """ValueError where the images lie in the output directory, or behind its link to checkpoints."""
     if images is None:
@@ -378,15 +357,6 @@ def _names_in(directory: Path) -> list[str]:
         return []
 
 
-def read_text(path: Path) -> str:
-    """The text of a regular file; OSError where there is something else, which is not waited for."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, encoding="utf-8", errors="backslashreplace") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
-
-
 def _sync_name(path: Path) -> None:
     handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -404,13 +374,3 @@ def _remove_shaped(directory: Path, shape: re.Pattern[str]) -> None:
                 path.unlink()
         with suppress(OSError):  # something else is in it
             os.rmdir(above)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content

@@ -8,7 +8,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.results.output import Output, json_text
+from engine.results.json_files import json_text
+from engine.results.output import Output
 from engine.results.output_names import RECORDS
 from engine.scaling.cell_process import OVER_MEMORY, OVER_TIME, Ended
 from engine.scaling.cells import Cell

@@ -21,7 +21,7 @@ import numpy as np
 from datasets.batch import Unreadable
 from engine.disk.body import RunState
 from engine.ranks.ranks import Ranks
-from engine.results.output import read_text
+from engine.results.json_files import read_text
 
 # What a place of a step is; the last: the rank was asked to stop and waits no longer.
 EMPTY, FILLED, UNREADABLE, NO_BATCH = range(4)

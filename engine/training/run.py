@@ -25,8 +25,9 @@ from engine.methods.stages import Stages
 from engine.ranks.process_table import peak_resident_bytes
 from engine.ranks.ranks import Ranks
 from engine.results.exports import backbone_of, export_backbone
+from engine.results.json_files import json_text
 from engine.results.listeners import Listener, MetricsFile, TensorBoard
-from engine.results.output import Output, json_text
+from engine.results.output import Output
 from engine.results.output_names import UNREADABLE
 from engine.results.progress import progress
 from engine.results.records import evaluated_steps

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.batch import MARK
-from engine.results.output import _CONFIG_KEYS, Output, is_finished, json_text
+from engine.results.json_files import is_finished, json_text
+from engine.results.output import _CONFIG_KEYS, Output
 from engine.results.output_names import EXPORT, KNN, LOCK, PRETRAIN
 from tests.foreign import Foreign
 
