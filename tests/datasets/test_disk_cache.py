@@ -10,7 +10,7 @@ import pytest
 
 from datasets import disk_cache, glyphs
 from datasets.glyphs import Glyphs
-from tests.datasets.test_glyphs import CHARACTERS, DRAWN, build_font
+from tests.datasets.toy_fonts import CHARACTERS, DRAWN, build_font
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from datasets.labelled import Classes, labelled_parts, other_source
 from datasets.passes import InColour, Passes, orders
 from datasets.strata import share_of_each, so_many_of_each
 from datasets.synthetic import Synthetic
-from tests.datasets.test_glyphs import CHARACTERS, build_font
+from tests.datasets.toy_fonts import CHARACTERS, build_font
 
 GIVEN = {"least_images": 1, "limit": None, "test_share": 0.2}
 

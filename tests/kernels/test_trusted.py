@@ -13,7 +13,7 @@ import torch
 from kernels import compiled, trusted
 from kernels.compiled import choose
 from kernels.trusted import Refused, checked_library, make_directory, seal, unsafe_directory
-from tests.kernels.test_compiled import (
+from tests.kernels.choosing_processes import (
     CPU,
     OP,
     answer,

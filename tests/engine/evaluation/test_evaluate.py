@@ -4,29 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from datasets.batch import ImageSet, Loaded, Probe
+from datasets.batch import Probe
 from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels, record, singular_values
 from engine.evaluation.nearest import describe
 from engine.ranks.ranks import Channel
+from tests.engine.evaluation.noisy_images import images
 from tests.on_ranks import on_ranks
 
 PROTOCOL = Protocol(k=5, temperature=0.07, features="backbone", limit=10_000, query_limit=300)
-
-
-def images(name, count, seed, decoded, labelled=True):
-    """Random images with noisy labels; number 3 cannot be decoded. Whoever decodes writes down what."""
-    generator = np.random.default_rng(seed)
-    pixels = torch.from_numpy(generator.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8))
-    labels = (pixels[:, 0, 0].sum(dim=1).numpy() * 2) // 255
-    readable = np.arange(count) != 3
-
-    def load(start, stop):
-        decoded.append((name, start, stop))
-        return Loaded(pixels[start:stop], readable[start:stop])
-
-    return ImageSet(name, count, load, labels if labelled else None)
 
 
 def look(ranks, labelled=True):

@@ -8,7 +8,7 @@ from engine.evaluation import knn
 from engine.evaluation.evaluate import Protocol, evaluate, raw_pixels, record
 from engine.evaluation.knn import Asked, places, searched_on, shares, vote
 from engine.ranks.ranks import Channel
-from tests.engine.evaluation.test_evaluate import images
+from tests.engine.evaluation.noisy_images import images
 
 WAYS = [Asked(5, 0.07), Asked(1, 0.07), Asked(20, 0.2), Asked(90, 1.0)]
 

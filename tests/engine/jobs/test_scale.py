@@ -18,14 +18,14 @@ from engine.scaling.cells import cells_of
 from engine.scaling.records import Record
 from engine.scaling.scale_page import scale_page
 from engine.scaling.tree import marked
-from tests.engine.scaling.test_peers import GIVEN
+from tests.engine.given_configs import TO_SCALE
 from tests.pooled_start import Running
 
 SWEEP = {
-    **GIVEN,
+    **TO_SCALE,
     "job": "scale",
     "schedule": {"batch": 64, "window": 320, "stride": 64, "block": 16, "lanes": 4},
-    "method": {**GIVEN["method"], "active": 128},
+    "method": {**TO_SCALE["method"], "active": 128},
 }
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from datasets.batch import UnreadableImage
 from engine.probing.frozen import FrozenTrunk
 from engine.probing.rows import Rows, standard_of
 from engine.trunk.network import Network
@@ -34,3 +35,18 @@ def small_trunk(features="backbone"):
         backbone[1].running_mean.uniform_(-1, 1)
         backbone[1].running_var.uniform_(0.5, 2)
     return FrozenTrunk(Network(backbone, 24, 8, 5), features, CPU)
+
+
+UNREADABLE = 11
+
+
+class Images:
+    """Grey images, one of which cannot be read."""
+
+    def image(self, instance):
+        if instance == UNREADABLE:
+            raise UnreadableImage(f"image {instance}", "gone")
+        return np.random.default_rng(instance).integers(0, 256, (9, 9), dtype=np.uint8)
+
+    def file_bytes(self, instance):
+        return 0

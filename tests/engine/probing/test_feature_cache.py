@@ -5,30 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from datasets.batch import UnreadableImage
 from datasets.loader import StepDataset, batches
 from datasets.passes import AsTheyAre, Passes
 from engine.probing import feature_cache
 from engine.probing.feature_cache import FeatureCache
 from engine.ranks.ranks import Channel
 from engine.results.output import Output
-from tests.engine.probing.given import small_trunk
+from tests.engine.probing.given import UNREADABLE, Images, small_trunk
 from tests.on_ranks import on_ranks
 
 COUNT, BATCH = 43, 8
-UNREADABLE = 11
-
-
-class Images:
-    """Grey images, one of which cannot be read."""
-
-    def image(self, instance):
-        if instance == UNREADABLE:
-            raise UnreadableImage(f"image {instance}", "gone")
-        return np.random.default_rng(instance).integers(0, 256, (9, 9), dtype=np.uint8)
-
-    def file_bytes(self, instance):
-        return 0
 
 
 class Killed(Exception):

@@ -14,8 +14,7 @@ from engine.probing.kept import Kept
 from engine.probing.published import DEVIATION, Course, Published
 from engine.probing.tellers import nobody
 from tests.engine.harness import ALONE
-from tests.engine.probing.given import CPU, small_trunk
-from tests.engine.probing.test_feature_cache import UNREADABLE, Images
+from tests.engine.probing.given import CPU, UNREADABLE, Images, small_trunk
 from tests.on_ranks import on_ranks
 
 COUNT, BATCH, EPOCHS, CLASSES, SIDE = 30, 8, 3, 3, 9

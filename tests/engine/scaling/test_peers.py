@@ -17,19 +17,12 @@ from engine.scaling.peers.partial_fc import PartialFC
 from engine.scaling.peers.peer import Peer, PeerTask, keyed_rows
 from engine.scaling.peers.pic_dense import PicDense
 from engine.scaling.peers.recent import Recent
-from tests.conftest import TINY
+from tests.engine.given_configs import TO_SCALE
 from tests.oracle import DensePIC
 
 TASK = PeerTask(
     size=60, active=60, dim=8, temperature=0.2, momentum=0.9, nesterov=False, weight_decay=1e-3, seed=3, init_norm=1.0
 )
-GIVEN = {
-    **{key: value for key, value in TINY.items() if key not in ("deepspeed", "evaluate")},
-    "data": {"source": "synthetic", "limit": 1000},
-    "schedule": {"batch": 64, "block": 16, "lanes": 4},
-    "backbone": {"name": "given"},
-    "log_every": 1,
-}
 
 
 def batches(task: PeerTask, count: int, batch: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -62,10 +55,10 @@ def test_dense_pic_and_partial_fc_over_all_rows_are_the_oracle(kind, nesterov):
 
 def test_the_losses_of_dense_pic_are_those_of_this_engine_with_all_rows_active(run):
     words = ["steps=30", "method.active=null", "optimizer.weight_decay=0.001", "optimizer.rows_weight_decay=null"]
-    assert run(*words, config=GIVEN) == 0
+    assert run(*words, config=TO_SCALE) == 0
     expected = [line["loss"] for line in run.lines()]
     run.output = run.directory / "peer"
-    assert run(*words, "job=peer", "scale.peer=pic_dense", config=GIVEN) == 0
+    assert run(*words, "job=peer", "scale.peer=pic_dense", config=TO_SCALE) == 0
     found = [line["loss"] for line in run.lines()]
     assert len(found) == 30 and found == pytest.approx(expected, rel=1e-5)
     assert run.summary()["status"] == "finished" and run.summary()["steps"] == 30
@@ -158,7 +151,7 @@ def test_the_schema_names_the_peers_that_there_are():
     ],
 )
 def test_what_no_peer_can_do_is_refused(run, capsys, words, message):
-    config = {**GIVEN, "data": {**GIVEN["data"], "augment": {"kind": "grey"}}}
+    config = {**TO_SCALE, "data": {**TO_SCALE["data"], "augment": {"kind": "grey"}}}
     assert run("job=peer", *words, config=config) == 2
     assert message in capsys.readouterr().err
     assert not run.output.exists()

@@ -13,52 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.results.output import Output
-from engine.results.output_names import SCALE
 from engine.scaling import cell_process, results
 from engine.scaling.cell_process import CellProcess, Ended, Task, run_cells
 from engine.scaling.cells import Cell
 from engine.scaling.figures import figures_of, lines_of
 from engine.scaling.memory_limit import ControlGroup, Watcher, group_parent
-from engine.scaling.sweep import Sweep, Wanted
 from engine.scaling.tree import MARK, marked
 from tests.conftest import REPOSITORY
 from tests.engine.scaling.fake_cell import line
-
-FAKE = Path(__file__).with_name("fake_cell.py")
-MIB = 2**20
-
-
-def fake(*words: object) -> list[str]:
-    return [sys.executable, "-S", str(FAKE), *map(str, words)]
-
-
-def sweep_of(
-    output: Path,
-    todos: list[str],
-    repeats: int = 1,
-    peer_repeats: int = 9,
-    *,
-    mib: int = 4000,
-    seconds: float = 300.0,
-    turn: float | None = None,
-) -> Sweep:
-    """A sweep whose cell i makes five steps of i + 1 seconds, and then does todos[i]."""
-    own = Output(output, SCALE)
-    own.make()
-    cells = [Cell(number, {"data.limit": 10**number}) for number in range(len(todos))]
-    wanted = Wanted(
-        repeats, peer_repeats, 0, skip_steps=1, cell_seconds=seconds, cell_bytes=mib * MIB, keep=True, turn_seconds=turn
-    )
-
-    def command_of(cell: Cell, directory: Path) -> list[str]:
-        return fake(directory, 5, cell.number + 1, *todos[cell.number].split())
-
-    return Sweep(own, cells, wanted, command_of, print)
-
-
-def never() -> bool:
-    return False
+from tests.engine.scaling.fake_sweeps import MIB, fake, never, sweep_of
 
 
 @pytest.fixture
@@ -166,7 +129,7 @@ def test_a_sweep_that_is_asked_to_stop_ends_its_cell_and_goes_on_later(tmp_path)
 DRIVER = """
 import sys
 from pathlib import Path
-from tests.engine.scaling.test_sweep import never, sweep_of
+from tests.engine.scaling.fake_sweeps import never, sweep_of
 sweep_of(Path(sys.argv[1]), ["", "", ""] if sys.argv[2] == "whole" else ["hang"] * 3, 1).run(never)
 """
 
