@@ -13,7 +13,7 @@ from engine.rows.snapshots import RowReader, block_checks
 from engine.rows.store import MemoryStore
 from engine.training.checkpoint import Checkpoints, read_trunk
 from engine.training.summary import digest
-from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine, method_of
+from tests.engine.harness import ALONE, GivenFeatures, engine_step, make_engine, make_oracle, method_of, oracle_step
 
 
 class UnsyncedFiles(DiskFiles):
@@ -133,3 +133,11 @@ def memory_digest(case):
     for step in range(case.steps):
         engine_step(case, rows, trunk, step)
     return digest(trunk_state(case.steps)[0], [block_checks(RowReader(rows))])
+
+
+def trained_oracle(case):
+    """Dense SGD on the features of the case, at the end."""
+    oracle, trunk = make_oracle(case), trunk_of(case)
+    for step in range(case.steps):
+        oracle_step(case, oracle, trunk, step)
+    return oracle

@@ -165,6 +165,10 @@ class Case:
         )
 
 
+# As ragged as the default case, and half as long.
+SHORT = {"size": 110, "window": 48, "stride": 24, "active": 32}
+
+
 def capacities(case, lanes):
     """Slots of each of a rank's lanes."""
     if case.active >= case.size:
@@ -330,3 +334,27 @@ def errors(case, w, u, true_w, true_u):
     error_w = np.linalg.norm(w - true_w, axis=1) / length_w
     error_u = np.linalg.norm(u - true_u, axis=1) / scale_u
     return error_w, error_u
+
+
+def dense_float32(case):
+    """The oracle's own procedure in float32: the yardstick for a float32 engine."""
+    oracle = make_oracle(case)
+    oracle.rows.data = oracle.rows.data.float()
+    oracle.momentum = torch.zeros_like(oracle.rows.data)
+    oracle.sgd.state[oracle.rows]["momentum_buffer"] = oracle.momentum
+    trunk = GivenFeatures(torch.float32, case.views, case.dim, case.seed)
+    double = torch.Tensor.double
+    torch.Tensor.double = torch.Tensor.float
+    try:
+        for step in range(case.steps):
+            oracle_step(case, oracle, trunk, step)
+    finally:
+        torch.Tensor.double = double
+    return oracle.rows.detach().numpy().astype(np.float64), oracle.momentum.numpy().astype(np.float64)
+
+
+def worst(case, w, u, oracle):
+    """The largest error of any row."""
+    error_w, error_u = errors(case, w, u, oracle.rows.detach().numpy(), oracle.momentum.numpy())
+    # torch keeps no momentum where it is 0; nobody reads it then.
+    return max(error_w.max(), error_u.max() if case.momentum else 0.0)

@@ -8,6 +8,7 @@ from torch import nn
 
 from engine.ranks.lanes import Lanes
 from tests.engine.harness import (
+    SHORT,
     GivenFeatures,
     capacities,
     engine_step,
@@ -16,6 +17,9 @@ from tests.engine.harness import (
     make_engine,
     rows_of_engine,
 )
+
+# Of few instances, since every step of DeepSpeed costs milliseconds.
+SMALL = {**SHORT, "dtype": np.float32}
 
 
 def held_rows(case, ranks):

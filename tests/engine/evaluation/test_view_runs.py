@@ -15,7 +15,7 @@ from engine.ranks.ranks import Channel
 from engine.trunk.network import embed, make_network
 from tests.conftest import TINY
 from tests.engine.harness import ALONE, Case, make_engine, method_of, run_both
-from tests.engine.methods.test_hard_methods import config_of
+from tests.engine.methods.two_view_configs import config_of
 from tests.on_ranks import on_ranks
 
 OF_VIEWS = {"alignment", "uniformity", "second_view_found"}

@@ -15,11 +15,12 @@ import torch
 from configs.methods import REGISTRY
 from datasets.batch import UnreadableImage
 from datasets.digits import Digits
-from tests.conftest import TINY, Runner, leave_out_drawings
+from tests.conftest import Runner, leave_out_drawings
 from tests.engine.methods.hard import HARD, register
 from tests.engine.methods.momentum_queue import MomentumQueue
 from tests.engine.methods.poisoned import poisoned_steps
-from tests.test_launch_ranks import Runs, killed_in
+from tests.engine.methods.two_view_configs import config_of
+from tests.ranked_runs import Runs, killed_in
 
 KINDS = [*sorted(HARD), "moco", "simclr"]
 FIGURE = {
@@ -28,17 +29,6 @@ FIGURE = {
     "moco": "own_keys_masked",
     "simclr": "own_view_found",
 }
-SETTINGS = {
-    "momentum_queue": {"temperature": 0.1, "momentum": 0.99},
-    "moco": {"temperature": 0.1, "key_momentum": 0.99, "queue": 256},
-}
-OPTIMIZER = {"lr": 0.1, "warmup_epochs": 0.5}
-
-
-def config_of(kind, **changes):
-    data = {**TINY["data"], "augment": {"kind": "grey", "views": 2}}
-    settings = {"kind": kind, "dim": 16} | SETTINGS.get(kind, {})
-    return {**TINY, "epochs": 3, "data": data, "method": settings, "optimizer": OPTIMIZER, **changes}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,7 +15,7 @@ from engine.planning import components as names
 from engine.rows.snapshots import RowReader
 from tests.conftest import GIVEN, REPOSITORY, TINY
 from tests.engine.methods.poisoned import poisoned_steps
-from tests.test_launch_ranks import Runs
+from tests.ranked_runs import Runs
 
 SETTINGS = {"kind": "instdisc", "active": 128, "dim": 16, "temperature": 0.1}
 CONFIG = {**TINY, "epochs": 3, "method": SETTINGS, "optimizer": {"lr": 0.03, "warmup_epochs": 0.5}}

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.harness import Case, errors, make_batch, make_oracle, run_both
-from tests.engine.rank_runs import steps_of_a_loss_scaler, train_on_given_features, train_with_trunk, trunk_goes_on
+from tests.engine.harness import SHORT, Case, dense_float32, errors, make_batch, make_oracle, run_both, worst
+from tests.engine.rank_runs import (
+    SMALL,
+    steps_of_a_loss_scaler,
+    train_on_given_features,
+    train_with_trunk,
+    trunk_goes_on,
+)
 from tests.on_ranks import on_ranks
-
-# Fewer instances than the default case, since every step of DeepSpeed costs milliseconds; as ragged.
-SHORT = {"size": 110, "window": 48, "stride": 24, "active": 32}
-SMALL = {**SHORT, "dtype": np.float32}
-
-
-def worst(case, w, u, oracle):
-    error_w, error_u = errors(case, w, u, oracle.rows.detach().numpy(), oracle.momentum.numpy())
-    return max(error_w.max(), error_u.max() if case.momentum else 0.0)
 
 
 def dense(case, features, dtype):
@@ -97,8 +94,6 @@ def test_a_rank_without_any_image_takes_part():
     ids=str,
 )
 def test_zero3_errs_at_most_twice_as_much_as_dense_float32_sgd(count, change):
-    from tests.engine.rows.test_exactness import _dense_float32
-
     case = Case(**{**SMALL, **change})
     _, oracle, losses = run_both(case)
     truth = oracle.rows.detach().numpy(), oracle.momentum.numpy()
@@ -107,7 +102,7 @@ def test_zero3_errs_at_most_twice_as_much_as_dense_float32_sgd(count, change):
     np.testing.assert_allclose(own_losses, losses[:, 0], rtol=1e-4)
     if not case.momentum:
         u = truth[1]
-    assert_error_at_most_twice(case, w, u, truth, _dense_float32(case))
+    assert_error_at_most_twice(case, w, u, truth, dense_float32(case))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

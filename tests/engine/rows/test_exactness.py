@@ -12,18 +12,7 @@ from engine.rows.active_rows import ActiveRows
 from engine.rows.snapshots import RowReader
 from engine.rows.transitions import TransitionLog
 from engine.training.learning_rate import stepped_rate
-from tests.engine.harness import Case, errors, make_engine, rows_of_engine, run_both
-
-
-def worst(case, rows, oracle):
-    w, u = rows_of_engine(case, rows)
-    error_w, error_u = errors(case, w, u, oracle.rows.detach().numpy(), oracle.momentum.numpy())
-    # torch keeps no momentum where it is 0; nobody reads it then.
-    return max(error_w.max(), error_u.max() if case.momentum else 0.0)
-
-
-# As ragged as the default case, and half as long.
-SHORT = {"size": 110, "window": 48, "stride": 24, "active": 32}
+from tests.engine.harness import SHORT, Case, dense_float32, errors, make_engine, rows_of_engine, run_both, worst
 
 
 @pytest.mark.parametrize("kernels", ["compiled", "aten"])
@@ -35,7 +24,7 @@ def test_rows_equal_dense_sgd_after_three_passes(active, nesterov, kernels):
     assert case.size % (case.block * case.lanes) != 0  # N is ragged
     assert case.steps > 3 * case.schedule.steps_per_pass
     np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=1e-12)
-    assert worst(case, rows, oracle) <= 1e-12
+    assert worst(case, *rows_of_engine(case, rows), oracle) <= 1e-12
     assert rows.visited == case.size
     assert (rows.readmitted > case.size) == (active < case.size)
 
@@ -65,7 +54,7 @@ def test_rows_equal_dense_sgd_with(change):
     case = Case(**{**SHORT, **change})
     assert case.steps > 3 * case.schedule.steps_per_pass and case.steps > max(case.skips, default=0)
     rows, oracle, _ = run_both(case)
-    assert worst(case, rows, oracle) <= 1e-12
+    assert worst(case, *rows_of_engine(case, rows), oracle) <= 1e-12
 
 
 class SteppedCase(Case):
@@ -81,7 +70,7 @@ def test_rows_that_were_away_while_the_rate_fell_in_steps_equal_dense_sgd():
     etas = [case.eta(step) for step in range(case.steps)]
     assert len(set(etas[case.steps // 10 :])) == 3
     rows, oracle, _ = run_both(case)
-    assert worst(case, rows, oracle) <= 1e-12
+    assert worst(case, *rows_of_engine(case, rows), oracle) <= 1e-12
     assert rows.log.etas(0).tolist() == etas
     assert rows.readmitted > case.size
 
@@ -98,7 +87,7 @@ def test_every_micro_batch_takes_its_share_of_a_ragged_batch():
     assert shares.max() - shares.min() <= shares.mean()
     case = Case(**SHORT, micro_batches=2, passes=1.2)
     rows, oracle, _ = run_both(case)
-    assert worst(case, rows, oracle) <= 1e-12
+    assert worst(case, *rows_of_engine(case, rows), oracle) <= 1e-12
     assert step_module.forward_places(np.array([[True, False], [False, True]])).tolist() == [
         [True, False],
         [False, True],
@@ -111,7 +100,7 @@ def test_float32_error_is_at_most_twice_that_of_dense_float32_sgd():
 
     case = Case(active=32, dtype=np.float32)
     rows, oracle, _ = run_both(case)
-    dense = _dense_float32(case)
+    dense = dense_float32(case)
     w, u = rows_of_engine(case, rows)
     truth = oracle.rows.detach().numpy(), oracle.momentum.numpy()
     engine_w, engine_u = errors(case, w, u, *truth)
@@ -121,27 +110,6 @@ def test_float32_error_is_at_most_twice_that_of_dense_float32_sgd():
         assert np.sqrt((engine_error**2).mean()) <= 2 * np.sqrt((dense_error**2).mean())
         assert engine_error.max() <= 2 * dense_error.max()
     assert rows.w_KD.dtype == torch.float32
-
-
-def _dense_float32(case):
-    """The oracle's own procedure in float32: the yardstick for a float32 engine."""
-    import torch
-
-    from tests.engine.harness import GivenFeatures, make_oracle, oracle_step
-
-    oracle = make_oracle(case)
-    oracle.rows.data = oracle.rows.data.float()
-    oracle.momentum = torch.zeros_like(oracle.rows.data)
-    oracle.sgd.state[oracle.rows]["momentum_buffer"] = oracle.momentum
-    trunk = GivenFeatures(torch.float32, case.views, case.dim, case.seed)
-    double = torch.Tensor.double
-    torch.Tensor.double = torch.Tensor.float
-    try:
-        for step in range(case.steps):
-            oracle_step(case, oracle, trunk, step)
-    finally:
-        torch.Tensor.double = double
-    return oracle.rows.detach().numpy().astype(np.float64), oracle.momentum.numpy().astype(np.float64)
 
 
 @settings(max_examples=25, deadline=None)
@@ -176,7 +144,7 @@ def test_rows_equal_dense_sgd_for_any_schedule(
         reshuffle=False,
     )
     rows, oracle, _ = run_both(case)
-    assert worst(case, rows, oracle) <= 1e-12
+    assert worst(case, *rows_of_engine(case, rows), oracle) <= 1e-12
 
 
 # Each mutation breaks one thing that the engine must do; the comparison above must notice every one.
@@ -258,7 +226,7 @@ def test_a_broken_engine_is_noticed(mutation):
         rows, oracle, _ = run_both(case, *MUTATIONS[mutation])
     except AssertionError:
         return  # the engine's own assertions noticed first
-    assert worst(case, rows, oracle) > 1e-9
+    assert worst(case, *rows_of_engine(case, rows), oracle) > 1e-9
 
 
 def test_catching_up_a_copy_changes_nothing():

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from engine.rows.folding import Folding, departure, is_folded, steps_to_fold
 from engine.rows.store import NEVER_VISITED, Block
 from engine.rows.transitions import TransitionLog, catch_up
-from tests.engine.disk_runs import DiskRun, memory_digest
+from tests.engine.disk_runs import DiskRun, memory_digest, trained_oracle
 from tests.engine.harness import Case, errors, rows_of_engine, run_both
-from tests.engine.training.test_checkpoint import trained_oracle
 
 # m = 0.3 forgets in two dozen steps, so that rows of a small case stay away long enough.
 FOLDS = Case(size=300, active=24, batch=12, momentum=0.3, weight_decay=1e-3, passes=2.2, fold=True)

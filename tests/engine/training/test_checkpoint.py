@@ -13,9 +13,8 @@ from engine.disk.files import DiskFiles
 from engine.disk.restored_rows import stored_blocks
 from engine.rows.snapshots import RowReader, block_checks
 from engine.training.summary import digest
-from tests.engine.disk_runs import DiskRun, memory_digest, trunk_of, trunk_state
-from tests.engine.harness import Case, engine_step, make_engine, make_oracle, oracle_step
-from tests.engine.rows.test_exactness import worst
+from tests.engine.disk_runs import DiskRun, memory_digest, trained_oracle, trunk_of, trunk_state
+from tests.engine.harness import Case, engine_step, make_engine, rows_of_engine, worst
 
 CASE = Case(active=32, passes=1.5)
 
@@ -106,14 +105,7 @@ def test_the_oracle_holds_through_the_store(
         run.close()
     # To the bit the rows of the run in memory, and to 1e-12 those of dense SGD.
     assert run.digest() == memory_digest(case)
-    assert worst(case, run.rows, trained_oracle(case)) <= 1e-12
-
-
-def trained_oracle(case):
-    oracle, trunk = make_oracle(case), trunk_of(case)
-    for step in range(case.steps):
-        oracle_step(case, oracle, trunk, step)
-    return oracle
+    assert worst(case, *rows_of_engine(case, run.rows), trained_oracle(case)) <= 1e-12
 
 
 def test_blocks_written_twice_between_two_checkpoints_go_into_two_generations(tmp_path):

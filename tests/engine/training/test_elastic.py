@@ -15,13 +15,11 @@ from engine.ranks.lanes import Lanes
 from engine.rows.damaged import Damaged
 from engine.training.stop_signal import StopSignal
 from tests.engine.disk_runs import DiskRun
-from tests.engine.harness import Case, errors, run_both
+from tests.engine.harness import SHORT, Case, errors, run_both, worst
 from tests.engine.rank_runs import all_rows
-from tests.engine.ranks.test_many_ranks import worst
 from tests.on_ranks import on_ranks
 
-# As ragged as the default case, and half as long.
-CASE = Case(size=110, window=48, stride=24, active=32, readers=1)
+CASE = Case(**SHORT, readers=1)
 FOLDED = Case(active=32, readers=1, fold=True, momentum=0.5, dtype=np.float32)
 
 

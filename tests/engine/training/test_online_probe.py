@@ -12,7 +12,7 @@ from engine.training.online_probe import COMPONENT, OnlineProbe
 from engine.training.step import Dealing
 from tests.conftest import TINY
 from tests.engine.harness import ALONE
-from tests.engine.methods.test_hard_methods import config_of
+from tests.engine.methods.two_view_configs import config_of
 from tests.on_ranks import on_ranks
 
 WIDTH, PLACES, LANES, VIEWS, STEPS = 5, 8, 2, 2, 12

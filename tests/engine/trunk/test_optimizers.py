@@ -11,10 +11,9 @@ from engine.trunk.optimizers import AdamW, LarsRule, Sgd, kind_and_weight, misfi
 from engine.trunk.trunk import Trunk
 from engine.trunk.zero import ZeroEngine
 from tests.engine.harness import Case
-from tests.engine.rank_runs import trunk_goes_on
-from tests.engine.ranks.test_many_ranks import SMALL
+from tests.engine.rank_runs import SMALL, trunk_goes_on
 from tests.engine.trunk.slow_steps import slow_adamw, slow_lars
-from tests.engine.trunk.test_trunk import ALONE, SETTINGS, Network
+from tests.engine.trunk.small_network import ALONE, SETTINGS, Network
 from tests.on_ranks import on_ranks
 
 LARS = LarsRule(momentum=0.9, weight_decay=1e-2, trust=1e-3)
