@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from datasets.batch import MARK
 from tests.conftest import TINY, folder_config, refused
 from tests.foreign_runs import run_seed
+from tests.trees import contents
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -16,20 +18,16 @@ def test_random_jobs_among_random_files_change_none_of_them(tmp_path, seed):
     assert codes
 
 
-def tree(root):
-    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 @pytest.mark.parametrize("name", ["exports", "checkpoints", "tensorboard", "checkpoints/rows", "images"])
 def test_fresh_does_not_take_the_folder_of_images_with_it(run, capsys, photos, name):
     root = run.output / name
     root.parent.mkdir(parents=True)
     shutil.move(photos, root)
-    before = tree(run.output)
+    before = contents(run.output)
     for flags in (("--fresh",), ()):
         assert run(config=folder_config(root), flags=flags) == 2
         assert "is above data.root" in capsys.readouterr().err
-    assert tree(run.output) == before
+    assert contents(run.output) == before
 
 
 @pytest.mark.parametrize("flags", [(), ("--fresh",)])
@@ -37,7 +35,7 @@ def test_the_directory_of_another_tool_is_refused_by_every_job(run, capsys, flag
     for name in ("config.json", "report.html", "backbone.safetensors", "checkpoints/rows/a", "checkpoints/step-1/b"):
         (run.output / name).parent.mkdir(parents=True, exist_ok=True)
         (run.output / name).write_text("another tool's")
-    before = tree(run.output)
+    before = contents(run.output)
     assert run(flags=flags) == 2
     assert "holds files that this engine did not write" in capsys.readouterr().err
     if not flags:
@@ -51,7 +49,7 @@ def test_the_directory_of_another_tool_is_refused_by_every_job(run, capsys, flag
         ):
             assert run(*words) == 2, words
             assert "Traceback" not in capsys.readouterr().err
-    assert tree(run.output) == before
+    assert contents(run.output) == before
 
 
 def test_a_run_that_was_made_before_there_was_a_mark_goes_on_and_gets_it(run):
@@ -140,7 +138,7 @@ def test_two_outputs_whose_checkpoints_lie_at_one_place_exclude_each_other(run, 
     (run.output / "checkpoints").symlink_to(first / "checkpoints")
     config = (first / "config.json").read_text()
     (run.output / "config.json").write_text(config)
-    before = tree(first)
+    before = contents(first)
     held = Lock(first)
     try:
         for words, flags in ((["steps=5"], ("--fresh",)), (["job=store", "store.verb=scrub"], ())):
@@ -148,8 +146,8 @@ def test_two_outputs_whose_checkpoints_lie_at_one_place_exclude_each_other(run, 
             assert "is in use by this very process" in capsys.readouterr().err
     finally:
         held.release()
-    assert {path: content for path, content in tree(first).items() if path.name != "lock"} == {
-        path: content for path, content in before.items() if path.name != "lock"
+    assert {name: content for name, content in contents(first).items() if Path(name).name != "lock"} == {
+        name: content for name, content in before.items() if Path(name).name != "lock"
     }
     assert run("steps=5") == 0
     run.output = first

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +20,9 @@ from engine.disk.manifest_body import check_body, check_run_state
 from engine.jobs import row_table, store_jobs
 from engine.ranks.lanes import Lanes
 from engine.rows.damaged import Damaged
+from tests.engine.disk.manifests import GOLDEN
 from tests.engine.disk_runs import UnsyncedFiles
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 STATE = {
     "config": {"seed": 0, "data": {"root": None}},
     "source": "glyphs 1",

@@ -14,7 +14,7 @@ from engine.disk.files import TEMPORARY, DiskFiles
 from engine.disk.zarr_store import ROWS
 from engine.jobs import store_jobs
 from engine.rows.damaged import Damaged
-from tests.engine.disk.test_power_cuts import EVERY, SMALL, SmallCase, files_below, named_files, record
+from tests.engine.disk.small_runs import EVERY, SMALL, SmallCase, files_below, named_files, record
 from tests.engine.faulty_files import EverythingSurvives, FaultyFiles, Training, VolatileFiles
 
 CASE = SmallCase(**SMALL)

@@ -11,8 +11,7 @@ from engine.disk.block_map import COLUMNS
 from engine.disk.files import DiskFiles
 from engine.disk.format_3 import bound, unbound
 from engine.rows.damaged import Damaged
-from tests.engine.disk.test_golden import HERE as GOLDEN
-from tests.engine.disk.test_manifest_body import NUMBERS, PATHS
+from tests.engine.disk.manifests import GOLDEN, NUMBERS, PATHS
 
 places = st.tuples(
     st.integers(0, 2**32 - 1),

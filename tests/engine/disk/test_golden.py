@@ -5,7 +5,6 @@ When the format changes, engine/disk/body.py's FORMAT grows, a new directory joi
 
 import hashlib
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,10 @@ from engine.disk.body import FORMAT
 from engine.disk.files import DiskFiles
 from engine.rows.snapshots import RowReader
 from engine.rows.store import NEVER_VISITED
+from tests.engine.disk.manifests import GOLDEN
 from tests.engine.disk_runs import DiskRun, trunk_state
 from tests.engine.harness import Case
 
-HERE = Path(__file__).parents[1] / "golden"
 GOLDEN_CASE = Case(
     size=26,
     active=8,
@@ -53,7 +52,7 @@ def hash_of_every_byte(rows, backbone):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_checkpoint_of_an_earlier_version_is_read_to_the_bit(tmp_path, name):
-    shutil.copytree(HERE / name, tmp_path / "run")
+    shutil.copytree(GOLDEN / name, tmp_path / "run")
     kept, complaints = manifest.recover(DiskFiles(tmp_path / "run"))
     assert not complaints
     assert len(kept) == 2
@@ -61,15 +60,15 @@ def test_a_checkpoint_of_an_earlier_version_is_read_to_the_bit(tmp_path, name):
         assert not manifest.problems_of(one, every_block=True)
     run = DiskRun(GOLDEN_CASE, tmp_path / "run")
     found = hash_of_every_byte(run.rows, trunk_state(run.step)[0])
-    assert found == (HERE / name / "digest.txt").read_text().strip()
+    assert found == (GOLDEN / name / "digest.txt").read_text().strip()
     assert run.train(GOLDEN_CASE.steps).step == GOLDEN_CASE.steps
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_its_generations_open_with_plain_zarr(name):
-    kept, _ = manifest.recover(DiskFiles(HERE / name))
+    kept, _ = manifest.recover(DiskFiles(GOLDEN / name))
     for generation in kept[-1].generations().values():
-        group = zarr.open_group(str(HERE / name / "rows" / generation.name), mode="r")
+        group = zarr.open_group(str(GOLDEN / name / "rows" / generation.name), mode="r")
         assert group["weight"].shape == (26, 2)
         assert group["last_step"].dtype == np.int64
 
@@ -77,7 +76,7 @@ def test_its_generations_open_with_plain_zarr(name):
 def test_a_run_that_goes_on_from_an_earlier_format_writes_this_one_and_ends_the_same(tmp_path):
     digests = []
     for name in FORMATS:
-        root = shutil.copytree(HERE / name, tmp_path / name)
+        root = shutil.copytree(GOLDEN / name, tmp_path / name)
         run = DiskRun(GOLDEN_CASE, root).train(GOLDEN_CASE.steps - 4)
         run.save()
         run.finish().looked().close()

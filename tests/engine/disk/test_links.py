@@ -3,51 +3,21 @@
 import os
 import shutil
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.disk import files as engine_files
 from engine.disk import manifest, sweep, zarr_store
 from engine.disk.files import DIRECTORY, LINK, SPECIAL, DiskFiles, remove_any, remove_tree
 from engine.disk.sweep import foreign, foreign_line, remove_run
 from engine.jobs import store_jobs
 from engine.rows.damaged import Damaged
-from tests.engine.disk.test_power_cuts import SMALL, SmallCase
-from tests.engine.disk.test_stores import make_disk
+from tests.engine.disk.small_runs import SHORT, go_on, train
 from tests.engine.disk_runs import UnsyncedFiles
 from tests.engine.faulty_files import Training
 from tests.engine.harness import method_of
-from tests.engine.store_contract import made_block, read
-from tests.engine.training.test_elastic import CASE, leg
-from tests.on_ranks import on_ranks
-
-SHORT_SIZES = {**SMALL, "batch": 8, "passes": 1.2}
-SHORT = SmallCase(**SHORT_SIZES)  # 21 steps
-SHORT_EVERY = 7
-
-
-def train(files, until, every=SHORT_EVERY):
-    training = Training(SHORT, files, keep=2)
-    for _ in training.train(every, until=until):
-        pass
-    training.checkpoints.finish()
-    return training
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """(a directory with checkpoints of steps 7 and 14, the state at the end of the run)."""
-    root = tmp_path_factory.mktemp("template") / "checkpoints"
-    train(UnsyncedFiles(root), 15)
-    return root, Training(SHORT, UnsyncedFiles(root.parent / "other")).finish()
-
-
-@pytest.fixture
-def root(template, tmp_path):
-    return shutil.copytree(template[0], tmp_path / "checkpoints")
+from tests.trees import tree
 
 
 @pytest.fixture
@@ -58,21 +28,6 @@ def thesis(tmp_path):
     for name in ("chapter-1", "trunk.safetensors", "000000001.json", "zarr.json", "weight/c.0.0", "part-of-a-run"):
         (path / name).write_text(f"the user's {name}")
     return path
-
-
-def tree(path):
-    """Every name below, with its bytes or what a link leads to; links are not followed."""
-    found = {}
-    for above, directories, names in os.walk(path):
-        for one in (Path(above, name) for name in directories + names):
-            content = os.readlink(one) if one.is_symlink() else one.read_bytes() if one.is_file() else False
-            found[os.path.relpath(one, path)] = content
-    return found
-
-
-def go_on(root):
-    """Go on to the end with checkpoints on the way, so that all that were there are dropped."""
-    train(UnsyncedFiles(root), SHORT.steps, every=2)
 
 
 JOBS = {
@@ -96,13 +51,13 @@ def test_a_foreign_directory_with_a_link_to_a_thesis_costs_no_thesis(root, thesi
 
 
 @pytest.mark.parametrize("job", ["start", "verify", "scrub", "repair"])
-def test_a_link_to_the_newest_checkpoint_costs_no_checkpoint(root, template, job):
+def test_a_link_to_the_newest_checkpoint_costs_no_checkpoint(root, end, job):
     (root / "step-best").symlink_to("step-000000014")
     JOBS[job](root)
     assert (root / "step-best").is_symlink()
     assert not manifest.problems_of(manifest.read(DiskFiles(root), 2), every_block=True)
     again = Training(SHORT, UnsyncedFiles(root), keep=2)
-    assert again.first_step == 14 and again.finish() == template[1]
+    assert again.first_step == 14 and again.finish() == end
 
 
 def moved_behind_a_link(root, path, elsewhere):
@@ -129,7 +84,7 @@ def places(root):
 )
 @given(data=st.data())
 def test_whatever_is_a_link_nothing_behind_one_changes_and_none_goes(template, tmp_path_factory, data):
-    root = shutil.copytree(template[0], tmp_path_factory.mktemp("run") / "checkpoints")
+    root = shutil.copytree(template, tmp_path_factory.mktemp("run") / "checkpoints")
     outside = root.parent / "outside"
     for name in ("zarr.json", "c.0.0", "trunk.safetensors", "000000001.json", "moved", "weight/c.0.0"):
         (outside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -234,16 +189,16 @@ def test_no_operation_goes_through_a_link_or_out_of_the_root(tmp_path, thesis, o
     assert tree(tmp_path) == before
 
 
-def test_a_linked_checkpoints_directory_works_and_fresh_leaves_the_link(root, template, tmp_path):
+def test_a_linked_checkpoints_directory_works_and_fresh_leaves_the_link(root, end, tmp_path):
     elsewhere = tmp_path / "another disk"
     root.rename(elsewhere)
     root.symlink_to(elsewhere)
     again = train(UnsyncedFiles(root), SHORT.steps)
-    assert again.first_step == 14 and again.state() == template[1]
+    assert again.first_step == 14 and again.state() == end
     (elsewhere / "notes.txt").write_text("the user's")
     assert remove_run(DiskFiles(root)) == ["notes.txt"]
     assert root.is_symlink() and tree(elsewhere) == {"notes.txt": b"the user's"}
-    assert train(UnsyncedFiles(root), SHORT.steps).state() == template[1]
+    assert train(UnsyncedFiles(root), SHORT.steps).state() == end
 
 
 def test_a_checkpoints_directory_that_leads_nowhere_or_is_a_file_is_refused(tmp_path):
@@ -300,13 +255,13 @@ def test_names_of_new_directories_are_not_those_of_links(root, thesis, monkeypat
     assert Training(SHORT, UnsyncedFiles(root)).first_step == 21
 
 
-def test_odd_numbers_in_names_are_no_numbers(root, template):
+def test_odd_numbers_in_names_are_no_numbers(root, end):
     # str.isdigit takes these for numbers, and int does not, or gives one that no array holds.
     for name in ("manifests/².json", "manifests/٣.json", "rows/²-abcdef", f"rows/{'9' * 40}-abcdef"):
         (root / name).mkdir()
     (root / "manifests" / f"{'9' * 30}.json").write_text("{}")
     training = Training(SHORT, UnsyncedFiles(root), keep=2)
-    assert training.first_step == 14 and training.finish(2) == template[1]
+    assert training.first_step == 14 and training.finish(2) == end
 
 
 def test_a_manifest_that_is_a_link_protects_what_it_names(root, tmp_path):
@@ -318,25 +273,6 @@ def test_a_manifest_that_is_a_link_protects_what_it_names(root, tmp_path):
     assert training.kept == [] and len(training.complaints) == 2
     assert tree(root) == before
     assert store_jobs.repair(DiskFiles(root)) == 1 and tree(root) == before
-
-
-def test_no_block_costs_a_look_of_its_own(tmp_path, monkeypatch):
-    looks = []
-    real = os.lstat
-    monkeypatch.setattr(engine_files.os, "lstat", lambda *a, **k: (looks.append(a), real(*a, **k))[1])
-    disk = make_disk(tmp_path)
-    disk.write_block(0, made_block(0))
-    first = len(looks)
-    for block in range(1, 20):
-        disk.write_block(block, made_block(block))
-    assert len(looks) == first
-    again = make_disk(tmp_path)
-    again.generations, again._map = disk.generations, disk._map
-    read(again, 0)
-    first = len(looks)
-    for block in range(20):
-        read(again, block)
-    assert len(looks) == first
 
 
 # --fresh
@@ -404,10 +340,3 @@ def test_only_names_of_ours_are_removed(tmp_path):
         with pytest.raises(AssertionError):
             remove_any(files, path)
     assert files.listing("")["rows"] == DIRECTORY
-
-
-def test_a_mark_that_was_cut_short_does_not_stop_a_node(tmp_path):
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "part-of-a-run.part").write_bytes(b"")
-    on_ranks(2, leg, (CASE, tmp_path, 14), {"own_disks": True})
-    assert (tmp_path / "1" / "part-of-a-run").exists() and not (tmp_path / "1" / "part-of-a-run.part").exists()

@@ -1,5 +1,6 @@
 """Every store under one contract, and the store on disk beyond it: plain zarr, write-once generations, what a commit keeps."""
 
+import os
 import tempfile
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 import torch
 import zarr
 
+from engine.disk import files as engine_files
 from engine.disk.block_map import BlockMap
 from engine.disk.files import DiskFiles, remove_any
 from engine.disk.patrol import look
@@ -344,3 +346,22 @@ def test_a_missing_block_is_an_error_and_never_a_fill_value(tmp_path):
 def test_checkpoints_need_room_for_one(tmp_path):
     with pytest.raises(AssertionError):
         Checkpoints(DiskFiles(tmp_path), WriteBehind(make_disk(tmp_path), 1, threaded=False), keep=0)
+
+
+def test_no_block_costs_a_look_of_its_own(tmp_path, monkeypatch):
+    looks = []
+    real = os.lstat
+    monkeypatch.setattr(engine_files.os, "lstat", lambda *a, **k: (looks.append(a), real(*a, **k))[1])
+    disk = make_disk(tmp_path)
+    disk.write_block(0, made_block(0))
+    first = len(looks)
+    for block in range(1, 20):
+        disk.write_block(block, made_block(block))
+    assert len(looks) == first
+    again = make_disk(tmp_path)
+    again.generations, again._map = disk.generations, disk._map
+    read(again, 0)
+    first = len(looks)
+    for block in range(20):
+        read(again, block)
+    assert len(looks) == first

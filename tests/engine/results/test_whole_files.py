@@ -25,9 +25,9 @@ from engine.results.exports import NAMES, export_backbone, export_run
 from engine.results.whole_files import Together, write_file
 from engine.rows.snapshots import RowReader
 from tests.conftest import REPOSITORY
-from tests.engine.disk.test_links import tree
 from tests.engine.disk_runs import DiskRun
 from tests.engine.harness import Case, rows_of_engine
+from tests.trees import tree
 
 CASE = Case(size=60, active=16, window=24, stride=12, batch=8, block=6, lanes=2, dim=4, passes=1.0)
 BACKBONE = {"conv.weight": torch.arange(6.0).reshape(2, 3)}

@@ -237,3 +237,10 @@ def test_a_node_that_is_not_the_first_marks_its_disk(tmp_path):
     on_ranks(2, leg, (CASE, tmp_path, 20), {"own_disks": True})
     assert PART_OF_A_RUN in DiskFiles(tmp_path / "1").listing("")
     assert PART_OF_A_RUN not in DiskFiles(tmp_path / "0").listing("")
+
+
+def test_a_mark_that_was_cut_short_does_not_stop_a_node(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "part-of-a-run.part").write_bytes(b"")
+    on_ranks(2, leg, (CASE, tmp_path, 14), {"own_disks": True})
+    assert (tmp_path / "1" / "part-of-a-run").exists() and not (tmp_path / "1" / "part-of-a-run.part").exists()

@@ -38,10 +38,6 @@ def blocks_of(root, step):
     return {block: (store.generations[entry.generation].name, entry) for block, entry in kept.entries(store).items()}
 
 
-def tree(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def chunk(root, generation, column, block):
     return root / ROWS / generation / column / (f"c.{block}" + ("" if column == "last_step" else ".0"))
 

@@ -18,12 +18,12 @@ from tests.engine.jobs.store.stores import (
     flip,
     new_block,
     saved,
-    tree,
 )
+from tests.trees import contents
 
 
 def test_scrub_removes_what_no_checkpoint_names_and_nothing_else(root, capsys):
-    before = tree(root)
+    before = contents(root)
     _, _, generation = new_block(root)
     strays = {
         f"rows/{generation}/weight/c.0.0.part": 5,
@@ -40,7 +40,7 @@ def test_scrub_removes_what_no_checkpoint_names_and_nothing_else(root, capsys):
     (root / "notes.txt").write_text("not ours")
     assert scrub(DiskFiles(root)) == 0
     out = capsys.readouterr().out
-    assert tree(root) == before | {"notes.txt": b"not ours"}
+    assert contents(root) == before | {"notes.txt": b"not ours"}
     assert not (root / "rows" / "000099-abcdef").exists()
     assert not (root / "step-000000060").exists()
     assert f"removed rows/{generation}/weight/c.0.0.part: 5 bytes" in out
@@ -54,10 +54,10 @@ def test_scrub_removes_nothing_where_something_is_damaged(root, capsys):
     flip(chunk(root, generation, "weight", block))
     (root / "step-000000060").mkdir()
     (root / "step-000000060" / "trunk.safetensors.part").write_bytes(b"half")
-    before = tree(root)
+    before = contents(root)
     assert scrub(DiskFiles(root)) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "nothing was removed"
-    assert tree(root) == before
+    assert contents(root) == before
 
 
 def test_repair_goes_back_and_the_run_continues_as_if_nothing_had_happened(root, capsys):
@@ -70,10 +70,10 @@ def test_repair_goes_back_and_the_run_continues_as_if_nothing_had_happened(root,
     assert f"goes on after step {EARLIER}" in out
     assert verify(DiskFiles(root), None) == 0  # a manifest that was set aside is none
     assert repair(DiskFiles(root)) == 0
-    before = tree(root)
+    before = contents(root)
     assert scrub(DiskFiles(root)) == 0
     assert "manifests/000000002.damaged stays" in capsys.readouterr().out
-    assert tree(root) == before
+    assert contents(root) == before
 
     again = DiskRun(CASE, root).looked()
     assert not again.complaints
@@ -93,7 +93,7 @@ def test_scrub_removes_nothing_while_it_is_not_known_what_was_set_aside(root, ca
     aside = "manifests/000000002.damaged"
     flip(root / manifest.path_of(2))
     assert repair(DiskFiles(root)) == 0
-    before = tree(root)
+    before = contents(root)
     if not is_readable:
         flip(root / aside)
         real = DiskFiles.read
@@ -104,11 +104,11 @@ def test_scrub_removes_nothing_while_it_is_not_known_what_was_set_aside(root, ca
             return real(files, path)
 
         monkeypatch.setattr(DiskFiles, "read", refuse)
-        before = tree(root)
+        before = contents(root)
     assert scrub(DiskFiles(root)) == 1
     out = capsys.readouterr().out
     assert f"{aside} was set aside, and what it names is not known" in out
-    assert out.splitlines()[-1] == "nothing was removed" and tree(root) == before
+    assert out.splitlines()[-1] == "nothing was removed" and contents(root) == before
     (root / aside).unlink()
     assert scrub(DiskFiles(root)) == 0
     assert not (root / f"step-{LATER:09d}").exists()
@@ -119,20 +119,20 @@ def test_where_only_an_older_checkpoint_is_damaged_nothing_has_to_be_repaired(ro
     flip(chunk(root, generation, "weight", block))
     assert verify(DiskFiles(root), None) == 1
     assert "1 of 2 checkpoints is damaged; the newest is whole" in capsys.readouterr().out
-    before = tree(root)
+    before = contents(root)
     assert repair(DiskFiles(root)) == 0
     assert f"nothing is to be repaired: the newest checkpoint, step-{LATER:09d}, is whole" in capsys.readouterr().out
-    assert tree(root) == before
+    assert contents(root) == before
 
 
 def test_what_repair_did_can_be_undone_until_the_run_goes_on(root):
-    before = tree(root)
+    before = contents(root)
     path = root / f"step-{LATER:09d}" / "trunk.safetensors"
     flip(path)
     assert repair(DiskFiles(root)) == 0
     flip(path)
     (root / "manifests" / "000000002.damaged").rename(root / "manifests" / "000000002.json")
-    assert tree(root) == before
+    assert contents(root) == before
 
 
 def test_repair_passes_over_every_checkpoint_that_is_not_whole(tmp_path, capsys):
@@ -154,18 +154,18 @@ def test_where_no_checkpoint_is_whole_repair_says_so_and_changes_nothing(root, c
     shared = [block for block in later if earlier.get(block) == later[block]][:2]
     for block in shared:
         flip(chunk(root, later[block][0], "weight", block))
-    before = tree(root)
+    before = contents(root)
     assert repair(DiskFiles(root)) == 1
     out = capsys.readouterr().out
     for block in shared:
         assert f"checkpoint step-{LATER:09d}: block {block} (weight) of generation {later[block][0]}" in out
     assert "no checkpoint is whole" in out
-    assert tree(root) == before
+    assert contents(root) == before
 
 
 @pytest.mark.parametrize("path", ["manifests/000000002.json", f"step-{LATER:09d}/active.safetensors"])
 def test_an_error_that_may_pass_is_no_damage_to_repair(root, capsys, monkeypatch, path):
-    before, real = tree(root), DiskFiles.read
+    before, real = contents(root), DiskFiles.read
 
     def refuse(files, asked):
         if asked == path:
@@ -176,7 +176,7 @@ def test_an_error_that_may_pass_is_no_damage_to_repair(root, capsys, monkeypatch
     assert repair(DiskFiles(root)) == 1
     out = capsys.readouterr().out
     assert "checkpoint number 2 may be whole, and cannot be read: [Errno 13] Permission denied" in out
-    assert "nothing was changed" in out and tree(root) == before
+    assert "nothing was changed" in out and contents(root) == before
     assert verify(DiskFiles(root), None) == 1
     out = capsys.readouterr().out
     assert "1 of 2 checkpoints is damaged, or cannot be read" in out and f"step-{EARLIER:09d}: " in out

@@ -19,10 +19,10 @@ from tests.engine.jobs.store.stores import (
     flip,
     new_block,
     saved,
-    tree,
     truncate,
     zero,
 )
+from tests.trees import contents
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -142,14 +142,14 @@ def test_a_block_that_checkpoints_share_is_read_once(root):
 )
 def test_a_generation_that_zarr_cannot_open_is_named_and_mended(root, capsys, name, damage, complaint):
     generation = new_block(root)[2]
-    before = tree(root)
+    before = contents(root)
     damage(root / ROWS / generation / name)
     assert verify(DiskFiles(root), LATER) == 1
     assert f"generation {generation} {complaint}" in capsys.readouterr().out
     assert scrub(DiskFiles(root)) == 1
     assert repair(DiskFiles(root)) == 0
     assert f"generation {generation} {complaint}" in capsys.readouterr().out
-    assert tree(root) == before
+    assert contents(root) == before
     assert verify(DiskFiles(root), None) == 0
 
 
