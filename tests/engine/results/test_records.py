@@ -17,7 +17,7 @@ from engine.results.pictures import EmbeddingSample
 from engine.results.records import amount, amounts, finite, finite_items, read_records
 from engine.results.report import report_of
 from tests.engine.results.page_parser import Tags, charts_of
-from tests.engine.results.test_report import (
+from tests.engine.results.written_runs import (
     CONFIG,
     PLAN,
     SUMMARY,
