@@ -32,8 +32,8 @@ import torch
 
 from engine.disk.files import TEMPORARY, DiskFiles
 from engine.disk.lock import Lock
-from tests.engine.faulty_files import Training
 from tests.engine.harness import Case
+from tests.engine.small_training import Training
 
 EVERY = 8
 ENDED_OR_NOT = os.WEXITED | os.WNOHANG | os.WNOWAIT

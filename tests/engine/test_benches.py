@@ -16,7 +16,7 @@ from scipy.signal import lfilter
 from engine.disk.files import DiskFiles
 from engine.rows.host_tier import HostTier
 from engine.rows.store import empty_block
-from tests import bench_disk, bench_scale, bench_soak, bench_step, bench_store, bench_support
+from tests import bench_disk, bench_scale, bench_soak, bench_step, bench_store, bench_support, store_ways
 
 SHAPE = ["--window", "256", "--stride", "64", "--batch", "16", "--block", "16", "--lanes", "4", "--dim", "8"]
 
@@ -35,8 +35,8 @@ def cells_by_line(printed: str) -> dict[str, list[str]]:
 def test_the_store_bench_has_a_line_for_every_way_and_says_which_are_not_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(bench_store.NEEDS, "LMDB", "no_such_package")
-    monkeypatch.setitem(bench_store.NEEDS, "TensorStore", "no_such_package")
+    monkeypatch.setitem(store_ways.NEEDS, "LMDB", "no_such_package")
+    monkeypatch.setitem(store_ways.NEEDS, "TensorStore", "no_such_package")
     bench_store.main(["--blocks", "3", "--block", "16", "--dim", "8", "--rounds", "1", "--directory", str(tmp_path)])
     lines = cells_by_line(capsys.readouterr().out)
     assert lines["LMDB"][:3] == lines["TensorStore"][:3] == ["not installed"] * 3
@@ -57,15 +57,15 @@ def test_the_step_bench_has_a_line_for_compiled_kernels_and_one_for_aten(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", list(bench_store.WAYS))
+@pytest.mark.parametrize("name", list(store_ways.WAYS))
 def test_every_way_of_the_store_bench_gives_back_what_it_was_given_after_it_was_closed(
     name: str, tmp_path: Path
 ) -> None:
-    needed = bench_store.NEEDS.get(name)
+    needed = store_ways.NEEDS.get(name)
     if needed and not importlib.util.find_spec(needed):
         pytest.skip(f"{needed} is not installed")
-    blocks = bench_store.random_blocks(3, 16, 8)
-    way = bench_store.WAYS[name](tmp_path, 3, 16, 8)
+    blocks = store_ways.random_blocks(3, 16, 8)
+    way = store_ways.WAYS[name](tmp_path, 3, 16, 8)
     bench_store.write_all(way, blocks)
     way.close()
     way.open()
@@ -77,9 +77,9 @@ def test_every_way_of_the_store_bench_gives_back_what_it_was_given_after_it_was_
 
 def test_the_raw_writer_makes_as_many_files_of_the_same_sizes_as_the_store(tmp_path: Path) -> None:
     sizes = []
-    for kind in (bench_store.ThisStore, bench_store.RawFiles):
+    for kind in (store_ways.ThisStore, store_ways.RawFiles):
         way = kind(tmp_path / kind.__name__, 3, 16, 8)
-        bench_store.write_all(way, bench_store.random_blocks(3, 16, 8))
+        bench_store.write_all(way, store_ways.random_blocks(3, 16, 8))
         found = bench_support.files_below(tmp_path / kind.__name__)
         sizes.append(sorted((path.parent.name[:9], path.name, path.stat().st_size) for path in found))
     # The generation's name has a random part.

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tests.kernels.cuda_claims import CudaClaims, excess, lse, same
+from tests.kernels.cuda_claims import CudaClaims
+from tests.kernels.cuda_problems import excess, lse, same
 
 
 class OwnTermClaims(CudaClaims):

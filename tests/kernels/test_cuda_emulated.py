@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.conftest import REPOSITORY
 from tests.kernels.compile_once import made_once, shared_directory
-from tests.kernels.cuda_claims import PRODUCTS, rounded
 from tests.kernels.cuda_own_claims import OwnTermClaims
+from tests.kernels.cuda_problems import PRODUCTS, rounded
 
 SOURCES = REPOSITORY / "tests" / "kernels" / "emulated_cuda"
 FLAGS = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-Wno-unknown-pragmas"]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine.disk.small_runs import SHORT, train
 from tests.engine.disk_runs import UnsyncedFiles
-from tests.engine.faulty_files import Training
+from tests.engine.small_training import Training
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 from engine.disk import manifest
 from engine.disk.zarr_store import ROWS
 from tests.engine.disk_runs import UnsyncedFiles
-from tests.engine.faulty_files import Training, VolatileFiles
+from tests.engine.faulty_files import VolatileFiles
 from tests.engine.harness import Case
+from tests.engine.small_training import Training
 
 EVERY, KEEP = 6, 2
 # 12 blocks, 23 steps, checkpoints after 6, 12 and 18; blocks leave, come back, and are read by a later window.

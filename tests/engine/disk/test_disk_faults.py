@@ -15,7 +15,8 @@ from engine.disk.zarr_store import ROWS
 from engine.jobs import store_jobs
 from engine.rows.damaged import Damaged
 from tests.engine.disk.small_runs import EVERY, SMALL, SmallCase, files_below, named_files, record
-from tests.engine.faulty_files import EverythingSurvives, FaultyFiles, Training, VolatileFiles
+from tests.engine.faulty_files import EverythingSurvives, FaultyFiles, VolatileFiles
+from tests.engine.small_training import Training
 
 CASE = SmallCase(**SMALL)
 SHORT = SmallCase(**{**SMALL, "passes": 1.2})  # 14 steps

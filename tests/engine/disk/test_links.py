@@ -15,8 +15,8 @@ from engine.jobs import store_jobs
 from engine.rows.damaged import Damaged
 from tests.engine.disk.small_runs import SHORT, go_on, train
 from tests.engine.disk_runs import UnsyncedFiles
-from tests.engine.faulty_files import Training
 from tests.engine.harness import method_of
+from tests.engine.small_training import Training
 from tests.trees import tree
 
 

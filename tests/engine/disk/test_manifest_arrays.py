@@ -17,7 +17,7 @@ from engine.rows.damaged import Damaged
 from tests.engine.disk.manifests import body_of, put
 from tests.engine.disk.small_runs import SHORT, SHORT_SIZES, SmallCase
 from tests.engine.disk_runs import UnsyncedFiles
-from tests.engine.faulty_files import Training
+from tests.engine.small_training import Training
 
 
 def put_arrays(root, path, content, number=2):

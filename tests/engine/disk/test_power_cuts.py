@@ -18,10 +18,10 @@ from tests.engine.faulty_files import (
     NamesSurvive,
     NothingSurvives,
     SomeSurvive,
-    Training,
     VolatileFiles,
 )
 from tests.engine.harness import make_engine
+from tests.engine.small_training import Training
 
 CASES = {
     "float32": SmallCase(**SMALL),
