@@ -22,21 +22,19 @@ SOURCES = [
 ] + [REPOSITORY / "launch.py"]
 # The engine's rooms, from the top floor down: a room imports itself and what is below it.
 SUB_ROOMS = (
-    *(
-        "jobs",
-        "profiling",
-        "scaling",
-        "planning",
-        "training",
-        "probing",
-        "evaluation",
-        "methods",
-        "results",
-        "disk",
-        "rows",
-        "trunk",
-        "ranks",
-    ),
+    "jobs",
+    "profiling",
+    "scaling",
+    "planning",
+    "training",
+    "probing",
+    "evaluation",
+    "methods",
+    "results",
+    "disk",
+    "rows",
+    "trunk",
+    "ranks",
 )
 STANDARD = set(sys.stdlib_module_names)
 
@@ -135,6 +133,11 @@ def test_a_planted_upward_arrow_is_found(room, line):
     assert not upward(
         path, f"from engine.{room} import other\nfrom datasets.batch import Batch\nfrom engine.ranks.lanes import Lanes"
     )
+
+
+def test_nothing_imports_from_a_file_of_tests():
+    for path in SOURCES:
+        assert not [name for name in imports(path) if re.match(r"tests(\.\w+)*\.test_\w+", name)], path
 
 
 def test_nothing_imports_launch_but_tests():
