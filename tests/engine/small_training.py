@@ -1,4 +1,4 @@
-"""A training of a second or less, from what is on a disk: to be put on disks that fail, and to be killed."""
+"""A small training that goes on from what is on a disk: to be put on disks that fail, and to be killed."""
 
 import hashlib
 from collections.abc import Iterator
