@@ -18,7 +18,7 @@ from engine.probing.rows import Rows, Standard, readable, standard_of
 from engine.probing.saved import SavedProbe
 from engine.probing.score import Score, score
 from engine.probing.tellers import SAY_SECONDS, Pace, Tell
-from engine.probing.words import asked_text, by_class
+from engine.probing.words import asked_text, by_class, lacking_text, left_out_text
 from engine.ranks.alone import first_alone
 from engine.ranks.process_table import peak_resident_bytes
 from engine.results.progress import progress
@@ -40,10 +40,11 @@ class _Trained:
         there = np.flatnonzero(readable(features_MD))
         if not len(there):
             raise ValueError(
-                f"none of the {len(features_MD)} images of {part.source.name} that would be trained on can be read"
+                f"none of the {len(features_MD)} images of {part.source.name} that would be trained on can be read and has finite features"
             )
         aside = share_of_each(self.classes_M[there], self.instances_M[there], job.config.linear.held_out, _HELD_OUT_KEY)
         self.fitted, self.held = there[~aside], there[aside]
+        self.missing = len(features_MD) - len(there)
         if not len(self.held):
             raise ValueError(
                 f"linear.held_out is {job.config.linear.held_out:g}, which sets aside none of {len(there)} readable images; raise it"
@@ -67,7 +68,7 @@ class _Tested:
         self.there = np.flatnonzero(readable(features_MD))
         if not len(self.there):
             raise ValueError(
-                f"none of the {len(features_MD)} images of {job.parts.test.source.name} that are tested can be read"
+                f"none of the {len(features_MD)} images of {job.parts.test.source.name} that are tested can be read and has finite features"
             )
 
     def score(self, head: Head, standard: Standard) -> Score:
@@ -97,9 +98,12 @@ def _on_features(job: "LinearJob", train: "FeatureCache", test: "FeatureCache") 
     how = (
         f"features standardised; {len(trained.fitted)} images fitted, {len(trained.held)} held out, by which rate and C are chosen"
         + f"; SGD: {asked.epochs} epochs, batch {asked.batch}" * bool(asked.rates)
+        + left_out_text("trained on", trained.missing, len(job.parts.train))
+        + lacking_text(trained.classes_M[trained.fitted], len(job.parts.labels_C))
     )
     return {
         **_about(job, "features", tested, how),
+        "unreadable_trained": trained.missing,
         "fitted_images": len(trained.fitted),
         "held_out_images": len(trained.held),
         "heads": [one.record(scores[one.name]) for one in chosen],
@@ -179,23 +183,23 @@ def by_published(job: "LinearJob") -> dict[str, Any] | None:
         total_steps=total, first_step=probe.first_step, chance_loss=math.log(len(parts.labels_C)), planned_bytes={}
     ) as shown:
         probe.train(views, _told(job, shown.update))
-    unreadable = len(probe.unreadable)
     test.fill(images, job.trunk, print)
     if not ranks.is_first:
         return None
-    tested, standard = _Tested(job, test.features_MD), Standard.none(width, ranks.device)
-    scores = {"published": tested.score(heads.head(0), standard)}
-    _save(job, "published", {"published": (heads.head(0), standard)})
+    tested, standard, head = _Tested(job, test.features_MD), Standard.none(width, ranks.device), heads.head(0)
+    scores = {"published": tested.score(head, standard)}
+    _save(job, "published", {"published": (head, standard)})
+    found = {"name": "published", "lr": asked.lr, **scores["published"].figures(), "is_finite": head.is_finite}
     how = (
         f"views of {asked.crop[0]:g} to {asked.crop[1]:g} of an image, mirrored with probability {asked.flip:g}; {asked.epochs} epochs, "
         f"batch {asked.batch}, weight decay {asked.weight_decay:g}, rate by a cosine"
-        + f"; {unreadable:,} images that are trained on could not be read"
-        * bool(unreadable)
+        + left_out_text("trained on", len(probe.unreadable), len(parts.train))
+        + lacking_text(labels_N[np.setdiff1d(parts.train.instances_M, list(probe.unreadable))], len(parts.labels_C))
     )
     return {
         **_about(job, "published", tested, how),
-        "unreadable_trained": unreadable,
-        "heads": [{"name": "published", "lr": asked.lr, **scores["published"].figures()}],
+        "unreadable_trained": len(probe.unreadable),
+        "heads": [found],
         "per_class": by_class(parts.labels_C, parts.example, scores),
     }
 
@@ -253,6 +257,7 @@ def _save(job: "LinearJob", name: str, heads: dict[str, tuple[Head, Standard]]) 
 def _about(job: "LinearJob", kind: str, tested: _Tested, how: str) -> dict[str, Any]:
     """What every record says. trunk: the digest of the network's weights, which was the same before and after; network: of all of it."""
     words = f"tested on {job.parts.tested_on}" if job.probe else job.parts.words
+    how += left_out_text("tested", len(job.parts.test) - len(tested.there), len(job.parts.test))
     return {
         "kind": kind,
         "backbone": job.name,

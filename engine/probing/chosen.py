@@ -39,6 +39,7 @@ class Chosen:
             "name": self.name,
             **self.about,
             **tested.figures(),
+            "is_finite": self.head.is_finite,
             "held_out_top1": held_out_top1,
             "grid": self.grid,
         }

@@ -45,7 +45,7 @@ class Published:
     labels_N  int64, the class of each image of the source
     kept      of rank 0; what a killed probe goes on from
     `first_step` is known when the object is made; `train` goes on from there.
-    `unreadable`: the images of all ranks that could not be decoded
+    `unreadable`: the images of all ranks that could not be decoded, or of which a view had no finite features
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Published:
     def train(self, stream: Iterator[Batch], tell: Tell) -> None:
         """Take all steps that are left. stream: this rank's part of each batch, from `first_step` on. tell: hears loss, rate and speed.
 
-        Raises ValueError where in a whole epoch no image can be decoded.
+        Raises ValueError where in a whole epoch no image can be decoded and has finite features.
         """
         course, losses, images, waited, since = self._course, [], 0, 0.0, time.perf_counter()
         nothing = 0  # steps in a row without an image
@@ -77,7 +77,8 @@ class Published:
             nothing = 0 if count else nothing + 1
             if nothing == course.epoch:
                 raise ValueError(
-                    f"none of the images of {nothing} steps, a whole epoch, can be decoded; look at data.root"
+                    f"none of the images of {nothing} steps, a whole epoch, can be decoded and has finite features; "
+                    "look at data.root and at the network"
                 )
             images += count
             if (step + 1) % course.tell_every == 0 or step + 1 == course.total:
@@ -100,7 +101,8 @@ class Published:
         return float(loss_1[0]), len(x_BD)
 
     def _gathered(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and labels of all ranks' images, in the order of their places. A label of -2 - i says that image i cannot be decoded."""
+        """Features and labels of all ranks' images, in the order of their places. A label of -2 - i says that image i is left out: it
+        cannot be decoded, or has features that are no numbers, which would be in every weight from then on."""
         device, width = self._trunk.device, self.heads.weight_LDC.shape[1]
         filled_B = torch.from_numpy(batch.filled_G)
         x_BD = torch.zeros(len(filled_B), width, device=device)
@@ -110,6 +112,8 @@ class Published:
             labels_B[one.place] = -2 - one.instance
         if batch.filled_G.any():
             x_BD[filled_B.to(device)] = self._trunk(batch.views[0][filled_B])
+            wild_B = ~x_BD.isfinite().all(dim=1).cpu()
+            labels_B[wild_B] = -2 - torch.from_numpy(batch.ids_G)[wild_B]
         x_GD = self._ranks.gather(x_BD, "features of a probe")
         labels_G = self._ranks.gather(labels_B.to(device), "labels of a probe")
         self.unreadable.update((-2 - labels_G[labels_G < -1]).tolist())

@@ -32,7 +32,8 @@ def describe(result: dict[str, Any]) -> str:
     for one in result["heads"]:
         about = [f"{name} {one[name]:g}" for name in ("rate", "C", "lr") if name in one]
         held = [f"held out {one['held_out_top1']:.1%}"] if "held_out_top1" in one else []
-        lines.append(_line(_NAMES.get(one["name"], one["name"]), one, about + held))
+        wild = [] if one.get("is_finite", True) else ["its weights grew without end, so it is never right; lower the rate"]
+        lines.append(_line(_NAMES.get(one["name"], one["name"]), one, about + held + wild))
     for one in result.get("few_labels", []):
         name = f"  {asked_text(one['asked'])}, {one['images']:,} images"
         lines.append(_line(name, one, [f"C {one['C']:g}", f"held out {one['held_out_top1']:.1%}"]))
@@ -44,6 +45,18 @@ def asked_text(asked: float) -> str:
     return f"{asked:.3g} of the labels" if asked < 1 else f"{asked:.0f} labels a class"
 
 
+def left_out_text(what: str, missing: int, of: int) -> str:
+    """How many of the images that are `what` have no features, to stand behind other words; empty where all have."""
+    why = "could not be decoded or have no finite features"
+    return f"; {missing:,} of {of:,} images that are {what} are left out, since they {why}" * bool(missing)
+
+
+def lacking_text(classes_n: np.ndarray, classes: int) -> str:
+    """How many classes no image is trained on, of those of the images classes_n; empty where there are none."""
+    lacking = classes - len(np.unique(classes_n))
+    return f"; {lacking:,} of {classes:,} classes have no image to train on, and are never told" * bool(lacking)
+
+
 def _line(name: str, figures: dict[str, Any], about: Sequence[str]) -> str:
     top5 = "" if figures["top5"] is None else f", top-5 {figures['top5']:.1%}"
-    return f"  {name:40} {figures['top1']:6.1%}{top5}  ({'; '.join(about)})"
+    return f"  {name:40} {figures['top1']:6.1%}{top5}" + f"  ({'; '.join(about)})" * bool(about)

@@ -62,7 +62,8 @@ def _parts(name: str, result: dict[str, Any]) -> list[Markup]:
 def _beside(head: dict[str, Any]) -> str:
     top5 = [] if finite(head.get("top5")) is None else [f"top-5 {_per_cent(head.get('top5'))}"]
     values = [f"{name} {value:g}" for name in ("rate", "C", "lr") if (value := finite(head.get(name))) is not None]
-    return ", ".join([*top5, *values])
+    wild = ["its weights grew without end"] if head.get("is_finite") is False else []
+    return ", ".join([*top5, *values, *wild])
 
 
 def _grids(heads: list[dict[str, Any]]) -> list[Markup]:

@@ -168,6 +168,18 @@ def test_a_dry_run_tells_images_and_steps_and_writes_nothing(run, capsys):
     assert planned in out
 
 
+def test_a_classifier_that_grew_without_end_is_told(run, probed, backbone, tmp_path, capsys):
+    tensors = load_file(backbone)
+    last = [name for name in tensors if name.endswith("running_var")][-1].removesuffix("running_var")
+    for part in ("weight", "bias"):
+        tensors[last + part] *= 1e35  # features are numbers still, and what comes of their products is none
+    save_file(tensors, tmp_path / "wild.safetensors")
+    (head,) = probed(f"evaluate.backbone={tmp_path / 'wild.safetensors'}", *PUBLISHED)["published"]["heads"]
+    assert head["top1"] == 0 and head["is_finite"] is False
+    assert "its weights grew without end, so it is never right; lower the rate" in capsys.readouterr().out
+    assert "its weights grew without end" in (run.output / "report.html").read_text()
+
+
 def test_tensorboard_hears_losses_and_figures(run, probed):
     pytest.importorskip("tensorboard")
     probed("evaluate.tensorboard=true")

@@ -129,15 +129,23 @@ def test_training_images_that_cannot_be_decoded_are_counted_or_refused(of_folder
         path.write_bytes(b"no image")
     words = ["data.labels=folders", "linear.lr=1", "linear.epochs=3"]
     record = of_folder(root, *words, "linear.protocol=published")["published"]
-    assert (
-        record["unreadable_trained"] == 18 and "18 images that are trained on could not be read" in record["protocol"]
-    )
+    told = "; 18 of 36 images that are trained on are left out, since they could not be decoded"
+    assert record["unreadable_trained"] == 18 and told in record["protocol"]
     again = of_folder(root, *words, "linear.protocol=published")["published"]  # trains nothing
     assert again["unreadable_trained"] == 18
+    cached = of_folder(root, *words)["features"]
+    assert cached["unreadable_trained"] == 18 and told in cached["protocol"]
+    for path in [*(root / "train" / "bear").iterdir(), *(root / "val").rglob("000.png")]:
+        path.write_bytes(b"no image")
+    for protocol in ("features", "published"):
+        fewer = of_folder(root, *words, f"linear.protocol={protocol}", output="fewer")[protocol]
+        assert fewer["unreadable_trained"] == 24 and fewer["unreadable_tested"] == 3
+        assert "; 1 of 3 classes have no image to train on" in fewer["protocol"]
+        assert "; 3 of 9 images that are tested are left out, since they could not be decoded" in fewer["protocol"]
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"no image")
     capsys.readouterr()
     of_folder(root, *words, "linear.protocol=published", code=2, output="none")
-    assert "a whole epoch, can be decoded" in capsys.readouterr().err
+    assert "a whole epoch, can be decoded and has finite features" in capsys.readouterr().err
     of_folder(root, *words, code=2, output="none")
     assert "none of the 36 images of folder that would be trained on can be read" in capsys.readouterr().err

@@ -140,6 +140,22 @@ def test_images_that_cannot_be_read_are_left_out_of_a_step_and_one_of_nothing_ch
     assert np.isnan(loss) and count == 0 and torch.equal(made.heads.weight_LDC, before)
 
 
+def test_an_image_whose_features_are_no_numbers_is_left_out_and_counted(monkeypatch):
+    made = probe(0.5, 0.0)
+    (batch,) = [batch for batch in stream(0) if batch.step == 0]
+    plain = type(made._trunk).__call__
+
+    def wild(trunk, images):
+        features = plain(trunk, images)
+        features[1, 3] = np.inf
+        return features
+
+    monkeypatch.setattr(type(made._trunk), "__call__", wild)
+    loss, count = made.step(batch, 0.1)
+    assert np.isfinite(loss) and count == batch.filled_G.sum() - 1 and made.heads.head(0).is_finite
+    assert int(batch.ids_G[batch.filled_G][1]) in made.unreadable
+
+
 def test_what_is_told_counts_images_and_rates():
     told = []
     made = probe(2.0, 0.0, tell_every=5)
