@@ -29,6 +29,7 @@ from engine.ranks.agreement import require_same
 from engine.ranks.ranks import Ranks
 from engine.results.output import Output
 from engine.results.output_names import EVENTS, LINEAR, LOCK
+from engine.results.records import finite, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -66,7 +67,7 @@ class LinearJob:
 
     own      the output directory; rank 0 alone writes there
     parts    images that are trained on, and images that are tested
-    trunk    the network; name: where it is from
+    trunk    the network; name: where it is from; steps: of the run that left it, None where that is not known
     """
 
     def __init__(self, config: schema.Config, ranks: Ranks, cleanup: ExitStack) -> None:
@@ -82,6 +83,7 @@ class LinearJob:
         self.own = Output(Path(config.output), [*LINEAR, *events], images_directory(config))
         self.trunk: FrozenTrunk
         self.name = ""
+        self.steps: int | None = None
 
     def print_plan(self) -> None:
         """The resolved config, the images, how many steps they make, and what is kept of them. The network need not be trained yet."""
@@ -114,6 +116,9 @@ class LinearJob:
 
         config, ranks = self.config, self.ranks
         network, self.name, checkpoint = saved_network(config)
+        self.steps = checkpoint.step if checkpoint else None
+        if config.evaluate.backbone is None and checkpoint is None:  # which the run left together with its summary
+            self.steps = read_records(self.own.path).summary.get("steps")
         self._open_images(checkpoint, self._classes_before())
         check_sides(network, {config.data.image_size})
         parts.use_threads(config, ranks.node_size)
@@ -250,23 +255,23 @@ class LinearJob:
         """linear.json, the report's section, and words. What linear.json says of the same network by another protocol stays."""
         from engine.probing.words import describe
         from engine.results.linear_part import linear_section, with_section
-        from engine.results.records import read_records
         from engine.results.report import report_of
 
-        before = read_records(self.own.path).linear
+        records = read_records(self.own.path)
         same = {
             kind: one
-            for kind, one in before.items()
+            for kind, one in records.linear.items()
             if isinstance(one, dict)
             and one.get("trunk") == result["trunk"]
             and one.get("network", result["network"]) == result["network"]
         }
         content = {**same, result["kind"]: result}
+        section = linear_section(content, finite(records.summary.get("steps")))
         self.own.write_json("linear.json", content)
         path = self.own.path / "report.html"
         if not path.is_file():
             self.own.write_text("report.html", report_of(self.own.path, [], None))
-        elif (text := with_section(path.read_text(encoding="utf-8"), linear_section(content))) is not None:
+        elif (text := with_section(path.read_text(encoding="utf-8"), section)) is not None:
             self.own.write_text("report.html", text)
         else:
             print(f"{path} has no place for a linear probe; it stays as it is")

@@ -261,6 +261,7 @@ def _about(job: "LinearJob", kind: str, tested: _Tested, how: str) -> dict[str, 
     return {
         "kind": kind,
         "backbone": job.name,
+        "steps": job.steps,
         "features": job.config.evaluate.features,
         "trunk": job.trunk.digest,
         "network": job.network,

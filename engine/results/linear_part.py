@@ -14,14 +14,18 @@ from engine.results.records import finite
 TITLE = "Linear probe"
 _BEFORE = "Configuration"  # the section before which it stands in a report that has none yet
 _NAMES = {"sgd": "SGD", "logistic": "logistic regression", "published": "published"}
-_PROTOCOLS = {"features": "Cached features, standardised", "published": "The published protocol"}
+_PROTOCOLS = {
+    "features": "Cached features, standardised",
+    "published": "The published protocol",
+    "tested_again": "A probe that was trained before, tested again",
+}
 _CLASSES = 10  # of the best and of the worst
 
 
-def linear_section(linear: dict[str, Any]) -> Markup:
-    """linear: the content of linear.json; empty where no probe was made."""
+def linear_section(linear: dict[str, Any], steps: float | None = None) -> Markup:
+    """linear: the content of linear.json; empty where no probe was made. steps: of the run by now; None: there is none."""
     found = [(name, linear[key]) for key, name in _PROTOCOLS.items() if isinstance(linear.get(key), dict)]
-    parts = [part for name, result in found for part in _parts(name, result)]
+    parts = [part for name, result in found for part in _parts(name, result, steps)]
     none = paragraph("No linear probe was trained on this run's features; job=linear does it.")
     return section(TITLE, parts or [none])
 
@@ -42,7 +46,7 @@ def _heading(title: str) -> str:
     return whole[: whole.index("</h2>") + len("</h2>")].strip()
 
 
-def _parts(name: str, result: dict[str, Any]) -> list[Markup]:
+def _parts(name: str, result: dict[str, Any], steps: float | None) -> list[Markup]:
     heads = _objects(result.get("heads"))
     shown = [
         (_NAMES.get(str(one.get("name")), "classifier"), _per_cent(one.get("top1")), _beside(one)) for one in heads
@@ -52,11 +56,21 @@ def _parts(name: str, result: dict[str, Any]) -> list[Markup]:
     return [
         paragraph(f"{name}: share of test images whose class a linear classifier tells. {chance}"),
         tiles(shown),
+        paragraph(_network(result, steps)),
         *_grids(heads),
         *_few(_objects(result.get("few_labels"))),
         *_classes(_objects(result.get("per_class"))),
         paragraph(f"Protocol: {about}" if isinstance(about, str) else "", is_muted=True),
     ]
+
+
+def _network(result: dict[str, Any], steps: float | None) -> str:
+    """Whose features these are, and whether the run has another network by now; empty where it is not said."""
+    named, of_step = result.get("backbone"), finite(result.get("steps"))
+    text = f"Network: {named}." if isinstance(named, str) else ""
+    if of_step is None or steps is None or of_step == steps:
+        return text
+    return f"{text} It is that of step {of_step:,.0f}; the run is at step {steps:,.0f} by now, so job=linear is to be asked again."
 
 
 def _beside(head: dict[str, Any]) -> str:

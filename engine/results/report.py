@@ -71,7 +71,7 @@ def report_html(name: str, records: Records, neighbours: list[NeighbourRow], emb
                 "Pictures of nearest neighbours", neighbour_pictures(neighbours) if neighbours else [no_neighbours]
             ),
             section("Map of the features", feature_map(embeddings) if embeddings else [no_map]),
-            linear_section(records.linear),
+            linear_section(records.linear, finite(records.summary.get("steps"))),
             section("Configuration", _configuration(records)),
         ],
     )

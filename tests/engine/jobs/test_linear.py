@@ -15,6 +15,7 @@ from configs import schema
 from datasets.digits import Digits
 from engine.jobs import linear_protocols, parts
 from engine.probing import kept
+from engine.probing.frozen import FrozenTrunk
 from engine.results.linear_part import linear_section, with_section
 from engine.results.records import read_records
 from engine.results.report import report_of
@@ -94,11 +95,12 @@ def test_few_labels_have_values_of_their_own_and_the_search_on_all_images_can_be
     assert probed("linear.few_C=[]", "linear.C=[0.001]")["features"]["few_labels"] == []
 
 
-def test_a_second_start_computes_nothing_again_and_a_probe_is_tested_again(run, probed, monkeypatch):
+def test_a_second_start_computes_nothing_again_and_a_probe_is_tested_again(run, probed, backbone, monkeypatch, capsys):
     first = probed()
     monkeypatch.setattr("engine.probing.chosen.fit_logistic", None)
     monkeypatch.setattr("engine.probing.heads.Heads.step", None)
-    monkeypatch.setattr("engine.probing.frozen.FrozenTrunk.__call__", None)
+    embed = FrozenTrunk.__call__
+    monkeypatch.setattr(FrozenTrunk, "__call__", None)
     assert probed() == first
     heads = run.output / "linear" / "heads-features.safetensors"
     both = probed(f"linear.probe={heads}")
@@ -107,6 +109,13 @@ def test_a_second_start_computes_nothing_again_and_a_probe_is_tested_again(run, 
     for one, other in zip(again["heads"], first["features"]["heads"], strict=True):
         assert (one["name"], one["top1"], one["top5"]) == (other["name"], other["top1"], other["top5"])
     assert again["per_class"] == first["features"]["per_class"]
+    capsys.readouterr()
+    monkeypatch.setattr(FrozenTrunk, "__call__", embed)
+    run.output = run.output.parent / "alone"
+    assert probed(f"linear.probe={heads}") == {"tested_again": again}
+    out, page = capsys.readouterr().out, (run.output / "report.html").read_text()
+    assert "A probe that was trained before, tested again" in page and "No linear probe was trained" not in page
+    assert f"Network: {backbone}." in page and "()" not in out
 
 
 def test_the_published_protocol_stands_beside_the_other_and_the_trunk_is_as_it_was(run, probed, backbone, capsys):
@@ -151,8 +160,13 @@ def test_a_finished_run_is_probed_in_its_own_directory_with_its_head_too(run, ca
     assert (
         page.count("<h2>Linear probe</h2>") == page.count("<h2>Configuration</h2>") == page.count("<h2>Loss</h2>") == 1
     )
-    assert run("steps=30") == 0  # goes on, and its report has the probe
-    assert "SGD" in (run.output / "report.html").read_text().partition("<h2>Linear probe</h2>")[2]
+    older = "It is that of step 20; the run is at step 30 by now"
+    assert head["steps"] == backbone["steps"] == 20 and older not in page
+    assert run("steps=30") == 0  # goes on, and its report has the probe, of a network that is another by now
+    told = (run.output / "report.html").read_text().partition("<h2>Linear probe</h2>")[2]
+    assert "SGD" in told and older in told
+    assert run(config=CONFIG) == 0
+    assert older not in (run.output / "report.html").read_text()
     assert run("steps=30", flags=("--fresh",)) == 0
     assert not (run.output / "linear").exists() and not (run.output / "linear.json").exists()
 
