@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import launch
 from configs import schema
@@ -124,9 +125,38 @@ def test_a_network_trained_with_labels_leaves_what_a_comparison_reads_and_can_be
     words = ["--config", str(config), f"output={tmp_path / 'run'}"]
     assert supervised.main([*words, "optimizer.lr=0.1", "epochs=12"]) == 0
     assert launch.main([*words, "job=linear", "linear.epochs=1", "linear.C=[]"]) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".kept"] == []
     figures = read(tmp_path / "run")
     assert figures.loss < 1 and figures.knn > figures.raw - 0.1 and figures.linear > 0.5
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_training_with_labels_that_is_killed_goes_on_to_the_bit(tmp_path, monkeypatch):
+    from engine.probing import kept
+    from tests import supervised
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
+    config = schema.load(str(path), ["epochs=2"])
+    monkeypatch.setattr(kept, "SAVE_SECONDS", 0.0)
+    torch.manual_seed(7)  # of which the last layer is drawn
+    whole, loss = supervised.train(config)
+    real, steps = supervised.cross_entropy, []
+
+    def killed(*arguments):
+        steps.append(1)
+        if len(steps) == 20:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(supervised, "cross_entropy", killed)
+    torch.manual_seed(7)
+    with pytest.raises(KeyboardInterrupt):
+        supervised.train(config, tmp_path / "state.kept")
+    again, found = supervised.train(config, tmp_path / "state.kept")
+    assert found == loss and len(steps) == 1 + 2 * 23  # nothing is taken twice but the step that was killed
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
