@@ -253,7 +253,7 @@ class LinearJob:
 
     def tell_and_write(self, result: dict[str, Any]) -> None:
         """linear.json, the report's section, and words. What linear.json says of the same network by another protocol stays."""
-        from engine.probing.words import describe
+        from engine.probing.words import describe, shares_by_name
         from engine.results.linear_part import linear_section, with_section
         from engine.results.report import report_of
 
@@ -275,7 +275,7 @@ class LinearJob:
             self.own.write_text("report.html", text)
         else:
             print(f"{path} has no place for a linear probe; it stays as it is")
-        self.tell_board(0, {f"{one['name']} top-1": one["top1"] for one in result["heads"]})
+        self.tell_board(0, shares_by_name(result))
         print(describe(result))
 
     def told_by_time(self, total: int) -> Any:

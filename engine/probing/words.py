@@ -32,12 +32,22 @@ def describe(result: dict[str, Any]) -> str:
     for one in result["heads"]:
         about = [f"{name} {one[name]:g}" for name in ("rate", "C", "lr") if name in one]
         held = [f"held out {one['held_out_top1']:.1%}"] if "held_out_top1" in one else []
-        wild = [] if one.get("is_finite", True) else ["its weights grew without end, so it is never right; lower the rate"]
+        wild = (
+            [] if one.get("is_finite", True) else ["its weights grew without end, so it is never right; lower the rate"]
+        )
         lines.append(_line(_NAMES.get(one["name"], one["name"]), one, about + held + wild))
     for one in result.get("few_labels", []):
         name = f"  {asked_text(one['asked'])}, {one['images']:,} images"
         lines.append(_line(name, one, [f"C {one['C']:g}", f"held out {one['held_out_top1']:.1%}"]))
     return "\n".join([*lines, f"  {result['protocol']}"])
+
+
+def shares_by_name(result: dict[str, Any]) -> dict[str, float]:
+    """Every share of a record of linear.json but those by class, for TensorBoard; those that there are not are left out."""
+    named = [(one["name"], one) for one in result["heads"]]
+    named += [(one["what"], one) for one in result.get("few_labels", [])]
+    kinds = {"top1": "top-1", "top5": "top-5", "held_out_top1": "held-out top-1"}
+    return {f"{name} {kinds[kind]}": one[kind] for name, one in named for kind in kinds if one.get(kind) is not None}
 
 
 def asked_text(asked: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self
 
 from engine.results.json_files import json_text
 from engine.results.output import Output
-from engine.results.records import FIGURES_OF_PROBE
+from engine.results.records import FIGURES_OF_PROBE, NOT_FIGURES, finite_items
 
 
 class Listener(AbstractContextManager, Protocol):
@@ -14,6 +14,9 @@ class Listener(AbstractContextManager, Protocol):
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Take a line of metrics.jsonl."""
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Take a line of evaluations.jsonl."""
 
     def note(self, text: str) -> None:
         """Take words about something that happened once."""
@@ -36,12 +39,16 @@ class MetricsFile:
         self._file.write(json_text(line) + "\n")
         self._file.flush()
 
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Evaluations have a file of their own, which is written whether anybody listens or not."""
+
     def note(self, text: str) -> None:
         """A file of figures takes no words."""
 
 
 class TensorBoard:
-    """Loss, learning rate, images per second and the method's figures as TensorBoard's scalars, in the output's `tensorboard`.
+    """Loss, learning rate, images per second, the method's figures and those of evaluations as TensorBoard's scalars, in the output's
+    `tensorboard`.
 
     prefix       stands before the name of every scalar
     first_step   of a run: what a process that was killed wrote from there on is not shown; None: nothing is hidden
@@ -68,6 +75,12 @@ class TensorBoard:
         for key in ("loss", "lr", "images_per_second", *line["figures"], *FIGURES_OF_PROBE):
             if line.get(key) is not None:
                 self._writer.add_scalar(self._prefix + key, line[key], line["step"])
+        self._writer.flush()
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        others = {name: value for name, value in finite_items(line).items() if name not in NOT_FIGURES}
+        for name, value in {**finite_items(line.get("figures")), **others}.items():
+            self._writer.add_scalar(self._prefix + name, value, line["step"])
         self._writer.flush()
 
     def note(self, text: str) -> None:

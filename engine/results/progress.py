@@ -94,6 +94,9 @@ class Progress:
     ) -> None:
         return None
 
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """The words about it are a note."""
+
     def note(self, text: str) -> None:
         """Says something that happened once: an evaluation, a checkpoint, a skipped image. May have several lines."""
         print(shown_lines(text), file=self.stream, flush=True)

@@ -29,6 +29,8 @@ FIGURES_OF_ROWS = (
     *("blocks_read", "block_read_seconds", "blocks_written", "block_write_seconds", "blocks_stored"),
 )
 FIGURES_OF_PROBE = ("probe_top1", "probe_loss")  # of the online probe
+# What a line of evaluations.jsonl says beside the figures of its evaluators.
+NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
 _LARGEST = 1e100  # no figure of a run is larger, and charts cannot draw what is
 
 

@@ -23,6 +23,7 @@ from engine.results.progress import duration_text
 from engine.results.records import (
     FIGURES_OF_PROBE,
     FIGURES_OF_ROWS,
+    NOT_FIGURES,
     Records,
     amounts,
     finite,
@@ -34,9 +35,7 @@ __all__ = ["EmbeddingSample", "NeighbourRow", "report_html", "report_of"]
 
 _HEADLINE, _TOP_FIVE = "knn_top1", "knn_top5"
 _MAX_PANELS, _MAX_WAYS = 12, 200
-# What a line of evaluations.jsonl says beside the figures of its evaluators.
 _ASKED = "Share of queries to which their nearest images of the gallery give the right label."
-_NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
 
 
 def report_of(
@@ -301,7 +300,7 @@ def _names(figures: list[dict[str, float]]) -> list[str]:
 
 def _other_figures(evaluation: dict[str, Any]) -> dict[str, float]:
     """What evaluators gave beside kNN, by name: numbers of the line itself and of the objects in it."""
-    found = {name: value for name, value in finite_items(evaluation).items() if name not in _NOT_FIGURES}
+    found = {name: value for name, value in finite_items(evaluation).items() if name not in NOT_FIGURES}
     for name, part in evaluation.items():
         if name not in ("figures", "raw_pixels"):
             found |= {f"{name}: {inner}": value for inner, value in finite_items(part).items()}

@@ -194,8 +194,11 @@ class Run:
                     lines.append(evaluator.evaluate(network, stopped) or {})
             if self.ranks.is_first:
                 head = {"step": self.step, "elapsed_seconds": self.totals.step_seconds}
+                whole = merged(head, *lines)
                 with self.output.lines("evaluations.jsonl") as file:
-                    file.write(json_text(merged(head, *lines)) + "\n")
+                    file.write(json_text(whole) + "\n")
+                for listener in self.listeners:
+                    listener.evaluated(whole)
                 for evaluator, line in zip(self.evaluators, lines, strict=True):
                     self._note(evaluator.text(f"after step {self.step}", line))
             self.ranks.wait()

@@ -199,7 +199,8 @@ def test_tensorboard_hears_losses_and_figures(run, probed):
     probed("evaluate.tensorboard=true")
     probed("evaluate.tensorboard=true", *PUBLISHED)
     events = b"".join(path.read_bytes() for path in (run.output / "tensorboard").iterdir())
-    for name in (b"linear/loss at 0.01", b"linear/sgd top-1", b"linear/loss", b"linear/published top-1"):
+    names = [b"loss at 0.01", b"sgd top-1", b"loss", b"published top-1", b"sgd top-5", b"logistic held-out top-1"]
+    for name in (b"linear/" + name for name in (*names, b"10 labels a class top-1", b"0.1 of the labels top-5")):
         assert name in events
 
 
