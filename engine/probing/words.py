@@ -19,6 +19,7 @@ def by_class(labels_C: np.ndarray, example: Callable[[int], str], scores: dict[s
             "example": example(number),
             "images": int(count_C[number]),
             **{name: float(one.right_C[number]) for name, one in scores.items()},
+            **{f"{name}_top5": float(one.five_C[number]) for name, one in scores.items() if one.five_C is not None},
         }
         for number in np.flatnonzero(count_C).tolist()
     ]

@@ -81,6 +81,8 @@ def test_the_figures_are_those_of_scikit_learn_on_the_cached_features(run, probe
     assert [one["label"] for one in by_class] == list(range(10)) and sum(one["images"] for one in by_class) == 360
     mean = sum(one["images"] * one["logistic"] for one in by_class) / 360
     assert mean == pytest.approx(logistic["top1"])
+    of_five = sum(one["images"] * one["logistic_top5"] for one in by_class) / 360
+    assert of_five == pytest.approx(logistic["top5"])
     assert result["chance"] == 0.1 and "training did not see" in result["protocol"]
 
 

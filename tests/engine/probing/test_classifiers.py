@@ -152,16 +152,21 @@ def test_a_score_is_what_a_loop_over_the_images_counts(classes):
     rows, ids = standardised(features, np.arange(300)), np.arange(40, 260)
     head = Head(torch.randn(7, classes, generator=torch.Generator().manual_seed(1)), torch.zeros(classes))
     found = score(head, rows, labels, ids)
-    first, five, by_class = 0, 0, [[] for _ in range(classes)]
+    first, five, by_class, five_by_class = 0, 0, [[] for _ in range(classes)], [[] for _ in range(classes)]
     for number in ids:
         order = np.argsort(-(rows(np.array([number]))[0] @ head.weight_DC).numpy())
         first += order[0] == labels[number]
         five += labels[number] in order[:5]
         by_class[labels[number]].append(order[0] == labels[number])
+        five_by_class[labels[number]].append(labels[number] in order[:5])
     assert found.top1 == pytest.approx(first / 220)
     assert found.top5 == (None if classes == 3 else pytest.approx(five / 220))
     assert found.count_C.tolist() == [len(one) for one in by_class]
     assert found.right_C == pytest.approx([np.mean(one) for one in by_class])
+    if classes == 3:
+        assert found.five_C is None
+    else:
+        assert found.five_C == pytest.approx([np.mean(one) for one in five_by_class])
 
 
 def test_a_class_without_an_image_has_no_share():
