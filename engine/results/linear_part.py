@@ -86,7 +86,9 @@ def _grids(heads: list[dict[str, Any]]) -> list[Markup]:
     for head in heads:
         for one in _objects(head.get("grid")):
             value = next((one[name] for name in ("rate", "C") if finite(one.get(name)) is not None), None)
-            rows.append([_NAMES.get(str(head.get("name")), ""), _number(value), _per_cent(one.get("held_out_top1"))])
+            cut = " (ended before its optimum)" if one.get("is_converged") is False else ""
+            share = _per_cent(one.get("held_out_top1"))
+            rows.append([_NAMES.get(str(head.get("name")), ""), _number(value) + cut, share])
     return [table(["chosen on held-out training images", "rate or C", "held-out, top-1"], rows)] if rows else []
 
 

@@ -184,6 +184,16 @@ def test_a_dry_run_tells_images_and_steps_and_writes_nothing(run, capsys):
     assert planned in out
 
 
+def test_a_search_that_ran_out_of_iterations_is_told(run, probed, monkeypatch, capsys):
+    monkeypatch.setattr("engine.probing.logistic.MOST_ITERATIONS", 12)
+    result = probed("linear.rates=[]", "linear.C=[1e-8,10]", "linear.few=[10]")["features"]
+    for one in (*result["heads"], *result["few_labels"]):
+        assert [tried["is_converged"] for tried in one["grid"]] == [True, False]
+    assert capsys.readouterr().out.count("the search ended before its optimum at C 10)") == 2
+    page = (run.output / "report.html").read_text()
+    assert page.count("10 (ended before its optimum)") == 1 and "1e-08 (ended" not in page
+
+
 def test_a_classifier_that_grew_without_end_is_told(run, probed, backbone, tmp_path, capsys):
     tensors = load_file(backbone)
     last = [name for name in tensors if name.endswith("running_var")][-1].removesuffix("running_var")
