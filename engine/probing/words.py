@@ -36,14 +36,16 @@ def describe(result: dict[str, Any]) -> str:
         wild = (
             [] if one.get("is_finite", True) else ["its weights grew without end, so it is never right; lower the rate"]
         )
-        lines.append(_line(_NAMES.get(one["name"], one["name"]), one, about + held + wild + cut_text(one)))
+        lines.append(_line(_NAMES.get(one["name"], one["name"]), one, about + held + wild + ended_early_words(one)))
     for one in result.get("few_labels", []):
         name = f"  {asked_text(one['asked'])}, {one['images']:,} images"
-        lines.append(_line(name, one, [f"C {one['C']:g}", f"held out {one['held_out_top1']:.1%}", *cut_text(one)]))
+        lines.append(
+            _line(name, one, [f"C {one['C']:g}", f"held out {one['held_out_top1']:.1%}", *ended_early_words(one)])
+        )
     return "\n".join([*lines, f"  {result['protocol']}"])
 
 
-def cut_text(head: dict[str, Any]) -> list[str]:
+def ended_early_words(head: dict[str, Any]) -> list[str]:
     """Of a logistic regression the values of C whose search ran out of iterations, in words; empty where there are none."""
     cut = [f"{one['C']:g}" for one in head.get("grid", []) if not one.get("is_converged", True)]
     return [f"the search ended before its optimum at C {', '.join(cut)}"] if cut else []
