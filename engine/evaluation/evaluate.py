@@ -48,8 +48,7 @@ class Protocol:
 
     def __str__(self) -> str:
         vote_text = f"k = {self.k}, vote weight exp(similarity / {self.temperature})"
-        if searched_on(max(one.k for one in self.asked)) == "GPU":
-            vote_text += ", searched on the GPU"
+        vote_text += searched_on(max(one.k for one in self.asked))
         return f"cosine of {self.features} features, {vote_text}; at most {self.limit} gallery images, {self.query_limit} queries a set"
 
 

@@ -5,7 +5,8 @@ label with the largest sum wins, ties going to the label of the nearer neighbour
 far as their neighbours fit into what limits.py says, 671,088 with k = 20, and votes are compared in slices: beyond that no memory grows
 with the number of queries. FAISS's products depend in the last bit on how many queries are searched together, so few cuts are made.
 
-Where faiss finds a GPU the search runs there, on the first one, as far as FAISS has it (k up to 2,048); `searched_on` says which it is.
+Where faiss finds a GPU the search runs there, on the first one, as far as FAISS has it (k up to 2,048). Where there is
+a GPU the protocol says which of them searched, and why (`searched_on`).
 The two add in another order, so a figure may differ where similarities are equal to rounding.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
+import torch
 
 from engine.evaluation.limits import (
     GPU_NEIGHBOURS,
@@ -105,14 +107,25 @@ def places(similarity_Qk: np.ndarray, labels_Qk: np.ndarray, truth_Q: np.ndarray
 
 
 def searched_on(k: int) -> str:
-    """ "GPU" or "CPU": where `shares` searches for so many neighbours."""
-    has_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    return "GPU" if has_gpu and k <= GPU_NEIGHBOURS else "CPU"
+    """Where `shares` searches for so many neighbours, for the protocol; empty on a machine without a GPU."""
+    if _is_on_gpu(k):
+        return ", searched on the GPU"
+    if _has_gpu():
+        return f", searched on the CPU, since FAISS finds at most {GPU_NEIGHBOURS:,} neighbours on a GPU"
+    return ", searched on the CPU, since this faiss finds no GPU (faiss-gpu does)" * torch.cuda.is_available()
+
+
+def _has_gpu() -> bool:
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def _is_on_gpu(k: int) -> bool:
+    return _has_gpu() and k <= GPU_NEIGHBOURS
 
 
 def _index(gallery_MD: np.ndarray, k: int) -> Any:
     index: Any = faiss.IndexFlatIP(gallery_MD.shape[1])
-    if searched_on(k) == "GPU":
+    if _is_on_gpu(k):
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(GPU_SCRATCH_BYTES)
         index = faiss.index_cpu_to_gpu(resources, 0, index)

@@ -114,7 +114,14 @@ def test_the_search_runs_on_a_gpu_that_faiss_finds_and_the_protocol_says_so(gpu)
     assert gpu == [knn.GPU_SCRATCH_BYTES, 0]
     assert result.figures["knn_top1"] is not None
     assert str(Protocol(5, 0.07, "backbone", 1, 1)).count("searched on the GPU") == 1
-    assert searched_on(2048) == "GPU" and searched_on(2049) == "CPU"  # the most that FAISS has there
+    assert searched_on(2048) == ", searched on the GPU"  # the most that FAISS has there
+    assert searched_on(2049) == ", searched on the CPU, since FAISS finds at most 2,048 neighbours on a GPU"
+
+
+def test_a_gpu_that_faiss_does_not_see_is_told(monkeypatch):
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "searched on the CPU, since this faiss finds no GPU" in str(Protocol(5, 0.07, "backbone", 1, 1))
 
 
 def test_without_a_gpu_the_protocol_is_what_it_always_was():
