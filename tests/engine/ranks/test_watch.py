@@ -8,7 +8,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from engine.ranks.watch import _is_there, _place
+from engine.ranks.beats import place
+from engine.ranks.process_table import is_there
 from tests.engine.ranks.watched import BEAT_SECONDS, MISSED_SECONDS, TIMEOUT_SECONDS, eventually, name
 
 
@@ -82,7 +83,7 @@ def test_thread_and_main_thread_at_once_say_one_message(make_run):
 
 def test_a_process_that_another_of_its_machine_misses_is_lost_after_some_beats(make_run, monkeypatch):
     run = make_run(3, timeout_seconds=60.0)
-    monkeypatch.setattr("engine.ranks.watch._is_there", lambda process: False)
+    monkeypatch.setattr("engine.ranks.watch.is_there", lambda process: False)
     run.pass_seconds(2 * MISSED_SECONDS)
     # A process that beats is there, whatever the system says.
     assert not run.codes and not any(line.raised for watch in run.watches for line in watch._lines)
@@ -94,9 +95,9 @@ def test_a_process_that_another_of_its_machine_misses_is_lost_after_some_beats(m
 
 def test_a_process_that_is_not_looked_for_in_its_own_place_is_not_missed(make_run, monkeypatch):
     places = iter(["here", "there"])
-    monkeypatch.setattr("engine.ranks.watch._place", lambda: next(places))
+    monkeypatch.setattr("engine.ranks.watch.place", lambda: next(places))
     run = make_run(2, timeout_seconds=60.0)
-    monkeypatch.setattr("engine.ranks.watch._is_there", lambda process: False)
+    monkeypatch.setattr("engine.ranks.watch.is_there", lambda process: False)
     run.watches[1].stop()
     run.pass_seconds(4 * MISSED_SECONDS)
     assert not run.codes
@@ -104,18 +105,18 @@ def test_a_process_that_is_not_looked_for_in_its_own_place_is_not_missed(make_ru
 
 def test_a_process_is_there_until_it_has_ended_and_while_nobody_can_look(monkeypatch):
     child = subprocess.Popen(["sleep", "60"])
-    assert _is_there(child.pid) and _is_there(os.getpid())
+    assert is_there(child.pid) and is_there(os.getpid())
     child.kill()
-    eventually(lambda: not _is_there(child.pid))  # a zombie
+    eventually(lambda: not is_there(child.pid))  # a zombie
     child.wait()
-    assert not _is_there(child.pid)
+    assert not is_there(child.pid)
 
     def too_many(path, *arguments, **options):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Path, "read_text", too_many)
-    assert _is_there(child.pid)
-    assert _place().startswith("nowhere else")
+    assert is_there(child.pid)
+    assert place().startswith("nowhere else")
 
 
 def test_a_verdict_that_nobody_reads_is_carried_out_all_the_same(make_run):
