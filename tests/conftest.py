@@ -67,10 +67,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """On a busy machine an example, and what it is drawn from, may take any time."""
+    """On a busy machine an example, and what it is drawn from, may take any time. Where CI is set a test has the same examples each
+    time, so that a change is judged by what it changes; elsewhere it has others in every run, which finds more."""
     from hypothesis import HealthCheck, settings  # which a machine that only tests kernels need not have
 
-    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    is_ci = bool(os.environ.get("CI"))
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("any machine", deadline=None, suppress_health_check=slow, derandomize=is_ci)
     settings.load_profile("any machine")
 
 
