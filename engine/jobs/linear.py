@@ -27,9 +27,9 @@ from engine.jobs.pretrain import joined_ranks
 from engine.probing.tellers import SAY_SECONDS, Pace
 from engine.ranks.agreement import require_same
 from engine.ranks.ranks import Ranks
+from engine.results.json_files import summary_of
 from engine.results.output import Output
 from engine.results.output_names import EVENTS, LINEAR, LOCK
-from engine.results.records import finite, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -118,7 +118,7 @@ class LinearJob:
         network, self.name, checkpoint = saved_network(config)
         self.steps = checkpoint.step if checkpoint else None
         if config.evaluate.backbone is None and checkpoint is None:  # which the run left together with its summary
-            self.steps = read_records(self.own.path).summary.get("steps")
+            self.steps = summary_of(self.own.path).get("steps")
         self._open_images(checkpoint, self._classes_before())
         check_sides(network, {config.data.image_size})
         parts.use_threads(config, ranks.node_size)
@@ -255,6 +255,7 @@ class LinearJob:
         """linear.json, the report's section, and words. What linear.json says of the same network by another protocol stays."""
         from engine.probing.words import describe, shares_by_name
         from engine.results.linear_part import linear_section, with_section
+        from engine.results.records import finite, read_records
         from engine.results.report import report_of
 
         records = read_records(self.own.path)

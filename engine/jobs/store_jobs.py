@@ -230,9 +230,9 @@ def _verified(files: Files, step: int | None) -> tuple[list[SavedCheckpoint], in
         damaged += bool(lines)
     if step is not None and not examined:
         print("".join(f"{line}\n" for line in of_unknown_step), end="")
-        what = "checkpoint that can be read" if of_unknown_step else "checkpoint"
+        sought = "checkpoint that can be read" if of_unknown_step else "checkpoint"
         there = ", ".join(str(one) for one in sorted(manifest.steps(files))) or "none"
-        raise ValueError(f"there is no {what} of step {step} (there are: {there}); set store.step to one of these")
+        raise ValueError(f"there is no {sought} of step {step} (there are: {there}); set store.step to one of these")
     if not examined:
         print("nothing was verified: the run replaced every checkpoint meanwhile; let it have a higher checkpoint.keep")
         return whole, 1

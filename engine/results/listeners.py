@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self
 
 from engine.results.json_files import json_text
 from engine.results.output import Output
-from engine.results.records import FIGURES_OF_PROBE, NOT_FIGURES, finite_items
+from engine.results.records import FIGURES_OF_PROBE, evaluator_figures, finite_items
 
 
 class Listener(AbstractContextManager, Protocol):
@@ -78,8 +78,7 @@ class TensorBoard:
         self._writer.flush()
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        others = {name: value for name, value in finite_items(line).items() if name not in NOT_FIGURES}
-        for name, value in {**finite_items(line.get("figures")), **others}.items():
+        for name, value in {**finite_items(line.get("figures")), **evaluator_figures(line)}.items():
             self._writer.add_scalar(self._prefix + name, value, line["step"])
         self._writer.flush()
 

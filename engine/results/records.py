@@ -30,7 +30,7 @@ FIGURES_OF_ROWS = (
 )
 FIGURES_OF_PROBE = ("probe_top1", "probe_loss")  # of the online probe
 # What a line of evaluations.jsonl says beside the figures of its evaluators.
-NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
+_NOT_FIGURES = ("step", "elapsed_seconds", "chance", "rankme_dim")
 _LARGEST = 1e100  # no figure of a run is larger, and charts cannot draw what is
 
 
@@ -140,6 +140,11 @@ def finite_items(numbers: Any) -> dict[str, float]:
 def amounts(numbers: Any) -> dict[str, float]:
     """The same for what cannot be below 0."""
     return {name: value for name, value in finite_items(numbers).items() if value >= 0}
+
+
+def evaluator_figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """What evaluators gave as numbers of a line of evaluations.jsonl itself; kNN's shares are in an object of it."""
+    return {name: value for name, value in finite_items(line).items() if name not in _NOT_FIGURES}
 
 
 def _plan(content: dict[str, Any], left_out: list[str]) -> dict[str, dict[str, int]]:

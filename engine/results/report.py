@@ -23,9 +23,9 @@ from engine.results.progress import duration_text
 from engine.results.records import (
     FIGURES_OF_PROBE,
     FIGURES_OF_ROWS,
-    NOT_FIGURES,
     Records,
     amounts,
+    evaluator_figures,
     finite,
     finite_items,
     read_records,
@@ -300,7 +300,7 @@ def _names(figures: list[dict[str, float]]) -> list[str]:
 
 def _other_figures(evaluation: dict[str, Any]) -> dict[str, float]:
     """What evaluators gave beside kNN, by name: numbers of the line itself and of the objects in it."""
-    found = {name: value for name, value in finite_items(evaluation).items() if name not in NOT_FIGURES}
+    found = evaluator_figures(evaluation)
     for name, part in evaluation.items():
         if name not in ("figures", "raw_pixels"):
             found |= {f"{name}: {inner}": value for inner, value in finite_items(part).items()}
